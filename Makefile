@@ -1,0 +1,80 @@
+# Every target is one step; the longer ones live in tools/. `make run` and `make test` install what
+# they need. HEADWAY_JOBS is the number of parallel compile and test jobs (2).
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+.PHONY: setup build run test test-cpp test-tsan test-asan test-python lint format format-check types \
+        stubs stubs-check mutants fetch-deps wheel fresh soak bench bench-peers clean help
+
+help:           ## say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+setup:          ## install missing Debian packages and build/venv
+	@tools/setup
+
+build: setup    ## build the package and install it into build/venv
+	@tools/build
+
+run:            ## the main job on a sample, against the simulator
+	@tools/setup run
+	@tools/build
+	@tools/run-sample
+
+# The cheap checks first; then what is built once is used by what follows.
+test: build format-check lint types stubs-check test-cpp test-tsan test-asan test-python mutants \
+      wheel fetch-deps  ## everything that CI runs
+	@echo "make test: everything passed"
+
+test-cpp: setup     ## the C++ tests
+	@tools/test-cpp dev
+
+test-tsan: setup    ## the C++ tests under ThreadSanitizer
+	@tools/test-cpp thread
+
+test-asan: setup    ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/test-cpp address
+
+test-python: setup  ## the Python tests on every interpreter of 3.10 to 3.13 that is present
+	@tools/test-python
+
+lint: setup         ## ruff and clang-tidy
+	@tools/lint
+
+format: setup       ## format C++ and Python in place
+	@tools/format
+
+format-check: setup ## say what is not formatted
+	@tools/format --check
+
+types: setup        ## mypy, strict
+	@tools/types
+
+stubs: build        ## write python/headway/_core.pyi anew from the built extension
+	@build/venv/bin/python tools/stubs
+
+stubs-check: build  ## see that the committed stub is the extension's
+	@build/venv/bin/python tools/stubs --check
+
+mutants: setup      ## apply each patch of tests/mutants and see its test fail
+	@build/venv/bin/python tools/mutants
+
+wheel: setup        ## a self-contained wheel, run where the system's libraries cannot be found
+	@tools/wheel
+
+fetch-deps: setup   ## build against Abseil and prometheus-cpp from source
+	@tools/fetch-deps
+
+fresh:              ## both commands of the README in a minimal Debian 12 (root)
+	@tools/fresh
+
+soak: build         ## minutes of load
+	@build/venv/bin/python -m pytest -m soak
+
+bench: build        ## every row of the goals with its floor
+	@tools/bench
+
+bench-peers: build  ## the same with other limiters beside it
+	@tools/bench --peers
+
+clean:              ## remove everything that was built
+	rm -rf build

@@ -1,0 +1,92 @@
+// bindings/inspection.cc: the cold verbs: what a limiter's state is, and changing its limits.
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/state.h"
+
+namespace headway::python {
+namespace {
+
+State& StateOf(const py::object& limiter) {
+  if (!PyObject_TypeCheck(limiter.ptr(), limiter_type)) throw py::type_error("not a Limiter");
+  State* state = reinterpret_cast<LimiterObject*>(limiter.ptr())->state;
+  if (state == nullptr) throw std::runtime_error("Limiter.__init__ was not called");
+  return *state;
+}
+
+Amounts AmountsOf(const State& state, const py::args& given) {
+  Amounts amounts;
+  std::vector<PyObject*> raw;
+  for (const auto& a : given) raw.push_back(a.ptr());
+  if (!ReadAmounts(state, raw.data(), static_cast<Py_ssize_t>(raw.size()), amounts)) throw py::error_already_set();
+  return amounts;
+}
+
+// None where only answers can tell; inf where never.
+py::object Wait(Nanos at, Nanos now) {
+  if (at == kNever) return py::float_(std::numeric_limits<double>::infinity());
+  if (at >= kUntold) return py::none();
+  return py::float_(Seconds(std::max<Nanos>(0, at - now)));
+}
+
+// One look at a limiter: everything that explain(), metrics and monitors show.
+py::dict Snapshot(const py::object& limiter, const py::args& given) {
+  State& state = StateOf(limiter);
+  const Amounts amounts = AmountsOf(state, given);
+  const auto wanted = amounts.span(state);
+  const Nanos now = state.Now();
+  const Denial behind = state.scheduler().Estimate(*state.bucket, now, 0, wanted);
+  py::list limits;
+  for (std::size_t i = 0; i < state.limits.size(); ++i) {
+    Meter& meter = state.bucket->meter(static_cast<int>(i));
+    const std::int64_t used = meter.Used(now);
+    const std::int64_t capacity = meter.Capacity();
+    py::dict one;
+    one["limit"] = state.limits[i];
+    one["used"] = used;
+    one["capacity"] = capacity;
+    one["available"] = std::max<std::int64_t>(0, capacity - used);
+    one["ready_in"] = Wait(meter.ReadyAt(now, state.bucket->amount(static_cast<int>(i), wanted)), now);
+    limits.append(one);
+  }
+  py::dict out;
+  out["limits"] = limits;
+  out["amounts"] = std::vector<std::int64_t>(wanted.begin(), wanted.end());
+  out["waiting"] = state.scheduler().Depth(*state.bucket, now);
+  out["binds"] = behind.ready_at > now ? py::cast(behind.meter) : py::none();
+  out["ready_in"] = Wait(behind.ready_at, now);
+  state.Serve();
+  return out;
+}
+
+void SetLimit(const py::object& limiter, int meter, const Limit& limit, bool proportional) {
+  State& state = StateOf(limiter);
+  state.bucket->SetLimit(state.Now(), meter, limit, state.WallOffset(),
+                         proportional ? Debt::kProportional : Debt::kAbsolute);
+  state.limits[static_cast<std::size_t>(meter)] = limit;
+  state.Serve();
+}
+
+}  // namespace
+
+void AddInspection(py::module_& m) {
+  m.def("snapshot", &Snapshot, py::arg("limiter"), "The state of a limiter at one look, as a dict.");
+  m.def("set_limit", &SetLimit, py::arg("limiter"), py::arg("meter"), py::arg("limit"), py::arg("proportional"),
+        "Changes one limit, by its place in limits(limiter).");
+  m.def("limits", [](const py::object& limiter) { return StateOf(limiter).limits; }, py::arg("limiter"),
+        "The limits as they are now, in the order in which they are taken.");
+  m.def("resources", [](const py::object& limiter) { return py::tuple(py::cast(StateOf(limiter).resources)); },
+        py::arg("limiter"), "The resources, in the order in which amounts are given.");
+  m.def("before_fork", [] { Dispatcher::Get().BeforeFork(); }, "Holds the scheduler still around a fork.");
+  m.def("after_fork_in_parent", [] { Dispatcher::Get().AfterForkInParent(); }, "Lets it go on.");
+  m.def("after_fork_in_child", [] { Dispatcher::Get().AfterForkInChild(); },
+        "Makes the child's scheduler empty and stopped; the next wait starts it.");
+  m.def(
+      "stop_dispatcher", [] { Dispatcher::Get().Stop(); }, py::call_guard<py::gil_scoped_release>(),
+      "Ends the thread that admits; the next wait starts it again. Called at interpreter exit.");
+}
+
+}  // namespace headway::python

@@ -1,0 +1,148 @@
+// bindings/limit.cc: Limit and ManualClock.
+#include <cmath>
+#include <optional>
+#include <string>
+
+#include <pybind11/operators.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/state.h"
+
+namespace headway::python {
+namespace {
+
+Limit Check(absl::StatusOr<Limit> limit) {
+  if (!limit.ok()) throw py::value_error(std::string(limit.status().message()));
+  return *std::move(limit);
+}
+
+Nanos ToNanos(double seconds, const char* what) {
+  if (!std::isfinite(seconds) || std::abs(seconds) > 9.2e9)
+    throw py::value_error(std::string(what) + " " + py::repr(py::float_(seconds)).cast<std::string>() +
+                          ": must be a finite number of seconds");
+  return static_cast<Nanos>(std::llround(seconds * 1e9));
+}
+
+// Whole numbers only: 2.5 requests cannot be counted, and True is a mistake.
+std::int64_t ToAmount(const py::object& value, const char* what) {
+  if (py::isinstance<py::bool_>(value) || !PyIndex_Check(value.ptr()))
+    throw py::type_error(std::string(what) + " " + py::repr(value).cast<std::string>() +
+                         ": must be a whole number (int)");
+  const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
+  int overflow = 0;
+  const long long out = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  if (overflow != 0)
+    throw py::value_error(std::string(what) + " " + py::repr(value).cast<std::string>() +
+                          ": must be from 0 to 2**53");
+  return out;
+}
+
+std::optional<Shape> ShapeOf(const std::string& name) {
+  for (const Shape s : {Shape::kBucket, Shape::kFixed, Shape::kWindow, Shape::kConcurrency})
+    if (std::string(ShapeName(s)) == name) return s;
+  return std::nullopt;
+}
+
+Limit MakeLimit(const py::object& amount, const std::string& resource, double per,
+                const std::optional<std::string>& shape, const py::object& burst,
+                const std::optional<double>& anchor) {
+  Limit limit;
+  limit.amount = ToAmount(amount, "amount");
+  limit.resource = resource;
+  limit.period = ToNanos(per, "per");
+  if (shape) {
+    const std::optional<Shape> known = ShapeOf(*shape);
+    if (!known)
+      throw py::value_error("shape '" + *shape + "': must be 'bucket', 'fixed', 'window' or None");
+    limit.shape = *known;
+  }
+  if (!burst.is_none()) limit.burst = ToAmount(burst, "burst");
+  if (anchor) limit.anchor = ToNanos(*anchor, "anchor");
+  return Check(Limit::Make(std::move(limit)));
+}
+
+std::string Repr(const Limit& l) { return "Limit('" + l.Format() + "')"; }
+
+}  // namespace
+
+void AddLimitAndClock(py::module_& m) {
+  py::class_<Limit>(m, "Limit", R"(An amount of a resource per period, and how the provider counts it.
+
+amount: units, 0 to 2**53. resource: "requests", "tokens", "input_tokens", "output_tokens",
+"concurrency", or a name of your own. per: seconds, 0.001 to 31 days. shape: "bucket" (continuous
+refill), "fixed" (windows from an anchor), "window" (never more than amount in any period), or None
+where it is not known (kept as "window", which no server refuses). burst: "bucket" only, units; None is
+the amount. anchor: "fixed" only, seconds since the Unix epoch at which some window begins; None is
+midnight UTC.
+
+Immutable and hashable. Also written as text, wherever a Limit is taken:
+"500 requests/min", "200_000 tokens/60s window", "100 requests/s bucket burst 10",
+"10_000 requests/day fixed", "32 concurrency". Raises ValueError naming the value and the rule.)")
+      .def(py::init(&MakeLimit), py::arg("amount"), py::arg("resource") = "requests", py::arg("per") = 60.0,
+           py::arg("shape") = py::none(), py::arg("burst") = py::none(), py::arg("anchor") = py::none())
+      .def_static(
+          "parse", [](const std::string& text) { return Check(Limit::Parse(text)); }, py::arg("text"),
+          "The limit that `text` says; ValueError quotes the text. str(limit) gives it back.")
+      .def_readonly("amount", &Limit::amount, "Units per period.")
+      .def_readonly("resource", &Limit::resource, "What is counted.")
+      .def_property_readonly(
+          "per", [](const Limit& l) { return Seconds(l.period); }, "Seconds; 0.0 for concurrency.")
+      .def_property_readonly(
+          "shape",
+          [](const Limit& l) -> std::optional<std::string> {
+            if (l.shape == Shape::kUnknown) return std::nullopt;
+            return std::string(ShapeName(l.shape));
+          },
+          "How the provider counts, or None where that is not known.")
+      .def_property_readonly(
+          "burst",
+          [](const Limit& l) -> std::optional<std::int64_t> {
+            if (l.shape != Shape::kBucket) return std::nullopt;
+            return l.burst_or_amount();
+          },
+          "Units that may go at once: shape 'bucket' only, else None.")
+      .def_property_readonly(
+          "anchor",
+          [](const Limit& l) -> std::optional<double> {
+            if (!l.anchor) return std::nullopt;
+            return Seconds(*l.anchor);
+          },
+          "Seconds since the Unix epoch at which a 'fixed' window begins, or None.")
+      .def("__str__", &Limit::Format)
+      .def("__repr__", &Repr)
+      .def(py::self == py::self)
+      .def("__hash__", [](const Limit& l) { return py::hash(py::str(l.Format())); })
+      .def("__reduce__", [](const py::object& self) {
+        return py::make_tuple(py::type::of(self).attr("parse"), py::make_tuple(py::str(self)));
+      });
+
+  py::class_<VirtualTime, std::shared_ptr<VirtualTime>>(
+      m, "ManualClock", R"(A clock that stands still until it is moved: for tests and simulations.
+
+start: seconds, 0 to 5e8; also what its wall clock shows, as seconds since the Unix epoch. Limiters made
+with `clock=` this clock live in its time: `advance` admits whoever is due, and their tasks go on as
+soon as their loop turns. Thread-safe.)")
+      .def(py::init([](double start) {
+             const Nanos at = ToNanos(start, "start");
+             if (at < 0 || at > (Nanos{1} << 59))
+               throw py::value_error("start " + std::to_string(start) + ": must be from 0 to 5e8 seconds");
+             return std::make_shared<VirtualTime>(at);
+           }),
+           py::arg("start") = 0.0)
+      .def("now", [](const VirtualTime& t) { return Seconds(t.clock.Now()); }, "Seconds.")
+      .def(
+          "advance",
+          [](VirtualTime& t, double seconds) {
+            const Nanos step = ToNanos(seconds, "seconds");
+            const Nanos to = t.clock.Now() + step;
+            if (to < 0 || to > (Nanos{1} << 59))
+              throw py::value_error("seconds " + std::to_string(seconds) +
+                                    ": the clock must stay between 0 and 5e8 seconds");
+            t.MoveTo(to);
+          },
+          py::arg("seconds"),
+          "Moves it (back, too: limiters must stand that) and admits whoever is due.");
+}
+
+}  // namespace headway::python

@@ -1,0 +1,140 @@
+// bindings/state.h: what Limiter, Acquire and Reservation objects share.
+#ifndef HEADWAY_BINDINGS_STATE_H_
+#define HEADWAY_BINDINGS_STATE_H_
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+
+#include "headway/base/clock.h"
+#include "headway/base/limit.h"
+#include "headway/bucket/bucket.h"
+#include "headway/schedule/dispatcher.h"
+#include "headway/schedule/scheduler.h"
+
+namespace headway::python {
+
+namespace py = pybind11;
+
+// A clock that is moved by hand, and the scheduler that it drives: `Limiter(clock=...)` waits on it.
+//
+// Its scheduler asks to be driven at any time and from anywhere, even from inside its own Advance, so
+// that is only noted; every verb of the Python face that may have caused it calls Serve at its end.
+class VirtualTime {
+ public:
+  explicit VirtualTime(Nanos start)
+      : clock(Clock::Manual(start)), scheduler([this] { asked_.store(true); }) {}
+
+  void Serve() {
+    while (asked_.exchange(false) || scheduler.HasWork()) scheduler.Advance(clock.Now());
+  }
+  void MoveTo(Nanos now) {
+    clock.Set(now);
+    scheduler.Advance(now);
+    Serve();
+  }
+
+  Clock clock;
+  Scheduler scheduler;
+
+ private:
+  std::atomic<bool> asked_{false};
+};
+
+// One limiter's own state. Reference-counted under the GIL, because reservations outlive limiters and
+// must not keep the Python object (and whatever a subclass hung on it) alive.
+struct State {
+  static constexpr std::size_t kMaxResources = Bucket::kMaxResources;
+
+  int references = 1;
+  Bucket* bucket = nullptr;
+  std::shared_ptr<VirtualTime> time;  // null: the real clock
+  std::vector<Limit> limits;          // by meter
+  std::vector<std::string> resources;
+  std::vector<std::int64_t> defaults;  // by resource: what a missing amount means
+  bool has_concurrency = false;
+
+  Nanos Now() const { return time == nullptr ? MonotonicNow() : time->clock.Now(); }
+  Nanos WallOffset() const { return time == nullptr ? headway::WallOffset() : 0; }
+  Scheduler& scheduler() const { return time == nullptr ? Dispatcher::Get().scheduler() : time->scheduler; }
+  // After a verb that may have given something back or submitted something.
+  void Serve() const {
+    if (time != nullptr) time->Serve();
+  }
+
+  void Ref() { ++references; }
+  void Unref() {
+    if (--references == 0) delete this;
+  }
+
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+ private:
+  ~State() {
+    if (bucket != nullptr) bucket->Unref();
+  }
+};
+
+struct LimiterObject {
+  PyObject_HEAD
+  PyObject* weakrefs;
+  State* state;
+};
+
+// The amounts of a call, by resource.
+struct Amounts {
+  std::int64_t values[State::kMaxResources];
+  absl::Span<const std::int64_t> span(const State& state) const { return {values, state.resources.size()}; }
+};
+
+// Reads positional amounts, filling in the defaults. False with a Python error set.
+bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Amounts& out);
+
+// The types, added to the module in this order.
+extern PyTypeObject* limiter_type;
+extern PyTypeObject* acquire_type;
+extern PyTypeObject* reservation_type;
+extern PyTypeObject* denial_type;
+void AddLimitAndClock(py::module_& m);
+bool AddReservation(PyObject* module);
+bool AddDenial(PyObject* module);
+bool AddAcquire(PyObject* module);
+bool AddMailbox(PyObject* module);
+bool AddLimiter(PyObject* module);
+void AddInspection(py::module_& m);
+
+// New references; null with a Python error set.
+PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation);
+PyObject* MakeDenial(State* state, const Denial& denial, Nanos now);
+PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
+PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
+// The mailbox of the running loop, borrowed; null with a Python error set. Also gives the loop, new.
+Mailbox* MailboxOfRunningLoop(PyObject** loop);
+// What a drained mailbox tells the Acquire object that waits.
+void Complete(void* acquire);
+
+// Raises from headway.errors. Always returns null.
+PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_t> amounts);
+PyObject* RaiseDeadline(Nanos timeout, Nanos would_take, const State& state, int meter);
+PyObject* RaiseStopped();
+
+// `priority` and `timeout` of acquire and acquire_sync. Timeout is kNever where there is none.
+struct WaitOptions {
+  std::int32_t priority = 0;
+  Nanos timeout = kNever;
+};
+bool ReadWaitOptions(PyObject* const* values, PyObject* names, WaitOptions& out);
+
+// `seconds` as nanoseconds, or false with a ValueError that names `what`.
+bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out);
+inline double Seconds(Nanos nanos) { return static_cast<double>(nanos) / 1e9; }
+
+}  // namespace headway::python
+
+#endif  // HEADWAY_BINDINGS_STATE_H_

@@ -1,0 +1,221 @@
+// headway/base/limit.cc: checks, parsing and formatting of limits.
+#include "headway/base/limit.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+
+namespace headway {
+namespace {
+
+absl::Status Bad(absl::string_view field, const std::string& value, absl::string_view rule) {
+  return absl::InvalidArgumentError(absl::StrCat(field, " ", value, ": ", rule));
+}
+
+bool IsResourceName(absl::string_view name) {
+  if (name.empty() || name.size() > 64 || !absl::ascii_islower(static_cast<unsigned char>(name[0])))
+    return false;
+  for (const char c : name) {
+    const auto u = static_cast<unsigned char>(c);
+    if (!absl::ascii_islower(u) && !absl::ascii_isdigit(u) && c != '_' && c != '-' && c != '.')
+      return false;
+  }
+  return true;
+}
+
+struct Unit {
+  absl::string_view name;
+  Nanos length;
+};
+// The first name of each length is the canonical one.
+constexpr Unit kUnits[] = {
+    {"s", kSecond},          {"sec", kSecond},         {"second", kSecond},
+    {"min", 60 * kSecond},   {"minute", 60 * kSecond}, {"hour", 3600 * kSecond},
+    {"h", 3600 * kSecond},   {"day", kDay},
+};
+
+// A decimal number of `unit`s as nanoseconds, exactly where it is a whole number of them.
+std::optional<Nanos> Scale(absl::string_view number, Nanos unit) {
+  if (number.empty()) return unit;
+  std::int64_t whole = 0;
+  if (absl::SimpleAtoi(number, &whole)) {
+    Nanos out = 0;
+    if (whole < 0 || __builtin_mul_overflow(whole, unit, &out)) return std::nullopt;
+    return out;
+  }
+  double value = 0;
+  if (!absl::SimpleAtod(number, &value) || !std::isfinite(value) || value < 0 || value > 1e12)
+    return std::nullopt;
+  const double nanos = std::round(value * static_cast<double>(unit));
+  if (nanos > 9e18) return std::nullopt;
+  return static_cast<Nanos>(nanos);
+}
+
+std::optional<Nanos> ParsePeriod(absl::string_view text) {
+  std::size_t digits = 0;
+  while (digits < text.size() && (absl::ascii_isdigit(static_cast<unsigned char>(text[digits])) ||
+                                  text[digits] == '.' || text[digits] == '_'))
+    ++digits;
+  const std::string number = absl::StrReplaceAll(text.substr(0, digits), {{"_", ""}});
+  const absl::string_view unit = absl::StripAsciiWhitespace(text.substr(digits));
+  for (const Unit& u : kUnits)
+    if (u.name == unit) return Scale(number, u.length);
+  return std::nullopt;
+}
+
+std::optional<std::int64_t> ParseAmount(absl::string_view text) {
+  if (text.empty() || text.front() == '_' || text.back() == '_') return std::nullopt;
+  std::int64_t value = 0;
+  if (!absl::SimpleAtoi(absl::StrReplaceAll(text, {{"_", ""}}), &value)) return std::nullopt;
+  return value;
+}
+
+std::string FormatSeconds(Nanos nanos) {
+  const bool negative = nanos < 0;
+  const auto magnitude = negative ? -static_cast<std::uint64_t>(nanos) : static_cast<std::uint64_t>(nanos);
+  std::string out = absl::StrCat(negative ? "-" : "", magnitude / kSecond);
+  if (const std::uint64_t rest = magnitude % kSecond; rest != 0) {
+    std::string fraction = absl::StrCat(rest + kSecond).substr(1);
+    while (fraction.back() == '0') fraction.pop_back();
+    absl::StrAppend(&out, ".", fraction);
+  }
+  return out;
+}
+
+std::optional<Shape> ParseShape(absl::string_view word) {
+  for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow})
+    if (ShapeName(shape) == word) return shape;
+  return std::nullopt;
+}
+
+std::optional<Nanos> ParseSigned(absl::string_view text) {
+  const bool negative = !text.empty() && text.front() == '-';
+  const std::optional<Nanos> magnitude = Scale(text.substr(negative ? 1 : 0), kSecond);
+  if (!magnitude || text.size() == (negative ? 1U : 0U)) return std::nullopt;
+  return negative ? -*magnitude : *magnitude;
+}
+
+}  // namespace
+
+absl::string_view ShapeName(Shape shape) {
+  switch (shape) {
+    case Shape::kBucket: return "bucket";
+    case Shape::kFixed: return "fixed";
+    case Shape::kWindow: return "window";
+    case Shape::kConcurrency: return "concurrency";
+    case Shape::kUnknown: break;
+  }
+  return "unknown";
+}
+
+absl::StatusOr<Limit> Limit::Make(Limit limit) {
+  if (!IsResourceName(limit.resource))
+    return Bad("resource", absl::StrCat("'", limit.resource, "'"),
+               "must be lower-case letters, digits, '_', '-' or '.', begin with a letter and have "
+               "at most 64 characters");
+  if (limit.amount < 0 || limit.amount > kMaxAmount)
+    return Bad("amount", absl::StrCat(limit.amount), "must be from 0 to 2**53");
+  const bool concurrency = limit.resource == "concurrency";
+  if (concurrency != (limit.shape == Shape::kConcurrency)) {
+    if (!concurrency || limit.shape != Shape::kUnknown)
+      return Bad("shape", absl::StrCat("'", ShapeName(limit.shape), "'"),
+                 "'concurrency' is the shape of the resource 'concurrency', and its only one");
+    limit.shape = Shape::kConcurrency;
+  }
+  if (limit.burst && limit.shape != Shape::kBucket)
+    return Bad("burst", absl::StrCat(*limit.burst), "needs shape 'bucket'");
+  if (limit.anchor && limit.shape != Shape::kFixed)
+    return Bad("anchor", FormatSeconds(*limit.anchor), "needs shape 'fixed'");
+  if (concurrency) {
+    limit.period = 0;
+    return limit;
+  }
+  if (limit.period < kMinPeriod || limit.period > kMaxPeriod)
+    return Bad("per", absl::StrCat(FormatSeconds(limit.period), " s"),
+               "must be from 0.001 s to 31 days (2678400 s)");
+  if (limit.shape == Shape::kBucket && limit.amount > 0) {
+    if (limit.burst && (*limit.burst < 1 || *limit.burst > kMaxAmount))
+      return Bad("burst", absl::StrCat(*limit.burst), "must be from 1 to 2**53");
+    const auto refill = static_cast<__int128>(limit.burst_or_amount()) * limit.period / limit.amount;
+    if (refill > kMaxRefill)
+      return Bad("burst", absl::StrCat(limit.burst_or_amount()),
+                 "would take more than 2**57 ns (4.5 years) to refill at this rate");
+  }
+  if (limit.burst && *limit.burst == limit.amount) limit.burst.reset();
+  return limit;
+}
+
+absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
+  const auto fail = [&](absl::string_view why) {
+    return absl::InvalidArgumentError(absl::StrCat("limit '", text, "': ", why));
+  };
+  const std::vector<std::string> words =
+      absl::StrSplit(absl::StrReplaceAll(text, {{"/", " / "}}), absl::ByAnyChar(" \t"), absl::SkipEmpty());
+  if (words.size() < 2)
+    return fail("must read '<amount> <resource>/<period> [bucket|fixed|window] [burst <n>] [anchor "
+                "<seconds>]' or '<amount> concurrency'");
+  Limit limit;
+  const std::optional<std::int64_t> amount = ParseAmount(words[0]);
+  if (!amount) return fail(absl::StrCat("'", words[0], "' is not a whole number"));
+  limit.amount = *amount;
+  limit.resource = words[1];
+  std::size_t i = 2;
+  if (i < words.size() && words[i] == "/") {
+    ++i;
+    std::string period = i < words.size() ? words[i] : "";
+    ++i;
+    // "60 s" may come as two words.
+    if (i < words.size() && !period.empty() &&
+        absl::ascii_isdigit(static_cast<unsigned char>(period.back())) && ParsePeriod(words[i]))
+      period += words[i++];
+    const std::optional<Nanos> parsed = ParsePeriod(period);
+    if (!parsed)
+      return fail(absl::StrCat("'", period, "' is not a period: a number if wanted, then s, sec, "
+                               "second, min, minute, h, hour or day"));
+    limit.period = *parsed;
+    if (limit.resource == "concurrency") return fail("'concurrency' has no period");
+  } else if (limit.resource != "concurrency") {
+    return fail("a period is missing, as in '/min'");
+  }
+  for (; i < words.size(); ++i) {
+    const bool more = i + 1 < words.size();
+    if (const std::optional<Shape> shape = ParseShape(words[i]);
+        shape && limit.shape == Shape::kUnknown) {
+      limit.shape = *shape;
+    } else if (words[i] == "burst" && more && !limit.burst) {
+      limit.burst = ParseAmount(words[++i]);
+      if (!limit.burst) return fail(absl::StrCat("burst '", words[i], "' is not a whole number"));
+    } else if (words[i] == "anchor" && more && !limit.anchor) {
+      limit.anchor = ParseSigned(words[++i]);
+      if (!limit.anchor) return fail(absl::StrCat("anchor '", words[i], "' is not a number of seconds"));
+    } else {
+      return fail(absl::StrCat("'", words[i], "' is not expected there"));
+    }
+  }
+  absl::StatusOr<Limit> checked = Make(std::move(limit));
+  if (!checked.ok()) return fail(checked.status().message());
+  return checked;
+}
+
+std::string Limit::Format() const {
+  if (shape == Shape::kConcurrency) return absl::StrCat(amount, " concurrency");
+  std::string per = absl::StrCat(FormatSeconds(period), "s");
+  for (const Unit& unit : kUnits) {
+    if (unit.length != period) continue;
+    per = std::string(unit.name);
+    break;
+  }
+  std::string out = absl::StrCat(amount, " ", resource, "/", per);
+  if (shape != Shape::kUnknown) absl::StrAppend(&out, " ", ShapeName(shape));
+  if (burst) absl::StrAppend(&out, " burst ", *burst);
+  if (anchor) absl::StrAppend(&out, " anchor ", FormatSeconds(*anchor));
+  return out;
+}
+
+}  // namespace headway

@@ -1,0 +1,140 @@
+// headway/bucket/bucket.h: the limits that a provider counts together; admission takes all or none.
+#ifndef HEADWAY_BUCKET_BUCKET_H_
+#define HEADWAY_BUCKET_BUCKET_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "headway/base/limit.h"
+#include "headway/bucket/calls.h"
+#include "headway/bucket/reservation.h"
+#include "headway/meter/meter.h"
+
+namespace headway {
+
+// Why a cost is not admitted now: a value, not an error.
+struct Denial {
+  int meter = 0;           // the limit that binds: the one that would admit last
+  Nanos ready_at = kNever;  // when it would fit; kUntold, kNever: see clock.h
+
+  bool never() const { return ready_at == kNever; }
+};
+
+// Told when something has happened that can bring an admission nearer for whoever waits on a bucket.
+class WaiterSignal {
+ public:
+  // Thread-safe, must not block and must not call back into the bucket.
+  virtual void Signal(Bucket& bucket) = 0;
+
+ protected:
+  ~WaiterSignal() = default;
+};
+
+// A set of limits over a few resources (at most kMaxResources), counted together.
+//
+// Thread-safe and lock-free, except SetLimit, which takes a lock of its own. Reference-counted: made
+// by `Make` with one reference.
+//
+// The commit protocol: look at every meter first and refuse without touching anything if one does
+// not fit; then take them in their order, and if one was lost to another thread meanwhile, give back
+// those taken and look again. All threads take in the same order (concurrency first), so a thread
+// that loses does so to one that has got further, and some thread always gets through.
+class Bucket {
+ public:
+  static constexpr int kMaxResources = 32;
+
+  // `resources[i]` says which resource `limits[i]` counts, from 0 to kMaxResources - 1. Limits of
+  // shape kConcurrency should come first (a refusal there is the cheapest to roll back).
+  static Bucket* Make(absl::Span<const Limit> limits, absl::Span<const std::uint8_t> resources,
+                      Nanos wall_offset, WaiterSignal* signal);
+
+  void Ref() { references_.fetch_add(1, std::memory_order_relaxed); }
+  void Unref();
+
+  int size() const { return size_; }
+  int resource(int meter) const { return meters()[meter].resource; }
+  Meter& meter(int i) { return meters()[i].meter; }
+  // Whether this meter counts a resource of which `amounts` asks something.
+  std::int64_t amount(int meter, absl::Span<const std::int64_t> amounts) const {
+    return amounts[static_cast<std::size_t>(resource(meter))];
+  }
+
+  // Takes the amounts (one for each resource) if all of it fits and nobody waits. There is no answer
+  // to come: a `window` counts it at `now`. Concurrency must not be among the limits.
+  bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
+
+  // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
+  // it may pass those who wait.
+  std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged,
+                                   Reservation& out);
+
+  // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
+  // kNever and takes nothing. For buckets whose limits are all of shape kBucket.
+  Nanos ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out);
+
+  // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
+  Denial Look(Nanos now, absl::Span<const std::int64_t> amounts);
+
+  // As Look, with `ahead` (by resource) queued before it.
+  Denial Estimate(Nanos now, absl::Span<const std::int64_t> ahead, absl::Span<const std::int64_t> amounts);
+
+  // Changes one limit (same shape and resource) while in use.
+  void SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offset, Debt debt);
+
+  // An observation of one limit; see Meter.
+  void Raise(int meter, std::int64_t bound, Nanos at) { this->meter(meter).Raise(bound, at); }
+  void Lower(int meter, std::int64_t bound, Nanos at);
+
+  // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of them.
+  void SetWaiters(int meter) { this->meter(meter).SetWaiters(); }
+  void ClearWaiters();
+  bool has_waiters() const;
+
+  // The scheduler's: which newcomers need not wake it, because they stand behind a head that is
+  // blocked. A priority in the upper half (the lowest of the blocked heads') and the resources that
+  // bind in the lower, as bits; 0 resources: nobody is blocked.
+  std::atomic<std::uint64_t> blocked{0};
+  // Links this bucket into the scheduler's list of touched ones.
+  std::atomic<bool> touched{false};
+  Bucket* next_touched = nullptr;
+
+ private:
+  friend class Reservation;
+
+  struct Slot {
+    Slot(const Limit& limit, Nanos wall_offset, std::uint8_t r) : meter(limit, wall_offset), resource(r) {}
+    Meter meter;
+    const std::uint8_t resource;
+  };
+
+  Bucket(int size, WaiterSignal* signal) : size_(size), signal_(signal) {}
+  ~Bucket() = default;
+
+  Slot* meters() { return reinterpret_cast<Slot*>(this + 1); }
+  const Slot* meters() const { return reinterpret_cast<const Slot*>(this + 1); }
+
+  bool TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
+               absl::Span<Taken> taken);
+  Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead, absl::Span<const std::int64_t> amounts,
+              bool privileged);
+  bool HeldBack(absl::Span<const std::int64_t> amounts, Denial& denial);
+  void Begin(Nanos now, Reservation& out);
+  void Signal() {
+    if (signal_ != nullptr) signal_->Signal(*this);
+  }
+  void SignalIfOwed();
+
+  std::atomic<std::uint32_t> references_{1};
+  const int size_;
+  std::atomic<Debt> debt_{Debt::kAbsolute};
+  WaiterSignal* const signal_;
+  std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_BUCKET_BUCKET_H_

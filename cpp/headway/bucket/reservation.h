@@ -1,0 +1,81 @@
+// headway/bucket/reservation.h: an admitted cost, until it is settled, cancelled or expired.
+#ifndef HEADWAY_BUCKET_RESERVATION_H_
+#define HEADWAY_BUCKET_RESERVATION_H_
+
+#include <atomic>
+#include <cstdint>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/types/span.h"
+#include "headway/base/clock.h"
+#include "headway/meter/meter.h"
+
+namespace headway {
+
+class Bucket;
+
+// held → sent → answered → ended, exactly once.
+//
+// - `Cancel` is possible only before `Sent`, and gives everything back.
+// - `Sent` and `Answered` tell when the server can have counted the request; they free a slot of a
+//   `window` or `fixed` limit at the right instant. A call that nobody can look into skips `Sent`.
+// - `Settle` ends it with what was really used; `Expire` ends it when nobody will ever say (rates
+//   keep the estimate and heal by time; concurrency is given back).
+//
+// Owned by whoever was admitted; the bucket must outlive it. Thread-safe: the verbs may race, the
+// first one to end it wins, and every later one is a no-op that returns false.
+//
+// Memory ordering: `state_` is a set of bits moved by fetch_or (sequentially consistent); the thread
+// that sets a bit first does that bit's work.
+class Reservation {
+ public:
+  Reservation() = default;
+  ~Reservation() = default;
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+
+  // The request goes out at `now`. `network_delay` is the largest time that this host's connections
+  // recently took to carry a request there (0 or more), or negative where nothing is known about it:
+  // then only the answer tells. Returns whether it was held.
+  bool Sent(Nanos now, Nanos network_delay);
+
+  // The first sign of an answer is there. `refused`: the server did not admit it.
+  bool Answered(Nanos now, bool refused);
+
+  // Ends it. `actual` has one amount for each resource of the bucket, negative meaning "as
+  // estimated"; empty means that for all. Less than the estimate is given back, more is taken.
+  bool Settle(Nanos now, absl::Span<const std::int64_t> actual);
+
+  // Ends it as if it had never been. Only before `Sent`.
+  bool Cancel(Nanos now);
+
+  // Ends it at the estimate.
+  bool Expire(Nanos now) { return Settle(now, {}); }
+
+  bool held() const { return state_.load() == 0 && bucket_ != nullptr; }
+  bool sent() const { return (state_.load() & kSent) != 0; }
+  bool answered() const { return (state_.load() & kAnswered) != 0; }
+  bool ended() const { return (state_.load() & kEnded) != 0; }
+  Bucket* bucket() const { return bucket_; }
+  Nanos admitted_at() const { return admitted_at_; }
+  Nanos sent_at() const { return sent_at_.load(); }  // kNever: not told
+
+ private:
+  friend class Bucket;
+
+  static constexpr std::uint8_t kSent = 1;
+  static constexpr std::uint8_t kAnswered = 2;
+  static constexpr std::uint8_t kEnded = 4;
+
+  Bucket* bucket_ = nullptr;
+  Nanos admitted_at_ = 0;
+  std::atomic<Nanos> sent_at_{kNever};
+  bool tells_ = false;  // its time tells how long a call takes (Calls)
+  std::atomic<std::uint8_t> state_{0};
+  std::atomic<bool> bounded_{false};  // Sent with a known network delay
+  absl::InlinedVector<Taken, 2> taken_;  // by meter
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_BUCKET_RESERVATION_H_

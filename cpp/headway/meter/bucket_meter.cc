@@ -1,0 +1,141 @@
+// headway/meter/bucket_meter.cc: the verbs of `bucket` that are not on the hottest path.
+#include "headway/meter/bucket_meter.h"
+
+namespace headway {
+namespace {
+
+// What `units` cost in time without regard to the burst.
+Nanos Cost(const Parameters& p, std::int64_t units) {
+  if (units == 0) return 0;
+  if (p.amount == 0) return kNever;
+  return p.step() >= kMicrosecond ? MulDivFloor(units, p.step(), 1) : MulDivCeil(units, p.period, p.amount);
+}
+
+}  // namespace
+
+Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
+  for (;;) {
+    const Word word{m.word_.load(std::memory_order_acquire)};
+    const Parameters p = m.slots_.Load(word.generation());
+    const Nanos increment = p.Increment(amount);
+    const Nanos queue = Cost(p, ahead);
+    if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
+    if (increment == kNever || queue > Word::kMaxValue) return kNever;
+    return std::max(now, std::max(word.value(), now) + queue + increment - p.tolerance);
+  }
+}
+
+Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  for (;;) {
+    const Word word{bits};
+    const Parameters p = m.slots_.Load(word.generation());
+    const Nanos increment = p.Increment(amount);
+    const Nanos after = increment == kNever ? kNever : std::max(word.value(), now) + increment;
+    if (after > Word::kMaxValue) {
+      const std::uint64_t again = m.word_.load(std::memory_order_acquire);
+      if (again == bits) return kNever;
+      bits = again;
+      continue;
+    }
+    HEADWAY_PAUSE();
+    if (!m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) continue;
+    taken.amount = amount;
+    taken.increment = increment;
+    taken.after = after;
+    taken.period = p.period;
+    taken.generation = static_cast<std::uint8_t>(word.generation());
+    taken.future = true;
+    return std::max(now, after - p.tolerance);
+  }
+}
+
+bool BucketMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, Debt debt) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  for (;;) {
+    const Word word{bits};
+    const Parameters p = m.slots_.Load(word.generation());
+    HEADWAY_PAUSE();
+    Nanos refund = amount == taken.amount ? taken.increment
+                                          : MulDivFloor(taken.increment, amount, taken.amount);
+    if (word.generation() != taken.generation) {
+      // The debt was rescaled when the limit changed; so is what is given back of it.
+      refund = debt == Debt::kAbsolute ? Cost(p, amount) : MulDivFloor(refund, p.period, taken.period);
+    }
+    if (taken.future) {
+      // Later reservations hold instants that were promised on top of this one; what they stand on
+      // cannot be taken away any more.
+      refund = std::max<Nanos>(0, refund - std::max<Nanos>(0, word.value() - taken.after));
+    }
+    const Nanos before = word.value();
+    const Nanos after = refund > before ? 0 : before - refund;
+    HEADWAY_PAUSE();
+    if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) return word.waiters();
+  }
+}
+
+void BucketMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  for (;;) {
+    const Word word{bits};
+    const Nanos cost = Cost(m.slots_.Load(word.generation()), amount);
+    if (cost == kNever) return;  // a limit of 0 admits nothing anyway
+    const Nanos after = std::min(std::max(word.value(), now) + std::min(cost, Word::kMaxValue / 2),
+                                 Word::kMaxValue);
+    HEADWAY_PAUSE();
+    if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) return;
+  }
+}
+
+void BucketMeter::Raise(Meter& m, Nanos bound) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  bound = std::min(bound, Word::kMaxValue);
+  while (Word{bits}.value() < bound &&
+         !m.word_.compare_exchange_weak(bits, Word{bits}.with_value(bound).bits)) {
+    HEADWAY_PAUSE();
+  }
+}
+
+bool BucketMeter::Lower(Meter& m, Nanos bound) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  bound = std::max<Nanos>(bound, 0);
+  while (Word{bits}.value() > bound) {
+    HEADWAY_PAUSE();
+    if (m.word_.compare_exchange_weak(bits, Word{bits}.with_value(bound).bits))
+      return Word{bits}.waiters();
+  }
+  return false;
+}
+
+Nanos BucketMeter::Rescale(Nanos value, Nanos now, const Parameters& old, const Parameters& fresh,
+                           Debt debt) {
+  if (value <= now) return std::max(now, value);
+  const Nanos owed = value - now;
+  Nanos scaled = owed;
+  if (debt == Debt::kProportional) {
+    scaled = MulDivCeil(owed, fresh.period, old.period);
+  } else if (old.amount > 0 && fresh.amount > 0) {
+    // units = owed / old step; owed again = units * fresh step. Below 1 µs a step is a ratio.
+    if (old.step() >= kMicrosecond && fresh.step() >= kMicrosecond) {
+      scaled = MulDivCeil(owed, fresh.step(), old.step());
+    } else {
+      const auto wide = static_cast<long double>(owed) * static_cast<long double>(fresh.period) *
+                        static_cast<long double>(old.amount) /
+                        (static_cast<long double>(old.period) * static_cast<long double>(fresh.amount));
+      scaled = wide > 9e17L ? Word::kMaxValue / 2 : static_cast<Nanos>(wide) + 1;
+    }
+  }
+  return now + std::min(scaled, Word::kMaxValue / 2);
+}
+
+std::int64_t BucketMeter::Units(Nanos debt, const Parameters& p) {
+  if (debt <= 0 || p.amount == 0) return 0;
+  return p.step() >= kMicrosecond ? MulDivCeil(debt, 1, p.step()) : MulDivCeil(debt, p.amount, p.period);
+}
+
+std::int64_t BucketMeter::Used(const Meter& m, Nanos now) {
+  const Word word{m.word_.load(std::memory_order_acquire)};
+  return Units(word.value() - now, m.slots_.Load(word.generation()));
+}
+
+}  // namespace headway

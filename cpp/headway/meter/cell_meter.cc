@@ -1,0 +1,333 @@
+// headway/meter/cell_meter.cc: the verbs of `window` and `fixed`.
+#include "headway/meter/cell_meter.h"
+
+#include <algorithm>
+#include <thread>
+
+namespace headway {
+namespace {
+
+void StoreMax(std::atomic<Nanos>& target, Nanos value) {
+  Nanos seen = target.load();
+  while (seen < value && !target.compare_exchange_weak(seen, value)) {
+  }
+}
+
+void StoreMin(std::atomic<Nanos>& target, Nanos value) {
+  Nanos seen = target.load();
+  while (seen > value && !target.compare_exchange_weak(seen, value)) {
+  }
+}
+
+// Which window of a `fixed` limit an instant lies in, as that window's beginning.
+Nanos WindowStart(const Parameters& p, Nanos at) {
+  const Nanos phase = (at - p.anchor()) % p.period;
+  return at - (phase < 0 ? phase + p.period : phase);
+}
+
+}  // namespace
+
+Nanos CellMeter::Leaves(Shape shape, const Parameters& p, Nanos counted) {
+  if (counted >= kUntold - p.period) return kUntold;
+  return shape == Shape::kFixed ? WindowStart(p, counted) + p.period : counted + p.period;
+}
+
+// The latest instant at which the server can have counted a member of this cell. kUntold while a
+// member gives no bound of its own and none follows from later ones.
+Nanos CellMeter::CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, Nanos later_first) {
+  if (Cell::busy(state) != 0) return kUntold;
+  Nanos own = kUntold;
+  if (Cell::pins(state) == 0) {
+    own = std::max(cell.last.load(), cell.opaque_last.load() - margin);
+    if (Cell::pending(state) != 0) own = std::max(own, cell.pending_until.load());
+  }
+  // Never before it was admitted, however fast this call was compared with the fastest.
+  return std::max(cell.newest.load(), std::min(own, later_first));
+}
+
+// By when the members of all earlier cells were counted, as this cell's answers tell.
+Nanos CellMeter::Earlier(const Cell& cell, Nanos margin) {
+  const Nanos first = cell.opaque_first.load();
+  return first == kNever ? kUntold : std::max(cell.begin.load(), first - margin);
+}
+
+// Empties a cell that was seen in `state` with nobody busy. Lock-free for the others: a thread
+// stopped in here keeps this one cell's units, no more.
+bool CellMeter::Empty(Meter& m, Cells& cells, Cell& cell, std::uint64_t state, bool is_open) {
+  if (is_open && (state & Cell::kClosed) == 0) {
+    // The open cell: members may still come. Emptying it in place is right for them, too: they wait
+    // for the next state, or move on.
+    if (state % Cell::kGeneration == 0 && cell.sum.load() == 0) return false;  // nothing in it
+  }
+  HEADWAY_PAUSE();
+  std::uint64_t expected = state;
+  if (!cell.state.compare_exchange_strong(expected, state | Cell::kEmptying)) return false;
+  HEADWAY_PAUSE();
+  const std::int64_t amount = cell.sum.exchange(0);
+  cell.begin.store(kNever);
+  cell.newest.store(0);
+  cell.last.store(0);
+  cell.pending_until.store(0);
+  cell.opaque_last.store(0);
+  cell.opaque_first.store(kNever);
+  HEADWAY_PAUSE();
+  // A closed cell that is still the newest stays closed until `open` has moved past it: whoever
+  // finds it closed moves on. Any other becomes fresh.
+  const std::uint64_t next = (state / Cell::kGeneration + 1) * Cell::kGeneration;
+  if ((state & Cell::kClosed) != 0) {
+    std::uint32_t open = cells.open.load();
+    if (&cells.at(open) == &cell) cells.open.compare_exchange_strong(open, open + 1);
+  }
+  cell.state.store(next);
+  HEADWAY_PAUSE();
+  Release(m, amount);
+  return true;
+}
+
+bool CellMeter::Free(Meter& m, const Parameters& p, Nanos now) {
+  Cells* cells = m.cells_.load(std::memory_order_acquire);
+  if (cells == nullptr) return false;
+  bool freed = false;
+  if (std::int64_t foreign = cells->foreign.load();
+      foreign != 0 && Leaves(m.shape_, p, cells->foreign_last.load()) <= now &&
+      cells->foreign.compare_exchange_strong(foreign, 0)) {
+    Release(m, foreign);
+    // Observed again in between, with the same figure: then it has not left.
+    if (Leaves(m.shape_, p, cells->foreign_last.load()) > now) Raise(m, foreign, 0);
+    freed = true;
+  }
+  const std::uint32_t open = cells->open.load();
+  const bool in_order = cells->in_order.load();
+  const Nanos margin = cells->margin.load();
+  Nanos later_first = kUntold;
+  // Newest first, so that what later cells say of earlier ones is known when it is needed.
+  for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
+    Cell& cell = cells->at(open - back);
+    const std::uint64_t state = cell.state.load();
+    const Nanos earlier = Earlier(cell, margin);
+    const bool untouched = cell.begin.load() == kNever && cell.sum.load() == 0;
+    const bool cancelled = state % Cell::kClosed == 0 && cell.sum.load() == 0;
+    if ((state & Cell::kEmptying) == 0 && !untouched &&
+        (cancelled || Leaves(m.shape_, p, CountedBy(cell, state, margin, later_first)) <= now))
+      freed |= Empty(m, *cells, cell, state, back == 0);
+    if (in_order) later_first = std::min(later_first, earlier);
+  }
+  if (freed && Word{m.word_.load()}.waiters()) cells->owes_signal.store(true);
+  return freed;
+}
+
+void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered,
+                      Taken& taken) {
+  Cells& cells = m.cells();
+  const std::int64_t full = std::max<std::int64_t>(1, p.amount / Cells::kSplit);
+  for (;;) {
+    std::uint32_t open = cells.open.load();
+    Cell& cell = cells.at(open);
+    std::uint64_t state = cell.state.load();
+    const Nanos begin = cell.begin.load();
+    const bool others = begin != kNever;
+    const bool wants_close =
+        others && (cell.sum.load() >= full || now - begin >= p.period / Cells::kSplit || now < begin ||
+                   (m.shape_ == Shape::kFixed && WindowStart(p, begin) != WindowStart(p, now)) ||
+                   Cell::pins(state) + Cell::pending(state) >= Cell::kMaxMembers);
+    HEADWAY_PAUSE();
+    if ((state & (Cell::kClosed | Cell::kEmptying)) != 0 || wants_close) {
+      // The next cell, once seen fresh, stays so until `open` moves: only moving it uses it.
+      if (cells.at(open + 1).fresh()) {
+        if ((state & Cell::kEmptying) == 0 && (state & Cell::kClosed) == 0 &&
+            !cell.state.compare_exchange_strong(state, state | Cell::kClosed))
+          continue;
+        HEADWAY_PAUSE();
+        cells.open.compare_exchange_strong(open, open + 1);
+        continue;
+      }
+      // The whole ring is held: let go of what has left unnoticed, since nothing was refused so far.
+      if (Free(m, p, now)) continue;
+      if ((state & (Cell::kClosed | Cell::kEmptying)) != 0) {
+        // … and this cell is being emptied by a thread that was stopped there.
+        std::this_thread::yield();
+        continue;
+      }
+    }
+    const std::uint64_t mine = Cell::kBusy + (answered ? 0 : Cell::kPin);
+    if (!cell.state.compare_exchange_strong(state, state + mine)) continue;
+    HEADWAY_PAUSE();
+    Nanos unset = kNever;
+    cell.begin.compare_exchange_strong(unset, now);
+    StoreMax(cell.newest, now);
+    cell.sum.fetch_add(amount);
+    if (answered) StoreMax(cell.last, now);
+    HEADWAY_PAUSE();
+    cell.state.fetch_sub(Cell::kBusy);
+    taken.amount = amount;
+    taken.cell = open % Cells::kRing;
+    taken.cell_generation = Cell::generation(state);
+    return;
+  }
+}
+
+bool CellMeter::Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
+                     Taken& taken) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  for (;;) {
+    const Word word{bits};
+    if (word.waiters() && !pass_waiters) return false;
+    const Parameters p = m.slots_.Load(word.generation());
+    HEADWAY_PAUSE();
+    if (amount > p.amount || word.value() > p.amount - amount) {
+      const bool freed = amount <= p.amount && Free(m, p, now);
+      const std::uint64_t again = m.word_.load(std::memory_order_acquire);
+      if (again == bits && !freed) return false;
+      bits = again;
+      continue;
+    }
+    if (!m.word_.compare_exchange_weak(bits, word.with_value(word.value() + amount).bits)) continue;
+    HEADWAY_PAUSE();
+    Enter(m, p, now, amount, answered, taken);
+    return true;
+  }
+}
+
+Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
+  for (;;) {
+    const Word word{m.word_.load()};
+    const Parameters p = m.slots_.Load(word.generation());
+    if (amount > p.amount) {
+      if (m.word_.load() != word.bits) continue;
+      return kNever;
+    }
+    // What is asked for beyond whole limits' worth queued ahead: each of those takes a period more.
+    const std::int64_t total = ahead + amount;
+    if (word.value() <= p.amount - total) return now;
+    if (Free(m, p, now)) continue;
+    Cells* cells = m.cells_.load(std::memory_order_acquire);
+    if (cells == nullptr) return kUntold;  // taken, but not yet entered: that thread will signal
+    const std::int64_t rounds = (total - 1) / p.amount;
+    std::int64_t over = word.value() + (total - rounds * p.amount) - p.amount;
+    struct Leaving {
+      Nanos at;
+      std::int64_t sum;
+    };
+    std::array<Leaving, Cells::kRing + 1> leaving{};
+    std::size_t count = 0;
+    const std::uint32_t open = cells->open.load();
+    const bool in_order = cells->in_order.load();
+    const Nanos margin = cells->margin.load();
+    Nanos later_first = kUntold;
+    for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
+      const Cell& cell = cells->at(open - back);
+      const std::uint64_t state = cell.state.load();
+      const std::int64_t sum = cell.sum.load();
+      const Nanos earlier = Earlier(cell, margin);
+      if (sum > 0) leaving[count++] = {Leaves(m.shape_, p, CountedBy(cell, state, margin, later_first)), sum};
+      if (in_order) later_first = std::min(later_first, earlier);
+    }
+    if (const std::int64_t foreign = cells->foreign.load(); foreign > 0)
+      leaving[count++] = {Leaves(m.shape_, p, cells->foreign_last.load()), foreign};
+    if (Word{m.word_.load()}.bits != word.bits) continue;
+    std::sort(leaving.begin(), leaving.begin() + static_cast<std::ptrdiff_t>(count),
+              [](const Leaving& a, const Leaving& b) { return a.at < b.at; });
+    Nanos at = now;
+    for (std::size_t i = 0; i < count && over > 0; ++i) {
+      over -= leaving[i].sum;
+      at = std::max(at, leaving[i].at);
+    }
+    if (over > 0 || at >= kUntold) return kUntold;
+    if (rounds > (kUntold - at) / p.period) return kUntold;
+    return at + rounds * p.period;
+  }
+}
+
+// Enters a cell again if it is still of that generation: afterwards nobody can empty it until the
+// caller has left (state -= kBusy).
+bool CellMeter::EnterAgain(Cell& cell, std::uint16_t generation) {
+  std::uint64_t state = cell.state.load();
+  for (;;) {
+    if (Cell::generation(state) != generation || (state & Cell::kEmptying) != 0) return false;
+    if (cell.state.compare_exchange_weak(state, state + Cell::kBusy)) return true;
+    HEADWAY_PAUSE();
+  }
+}
+
+bool CellMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel) {
+  Cell& cell = m.cells().ring[taken.cell];
+  if (!EnterAgain(cell, taken.cell_generation)) return Word{m.word_.load()}.waiters();
+  HEADWAY_PAUSE();
+  cell.sum.fetch_sub(amount);
+  HEADWAY_PAUSE();
+  Release(m, amount);
+  HEADWAY_PAUSE();
+  cell.state.fetch_sub(Cell::kBusy + (cancel ? Cell::kPin : 0));
+  HEADWAY_PAUSE();
+  return Word{m.word_.load()}.waiters();
+}
+
+void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
+  const Word before{m.word_.fetch_add(static_cast<std::uint64_t>(amount) << Word::kValueShift)};
+  Taken ignored;
+  Enter(m, m.slots_.Load(before.generation()), now, amount, /*answered=*/true, ignored);
+}
+
+bool CellMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
+  Cell& cell = m.cells().ring[taken.cell];
+  if (!EnterAgain(cell, taken.cell_generation)) return false;
+  StoreMax(cell.pending_until, counted_by);
+  HEADWAY_PAUSE();
+  cell.state.fetch_sub(Cell::kBusy + Cell::kPin - Cell::kPending);
+  HEADWAY_PAUSE();
+  return Word{m.word_.load()}.waiters();
+}
+
+bool CellMeter::Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned) {
+  Cell& cell = m.cells().ring[taken.cell];
+  if (!EnterAgain(cell, taken.cell_generation)) return Word{m.word_.load()}.waiters();
+  if (answer == Answer::kOpaque) {
+    StoreMax(cell.opaque_last, at);
+    StoreMin(cell.opaque_first, at);
+  } else {
+    StoreMax(cell.last, at);
+  }
+  HEADWAY_PAUSE();
+  cell.state.fetch_sub(Cell::kBusy + (pinned ? Cell::kPin : Cell::kPending));
+  HEADWAY_PAUSE();
+  return Word{m.word_.load()}.waiters();
+}
+
+void CellMeter::SetMargin(Meter& m, Nanos margin) { m.cells().margin.store(margin); }
+
+// What others have used is one cell more, replaced by the next observation. Two observers at once
+// each move `used` by what they themselves replaced, so the sum stays right.
+void CellMeter::Raise(Meter& m, std::int64_t bound, Nanos at) {
+  Cells& cells = m.cells();
+  StoreMax(cells.foreign_last, at);
+  std::int64_t seen = cells.foreign.load();
+  while (seen < bound) {
+    // Counted before it is stored: `used` errs upwards in between.
+    m.word_.fetch_add(static_cast<std::uint64_t>(bound - seen) << Word::kValueShift);
+    HEADWAY_PAUSE();
+    const std::int64_t expected = seen;
+    if (cells.foreign.compare_exchange_strong(seen, bound)) return;
+    Release(m, bound - expected);
+  }
+}
+
+bool CellMeter::Lower(Meter& m, std::int64_t bound, Nanos at) {
+  Cells& cells = m.cells();
+  StoreMax(cells.foreign_last, at);
+  std::int64_t seen = cells.foreign.load();
+  while (seen > bound) {
+    if (!cells.foreign.compare_exchange_strong(seen, bound)) continue;
+    HEADWAY_PAUSE();
+    Release(m, seen - bound);
+    return Word{m.word_.load()}.waiters();
+  }
+  return false;
+}
+
+std::int64_t CellMeter::Used(Meter& m, Nanos now) {
+  const Word word{m.word_.load()};
+  Free(m, m.slots_.Load(word.generation()), now);
+  return Word{m.word_.load()}.value();
+}
+
+}  // namespace headway

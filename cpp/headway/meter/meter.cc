@@ -1,0 +1,150 @@
+// headway/meter/meter.cc: each verb, sent to the file of the meter's shape.
+#include "headway/meter/meter.h"
+
+#include "headway/meter/bucket_meter.h"
+#include "headway/meter/cell_meter.h"
+#include "headway/meter/concurrency_meter.h"
+
+namespace headway {
+
+Meter::Meter(const Limit& limit, Nanos wall_offset)
+    : shape_(limit.shape == Shape::kUnknown ? Shape::kWindow : limit.shape) {
+  slots_.Store(0, Parameters::From(limit, wall_offset));
+}
+
+Meter::~Meter() { delete cells_.load(std::memory_order_relaxed); }
+
+// Made by the first thread that needs them; a thread that loses the race throws its own away.
+Cells& Meter::cells() {
+  Cells* present = cells_.load(std::memory_order_acquire);
+  if (present != nullptr) return *present;
+  auto made = std::make_unique<Cells>();
+  if (cells_.compare_exchange_strong(present, made.get())) return *made.release();
+  return *present;
+}
+
+Parameters Meter::parameters() const {
+  for (;;) {
+    const std::uint64_t bits = word_.load();
+    const Parameters p = slots_.Load(Word{bits}.generation());
+    if (Word{word_.load()}.generation() == Word{bits}.generation()) return p;
+  }
+}
+
+Nanos Meter::ReadyAt(Nanos now, std::int64_t amount) {
+  if (amount == 0) return now;
+  switch (shape_) {
+    case Shape::kBucket: return BucketMeter::ReadyAt(*this, now, amount);
+    case Shape::kConcurrency: return ConcurrencyMeter::ReadyAt(*this, now, 0, amount);
+    default: return CellMeter::ReadyAt(*this, now, 0, amount);
+  }
+}
+
+Nanos Meter::Estimate(Nanos now, std::int64_t ahead, std::int64_t amount) {
+  if (amount == 0) return now;
+  switch (shape_) {
+    case Shape::kBucket: return BucketMeter::Estimate(*this, now, ahead, amount);
+    case Shape::kConcurrency: return ConcurrencyMeter::ReadyAt(*this, now, ahead, amount);
+    default: return CellMeter::ReadyAt(*this, now, ahead, amount);
+  }
+}
+
+bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken) {
+  taken.amount = 0;
+  if (amount == 0) return true;
+  switch (shape_) {
+    case Shape::kBucket: return BucketMeter::Take(*this, now, amount, pass_waiters, taken);
+    case Shape::kConcurrency: return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
+    default: return CellMeter::Take(*this, now, amount, pass_waiters, answered, taken);
+  }
+}
+
+Nanos Meter::ReserveAt(Nanos now, std::int64_t amount, Taken& taken) {
+  taken.amount = 0;
+  if (amount == 0) return now;
+  return shape_ == Shape::kBucket ? BucketMeter::ReserveAt(*this, now, amount, taken) : kNever;
+}
+
+bool Meter::GiveBack(Nanos /*now*/, const Taken& taken, std::int64_t amount, Debt debt, bool cancel) {
+  if (taken.amount == 0 || (amount == 0 && !cancel)) return false;
+  switch (shape_) {
+    case Shape::kBucket: return BucketMeter::GiveBack(*this, taken, amount, debt);
+    case Shape::kConcurrency: return ConcurrencyMeter::GiveBack(*this, amount);
+    default: return CellMeter::GiveBack(*this, taken, amount, cancel);
+  }
+}
+
+void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
+  if (amount == 0) return;
+  switch (shape_) {
+    case Shape::kBucket: return BucketMeter::Charge(*this, now, amount);
+    case Shape::kConcurrency: return;
+    default: return CellMeter::Charge(*this, now, amount);
+  }
+  static_cast<void>(taken);
+}
+
+bool Meter::Sent(const Taken& taken, Nanos counted_by) {
+  if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return false;
+  return CellMeter::Sent(*this, taken, counted_by);
+}
+
+bool Meter::Answered(const Taken& taken, Nanos at, Answer answer, bool pinned) {
+  if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return false;
+  return CellMeter::Answered(*this, taken, at, answer, pinned);
+}
+
+void Meter::SetMargin(Nanos margin) {
+  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) CellMeter::SetMargin(*this, margin);
+}
+
+void Meter::Raise(std::int64_t bound, Nanos at) {
+  if (shape_ == Shape::kBucket) return BucketMeter::Raise(*this, bound);
+  if (shape_ != Shape::kConcurrency) CellMeter::Raise(*this, bound, at);
+}
+
+bool Meter::Lower(std::int64_t bound, Nanos at) {
+  if (shape_ == Shape::kBucket) return BucketMeter::Lower(*this, bound);
+  return shape_ != Shape::kConcurrency && CellMeter::Lower(*this, bound, at);
+}
+
+bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt) {
+  const Parameters fresh = Parameters::From(limit, wall_offset);
+  std::uint64_t bits = word_.load();
+  const Parameters old = slots_.Load(Word{bits}.generation());
+  slots_.Store(Word{bits}.generation() + 1, fresh);
+  for (;;) {
+    const Word word{bits};
+    const std::int64_t value =
+        shape_ == Shape::kBucket ? BucketMeter::Rescale(word.value(), now, old, fresh, debt) : word.value();
+    HEADWAY_PAUSE();
+    if (word_.compare_exchange_weak(bits, word.with_value(value).with_next_generation().bits))
+      return word.waiters();
+  }
+}
+
+std::int64_t Meter::Used(Nanos now) {
+  switch (shape_) {
+    case Shape::kBucket: return BucketMeter::Used(*this, now);
+    case Shape::kConcurrency: return Word{word_.load()}.value();
+    default: return CellMeter::Used(*this, now);
+  }
+}
+
+std::int64_t Meter::Capacity() const {
+  const Parameters p = parameters();
+  if (shape_ != Shape::kBucket) return p.amount;
+  if (p.amount == 0) return 0;
+  return p.step() >= kMicrosecond ? p.tolerance / p.step() : MulDivFloor(p.tolerance, p.amount, p.period);
+}
+
+bool Meter::TakeOwedSignal() {
+  Cells* cells = cells_.load(std::memory_order_acquire);
+  return cells != nullptr && cells->owes_signal.load() && cells->owes_signal.exchange(false);
+}
+
+void Meter::StopTrustingOrder() {
+  if (Cells* cells = cells_.load(std::memory_order_acquire); cells != nullptr) cells->in_order.store(false);
+}
+
+}  // namespace headway

@@ -1,0 +1,137 @@
+// headway/meter/meter.h: one limit's live state, lock-free, whatever its shape.
+#ifndef HEADWAY_METER_METER_H_
+#define HEADWAY_METER_METER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "headway/base/limit.h"
+#include "headway/meter/parameters.h"
+#include "headway/meter/word.h"
+
+namespace headway {
+
+class Cells;
+
+// What an answer tells about the instant at which the server counted the request.
+enum class Answer : std::uint8_t {
+  kBounded,  // it was sent at a known instant over a network of known delay (Meter::Sent)
+  kOpaque,   // nothing was known before; calls start in the order of their admission
+  kRefused,  // the server refused it, at the instant of the answer
+};
+
+// What a provider does with what is already counted when it changes a limit (provider data).
+enum class Debt : std::uint8_t {
+  kAbsolute,      // so many units are owed, whatever the limit
+  kProportional,  // such a share of the limit is owed: the provider scales it
+};
+
+// What one take took of one meter: enough to give exactly that back later.
+struct Taken {
+  std::int64_t amount = 0;     // units; 0: this meter was not asked
+  Nanos increment = 0;         // bucket: the time that was added to the word
+  Nanos after = 0;             // bucket, ReserveAt: the word's instant after this take
+  Nanos period = 0;            // bucket: the limit's period then
+  std::uint32_t cell = 0;      // window, fixed: which cell, and its generation
+  std::uint16_t cell_generation = 0;
+  std::uint8_t generation = 0;  // of the parameters
+  bool future = false;          // taken by ReserveAt
+};
+
+// One limit's live state. The verbs are the same for all shapes; a shape's own file says how.
+//
+// Thread-safe: every verb may be called from any thread at any time, with that thread's own idea of
+// `now` (threads need not agree). All verbs are lock-free and take O(1) memory, except SetLimit,
+// which callers serialise. Amounts are in units of the limit's resource, from 0 to
+// Limit::kMaxAmount; 0 always fits and takes nothing.
+//
+// Verbs that can bring an admission nearer return whether somebody waits on this meter and has to be
+// signalled. The protocol that loses no wake-up: whoever is going to sleep sets the flag
+// (`SetWaiters`), looks again, and only then sleeps; whoever gives back changes the state, then looks
+// at the flag. All of these are sequentially consistent, so at least one of the two sees the other.
+class Meter {
+ public:
+  Meter(const Limit& limit, Nanos wall_offset);
+  ~Meter();
+  Meter(const Meter&) = delete;
+  Meter& operator=(const Meter&) = delete;
+
+  Shape shape() const { return shape_; }
+  Parameters parameters() const;
+
+  // When `amount` would fit if nothing else happened: `now` or earlier means that it fits now;
+  // kUntold, that it depends on an answer still out; kNever, that it is more than the limit admits at
+  // once. May free cells whose time has come.
+  Nanos ReadyAt(Nanos now, std::int64_t amount);
+
+  // Takes `amount` if it fits at `now`. With `pass_waiters` false, also refuses when somebody waits.
+  // `answered` says that no answer is to come: a `window` or `fixed` slot is then counted at `now`.
+  bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken);
+
+  // `bucket` only: takes `amount` for the first instant at which it fits, and returns that instant
+  // (`now` or later), or kNever and takes nothing.
+  Nanos ReserveAt(Nanos now, std::int64_t amount, Taken& taken);
+
+  // Gives `amount` of what was taken back: a refund of what was taken, never lifting what is
+  // available above the limit. From a window or cell that has left: nothing. `cancel` gives
+  // everything back and ends the taker's hold on its cell. Returns whether to signal.
+  [[nodiscard]] bool GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel);
+
+  // Takes `amount` more than was reserved, whether or not it fits: it has been used.
+  void Charge(Nanos now, const Taken& taken, std::int64_t amount);
+
+  // The request was sent at an instant after which the server counts it by `counted_by` at the latest
+  // (window, fixed; no effect on the others). Returns whether to signal.
+  [[nodiscard]] bool Sent(const Taken& taken, Nanos counted_by);
+  // The request was answered at `at`; `pinned` unless `Sent` was called. Returns whether to signal.
+  [[nodiscard]] bool Answered(const Taken& taken, Nanos at, Answer answer, bool pinned);
+  // How much earlier than answered an opaque call is counted, at least.
+  void SetMargin(Nanos margin);
+
+  // An observation. bucket: the instant at which all is paid for lies not before / not after
+  // `bound`. window, fixed: others have used at least / at most `bound` units as last counted at
+  // `at`. Lowering returns whether to signal.
+  void Raise(std::int64_t bound, Nanos at);
+  [[nodiscard]] bool Lower(std::int64_t bound, Nanos at);
+
+  // Changes the limit (same shape) while in use. Not thread-safe against itself. Returns whether to
+  // signal: a raised limit brings admissions nearer.
+  [[nodiscard]] bool SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt);
+
+  // Units in use at `now`, and the most that may be in use (the burst, the window's amount, …). In
+  // use may be more than the most after the limit was lowered.
+  std::int64_t Used(Nanos now);
+  std::int64_t Capacity() const;
+
+  // When `ahead` + `amount` units would have fitted if they were admitted from now on one by one as
+  // they fit, nothing given back; kUntold where only answers can tell.
+  Nanos Estimate(Nanos now, std::int64_t ahead, std::int64_t amount);
+
+  bool has_waiters() const { return Word{word_.load()}.waiters(); }
+  void SetWaiters() { word_.fetch_or(Word::kWaiters); }
+  void ClearWaiters() { word_.fetch_and(~Word::kWaiters); }
+
+  // Whether freeing cells, by any verb above, owes those who wait a signal; asked after each of them
+  // by whoever can send one. Clears the debt.
+  bool TakeOwedSignal();
+
+  // After a request was refused, requests cannot be assumed to be counted in order any more.
+  void StopTrustingOrder();
+
+ private:
+  friend class BucketMeter;
+  friend class CellMeter;
+  friend class ConcurrencyMeter;
+
+  Cells& cells();
+
+  std::atomic<std::uint64_t> word_{0};
+  ParameterSlots slots_;
+  std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
+  const Shape shape_;
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_METER_METER_H_

@@ -1,0 +1,89 @@
+// headway/meter/parameters.h: a limit's numbers as a meter reads them, changeable while in use.
+#ifndef HEADWAY_METER_PARAMETERS_H_
+#define HEADWAY_METER_PARAMETERS_H_
+
+#include <atomic>
+#include <cstdint>
+
+#include "headway/base/clock.h"
+#include "headway/base/limit.h"
+
+namespace headway {
+
+// One consistent set of numbers.
+struct Parameters {
+  std::int64_t amount = 0;  // the limit, in units of its resource
+  Nanos period = 0;         // 0 for concurrency
+  // bucket: the time that one unit takes to be paid for, ceil(period / amount); 0 where amount is 0.
+  // fixed: an instant at which a window begins, in [0, period).
+  Nanos step_or_anchor = 0;
+  Nanos tolerance = 0;  // bucket: how far the instant may run ahead of now; burst in time
+
+  static Parameters From(const Limit& limit, Nanos wall_offset);
+
+  Nanos step() const { return step_or_anchor; }
+  Nanos anchor() const { return step_or_anchor; }
+
+  // bucket: what `amount` units cost in time, or kNever where it is more than a full burst.
+  //
+  // Whole steps while a step is 1 µs or more, so that the units of a burst add up to exactly the
+  // tolerance. Above that rate, rounding each step up would cost up to half of the rate, so the
+  // amount as a whole is rounded up instead: 1 ns at most.
+  Nanos Increment(std::int64_t units) const;
+};
+
+// Two sets, the one in force chosen by the generation in the meter's word.
+//
+// Memory ordering: the writer fills the slot that is not in force (release stores), then publishes
+// it by the compare-and-swap on the word that moves the generation. A reader loads the word
+// (acquire), then the slot that its generation names (acquire loads). If it is so late that the
+// slot is being rewritten for the generation after next, it has read a released store of that
+// writer and so sees the word moved on: its compare-and-swap, or its second look at the word, fails.
+// Only a thread that sleeps through exactly 8 changes and then finds the same value again is fooled,
+// once; see `Meter::SetLimit`, which moves an idle word for that reason.
+class ParameterSlots {
+ public:
+  Parameters Load(unsigned generation) const {
+    const Slot& s = slots_[generation & 1];
+    return Parameters{s.amount.load(std::memory_order_acquire), s.period.load(std::memory_order_acquire),
+                      s.step_or_anchor.load(std::memory_order_acquire),
+                      s.tolerance.load(std::memory_order_acquire)};
+  }
+  // One writer at a time.
+  void Store(unsigned generation, const Parameters& p) {
+    Slot& s = slots_[generation & 1];
+    s.amount.store(p.amount, std::memory_order_release);
+    s.period.store(p.period, std::memory_order_release);
+    s.step_or_anchor.store(p.step_or_anchor, std::memory_order_release);
+    s.tolerance.store(p.tolerance, std::memory_order_release);
+  }
+
+ private:
+  struct Slot {
+    std::atomic<std::int64_t> amount{0};
+    std::atomic<Nanos> period{0};
+    std::atomic<Nanos> step_or_anchor{0};
+    std::atomic<Nanos> tolerance{0};
+  };
+  Slot slots_[2];
+};
+
+// floor(a * b / c) and ceil(a * b / c) without overflow in between; c > 0, a and b >= 0. The result
+// is clamped to kNever.
+Nanos MulDivFloor(std::int64_t a, std::int64_t b, std::int64_t c);
+Nanos MulDivCeil(std::int64_t a, std::int64_t b, std::int64_t c);
+
+inline Nanos Parameters::Increment(std::int64_t units) const {
+  Nanos increment = 0;
+  if (step() >= kMicrosecond) {
+    if (__builtin_mul_overflow(units, step(), &increment)) return kNever;
+  } else {
+    if (amount == 0) return kNever;
+    increment = MulDivCeil(units, period, amount);
+  }
+  return increment > tolerance ? kNever : increment;
+}
+
+}  // namespace headway
+
+#endif  // HEADWAY_METER_PARAMETERS_H_

@@ -1,0 +1,116 @@
+// headway/schedule/scheduler.h: who waits, who may go, and when to look again. Passive: no thread.
+#ifndef HEADWAY_SCHEDULE_SCHEDULER_H_
+#define HEADWAY_SCHEDULE_SCHEDULER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
+#include "headway/bucket/bucket.h"
+#include "headway/schedule/bucket_queue.h"
+#include "headway/schedule/stack.h"
+#include "headway/schedule/waiter.h"
+
+namespace headway {
+
+// The order of admission over any number of buckets:
+// - strict priority classes, a wait gaining one step for each `ageing` it has waited;
+// - first in, first out within a class;
+// - nobody passes the head of the top class on a meter that binds it. Those who ask nothing of that
+//   meter's resource may go.
+//
+// Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to the
+// mailboxes, and says when to come back. The dispatcher drives it with the real clock and the tests
+// with a virtual one, so that what they prove holds in production.
+//
+// Thread-safe. Submit, Cancel and Signal are lock-free and may be called from anywhere; the others
+// take the scheduler's lock.
+//
+// No wake-up is lost: Submit, Cancel and Signal push first and wake then; the driver must look at
+// `HasWork` after it has said that it is going to sleep and before it does.
+class Scheduler final : public WaiterSignal {
+ public:
+  static constexpr Nanos kAgeing = 30 * kSecond;
+
+  // `wake` is called, from any thread, when Advance should be called soon. It must not block.
+  explicit Scheduler(std::function<void()> wake, Nanos ageing = kAgeing)
+      : wake_(std::move(wake)), ageing_(ageing) {}
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // Queues a wait; see Waiter. `deadline` is an instant, or kNever. If by the estimate at submission
+  // it cannot be met, the wait ends with kDeadline at once.
+  Waiter* Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority, Nanos now,
+                 Nanos deadline, Mailbox* mailbox, void* cookie);
+
+  // Ends a wait. Afterwards it is not admitted, or what it was admitted to is given back. `now` is
+  // for that. Idempotent.
+  void Cancel(Waiter* waiter, Nanos now);
+
+  void Signal(Bucket& bucket) override;
+
+  // Does all that is due at `now`. Returns the next instant at which something can be due, or kNever.
+  Nanos Advance(Nanos now);
+
+  bool HasWork() const {
+    return !intake_.empty() || !cancelled_.empty() || !touched_.empty() || nudged_.load();
+  }
+
+  // What would bind a newcomer behind all that waits, and when it would be admitted.
+  Denial Estimate(Bucket& bucket, Nanos now, std::int32_t priority, absl::Span<const std::int64_t> amounts);
+
+  // How many wait on this bucket.
+  std::size_t Depth(Bucket& bucket, Nanos now);
+
+  // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits (their
+  // owners see kStopped) after `Unlock`.
+  void Lock() { mutex_.lock(); }
+  void Unlock() { mutex_.unlock(); }
+  void Forget();
+
+ private:
+  BucketQueue& QueueOf(Bucket* bucket);
+  void TakeIn(Nanos now);
+  void Queue(Waiter* waiter, Nanos now);
+  void FireTimers(Nanos now);
+  void Admit(BucketQueue& queue, Nanos now);
+  bool AdmitHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
+  void Nudge();
+  void Finish(Waiter* waiter);
+  void PostBatch();
+  void SetTimer(BucketQueue& queue, Nanos at);
+  void MarkDirty(BucketQueue& queue);
+  void Drop(BucketQueue& queue);
+
+  const std::function<void()> wake_;
+  const Nanos ageing_;
+
+  Stack<Waiter, &Waiter::next_> intake_;
+  Stack<Waiter, &Waiter::next_cancelled_> cancelled_;
+  Stack<Bucket, &Bucket::next_touched> touched_;
+
+  std::atomic<bool> nudged_{false};  // a look from outside took something in that Advance must serve
+
+  std::mutex mutex_;  // guards all below
+  std::unique_ptr<Reservation> spare_;
+  absl::flat_hash_map<Bucket*, std::unique_ptr<BucketQueue>> queues_;
+  std::vector<BucketQueue*> dirty_;
+  absl::btree_set<std::pair<Nanos, BucketQueue*>> timers_;
+  absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;
+  // Finished waits on their way to one mailbox, newest first.
+  Mailbox* batch_mailbox_ = nullptr;
+  Waiter* batch_newest_ = nullptr;
+  Waiter* batch_oldest_ = nullptr;
+  int batch_size_ = 0;
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_SCHEDULE_SCHEDULER_H_

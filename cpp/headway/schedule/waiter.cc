@@ -1,0 +1,29 @@
+// headway/schedule/waiter.cc: how waits begin and go.
+#include "headway/schedule/waiter.h"
+
+namespace headway {
+
+Waiter::Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
+               Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie)
+    : cookie(cookie),
+      bucket_(bucket),
+      mailbox_(mailbox),
+      submitted_(submitted),
+      deadline_(deadline),
+      priority_(priority),
+      amounts_(amounts.begin(), amounts.end()) {
+  bucket_->Ref();
+  mailbox_->Ref();
+}
+
+Waiter::~Waiter() {
+  if (reservation_ != nullptr) reservation_->Cancel(at_);
+  mailbox_->Unref();
+  bucket_->Unref();
+}
+
+Mailbox::~Mailbox() {
+  // Nothing can be in here: a waiter in the mailbox holds a reference to it.
+}
+
+}  // namespace headway

@@ -1,0 +1,117 @@
+// headway/schedule/waiter.h: one wait for admission, and the mailbox that it is handed over through.
+#ifndef HEADWAY_SCHEDULE_WAITER_H_
+#define HEADWAY_SCHEDULE_WAITER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "absl/container/inlined_vector.h"
+#include "headway/bucket/bucket.h"
+#include "headway/bucket/reservation.h"
+#include "headway/schedule/stack.h"
+#include "headway/schedule/wake_fd.h"
+
+namespace headway {
+
+class Mailbox;
+
+enum class Outcome : std::uint8_t {
+  kWaiting,
+  kAdmitted,
+  kCancelled,  // by its owner
+  kDeadline,   // could not be, or was not, admitted in time
+  kNever,      // the limit was lowered below what it needs
+  kStopped,    // the scheduler was
+};
+
+// One wait. Two references exist: the owner's and the scheduler's, which passes to the mailbox when
+// the wait is over. A reservation that nobody claims is cancelled when the waiter goes.
+//
+// Memory ordering: `outcome_` leaves kWaiting once, by a sequentially consistent compare-and-swap;
+// whoever makes that move wrote `reservation` or `at` before it, and whoever sees it may read them.
+class Waiter {
+ public:
+  Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority, Nanos submitted,
+         Nanos deadline, Mailbox* mailbox, void* cookie);
+
+  void Unref() {
+    if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+  }
+
+  Outcome outcome() const { return outcome_.load(); }
+  Bucket* bucket() const { return bucket_; }
+  absl::Span<const std::int64_t> amounts() const { return amounts_; }
+  Nanos submitted() const { return submitted_; }
+  // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold: not).
+  Nanos at() const { return at_; }
+  // After kAdmitted, once, by the owner.
+  std::unique_ptr<Reservation> Claim() { return std::move(reservation_); }
+
+  // The owner's own word, for whoever drains the mailbox; changed only where the mailbox is drained.
+  void* cookie;
+  Waiter* next_in_mailbox = nullptr;
+
+ private:
+  friend class Scheduler;
+  friend class ClassQueue;
+  friend class BucketQueue;
+  friend class Mailbox;
+
+  ~Waiter();
+  bool Finish(Outcome outcome) {
+    Outcome waiting = Outcome::kWaiting;
+    return outcome_.compare_exchange_strong(waiting, outcome);
+  }
+
+  Bucket* const bucket_;
+  Mailbox* const mailbox_;
+  const Nanos submitted_;
+  const Nanos deadline_;
+  Nanos at_ = kUntold;
+  std::unique_ptr<Reservation> reservation_;
+  Waiter* previous_ = nullptr;
+  Waiter* next_cancelled_ = nullptr;
+  Waiter* next_ = nullptr;  // in the intake, then in its class's queue
+  const std::int32_t priority_;
+  std::atomic<std::uint16_t> references_{2};
+  std::atomic<Outcome> outcome_{Outcome::kWaiting};
+  bool queued_ = false;
+  absl::InlinedVector<std::int64_t, 2> amounts_;
+};
+
+// Where finished waits are handed over: one per event loop or blocked thread. Posting never blocks
+// and never touches the loop; it writes the descriptor only when the mailbox was empty.
+//
+// Thread-safe; `Drain` is for its one consumer. Reference-counted: a waiter holds a reference.
+class Mailbox {
+ public:
+  explicit Mailbox(WakeFd::Kind kind = WakeFd::DefaultKind()) : wake_(kind) {}
+
+  void Ref() { references_.fetch_add(1, std::memory_order_relaxed); }
+  void Unref() {
+    if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+  }
+
+  WakeFd& wake() { return wake_; }
+
+  void Post(Waiter* newest, Waiter* oldest) {
+    if (finished_.PushChain(newest, oldest)) wake_.Signal();
+  }
+  // What was posted, oldest first; the caller takes over a reference to each.
+  Waiter* Drain() {
+    wake_.Clear();
+    return finished_.TakeAll();
+  }
+
+ private:
+  ~Mailbox();
+
+  std::atomic<std::uint32_t> references_{1};
+  WakeFd wake_;
+  Stack<Waiter, &Waiter::next_in_mailbox> finished_;
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_SCHEDULE_WAITER_H_

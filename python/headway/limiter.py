@@ -1,0 +1,170 @@
+"""Limiter: the limits that a provider counts together, and everything that waits on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from headway import _core, _loop
+from headway._core import Limit, ManualClock
+
+
+@dataclass(frozen=True)
+class LimitState:
+    """One limit at one look.
+
+    used, capacity and available are units of the limit's resource; capacity is what it admits at
+    once (the burst of a `bucket`). ready_in: seconds until the cost that was asked about would fit
+    into this limit by itself; inf where it never does, None where only answers still out can tell.
+    """
+
+    limit: Limit
+    used: int
+    capacity: int
+    available: int
+    ready_in: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a limiter would do with a cost now, and why; str() reads well.
+
+    amounts: the cost asked about, in the order of resources. binds: the limit that admits it last,
+    or None where it fits now. ready_in: seconds until its turn behind all that wait. waiting: how
+    many do.
+    """
+
+    resources: tuple[str, ...]
+    amounts: tuple[int, ...]
+    limits: tuple[LimitState, ...]
+    binds: Limit | None
+    ready_in: float | None
+    waiting: int
+
+    @property
+    def fits_now(self) -> dict[str, int]:
+        """The most of each resource that would fit now if nothing else was asked."""
+        most: dict[str, int] = {}
+        for state in self.limits:
+            name = state.limit.resource
+            most[name] = min(most.get(name, state.available), state.available)
+        return most
+
+    def __str__(self) -> str:
+        cost = ", ".join(
+            f"{amount} {name}" for name, amount in zip(self.resources, self.amounts, strict=True)
+        )
+        if self.binds is None:
+            head = f"{cost}: fits now"
+        else:
+            head = f"{cost}: '{self.binds}' binds, {_when(self.ready_in)}"
+        lines = [f"{head}; {self.waiting} waiting"]
+        for state in self.limits:
+            share = state.used / state.capacity if state.capacity else 1.0
+            lines.append(
+                f"  {state.limit}: {state.used} of {state.capacity} used ({share:.0%}), "
+                f"{state.available} left, {_when(state.ready_in)}"
+            )
+        lines.append(
+            "  fits now: " + ", ".join(f"{n} {name}" for name, n in self.fits_now.items())
+        )
+        return "\n".join(lines)
+
+
+def _when(seconds: float | None) -> str:
+    if seconds is None:
+        return "fits when an answer comes in"
+    if math.isinf(seconds):
+        return "never fits"
+    return "fits now" if seconds == 0 else f"fits in {seconds:.3f} s"
+
+
+class Limiter(_core.LimiterCore):
+    """Keeps what is asked of it just under all of its limits, together.
+
+    limits: Limit objects or their text form; amounts are then given in the order of `resources`,
+    each resource once. backend: None; a Redis backend comes with its own issue of this library.
+    clock: None for the real one, or a ManualClock.
+
+    Thread-safe; any number of event loops and threads may use one limiter at once.
+
+        limiter = Limiter(["500 requests/min", "200_000 tokens/min"])
+
+        async with limiter.acquire(1, 1500):
+            ...  # the call, and nothing else: leaving the block says that it was answered
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        limits: Iterable[Limit | str] | Limit | str,
+        *,
+        backend: None = None,
+        clock: ManualClock | None = None,
+    ) -> None:
+        if backend is not None:
+            raise ValueError(f"backend {backend!r}: must be None, the words live in this process")
+        given = [limits] if isinstance(limits, (Limit, str)) else list(limits)
+        super().__init__(
+            [Limit.parse(each) if isinstance(each, str) else each for each in given], clock
+        )
+        _loop.register(self)
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """The resources, in the order in which amounts are given."""
+        return _core.resources(self)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits as they are now; concurrency comes first."""
+        return tuple(_core.limits(self))
+
+    def set_limit(self, limit: Limit | str, *, debt: str = "absolute") -> None:
+        """Changes a limit while it is in use; what is already counted stays counted.
+
+        Replaces the limit of the same resource and period, or the resource's only one. Its shape
+        stays, so it must be the same or not given. debt: "absolute" where so many units are owed
+        whatever the limit is, "proportional" where the provider scales what is used with the limit.
+        Raises ValueError, and changes nothing, where that does not single out a limit.
+        """
+        wanted = Limit.parse(limit) if isinstance(limit, str) else limit
+        if debt not in ("absolute", "proportional"):
+            raise ValueError(f"debt {debt!r}: must be 'absolute' or 'proportional'")
+        present = _core.limits(self)
+        same = [i for i, each in enumerate(present) if each.resource == wanted.resource]
+        exact = [i for i in same if present[i].per == wanted.per]
+        found = exact or same
+        if len(found) != 1:
+            listed = ", ".join(f"'{each}'" for each in present)
+            raise ValueError(f"limit '{wanted}': does not say which of {listed} it replaces")
+        old = present[found[0]]
+        if wanted.shape is None and old.shape is not None:
+            burst = None if old.shape != "bucket" or old.burst == old.amount else old.burst
+            wanted = Limit(
+                wanted.amount, wanted.resource, wanted.per, old.shape, burst, old.anchor
+            )
+        if (wanted.shape or "window") != (old.shape or "window"):
+            raise ValueError(
+                f"limit '{wanted}': shape must stay {old.shape or 'window'!r}, as in '{old}'"
+            )
+        _core.set_limit(self, found[0], wanted, debt == "proportional")
+
+    def explain(self, *amounts: int) -> Explanation:
+        """Which limit binds this cost, how full each is, when it would fit, what would fit now."""
+        look = _core.snapshot(self, *amounts)
+        states = tuple(LimitState(**each) for each in look["limits"])
+        binds = look["binds"]
+        return Explanation(
+            resources=self.resources,
+            amounts=tuple(look["amounts"]),
+            limits=states,
+            binds=None if binds is None else states[binds].limit,
+            ready_in=look["ready_in"],
+            waiting=look["waiting"],
+        )
+
+    def __repr__(self) -> str:
+        return f"Limiter([{', '.join(repr(str(each)) for each in self.limits)}])"

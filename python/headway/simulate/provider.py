@@ -1,0 +1,259 @@
+"""The simulated provider: which request is answered how, counted when, and in what time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+from headway.simulate import openai
+from headway.simulate.admission import Admission, Refusal
+from headway.simulate.answers import Answers, as_json, model_of, models
+from headway.simulate.behaviour import Behaviour
+from headway.simulate.failures import DROP, QUICK, failure_draws
+from headway.simulate.http import Exchange
+from headway.simulate.rules import Rule
+from headway.simulate.streams import Stream, events_of
+from headway.simulate.tally import Decision, Tally
+from headway.simulate.tokens import TokenEstimate, estimate_tokens
+
+JSON = "content-type: application/json\r\n"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A well-formed request for an answer."""
+
+    exchange: Exchange
+    body: dict[str, Any]
+    tokens: TokenEstimate
+
+
+class Provider:
+    """Answers exchanges in the way of an OpenAI-compatible API; for one event loop.
+
+    A request is counted at the instant at which all of it has arrived (plus `arrival_jitter`);
+    latency elapses after that. All rules count all models together.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        behaviour: Behaviour,
+        parse_limit: Callable[[str], Rule] | None = None,
+    ) -> None:
+        self._behaviour = behaviour
+        self._parse_limit = parse_limit
+        epoch_at_zero = time.time_ns() - time.monotonic_ns()
+        self._admission = Admission(rules, epoch_at_zero, count_refused=behaviour.count_refused)
+        self._tally = Tally(self._admission)
+        self._decisions: list[Decision] = []
+        self._latency = behaviour.latency.draws(behaviour.seed)
+        self._failure = failure_draws(behaviour.failures, behaviour.seed)
+        self._network = random.Random(f"network {behaviour.seed}")
+        self._answers = Answers(behaviour.seed)
+        self._now = 0
+
+    def stats(self, decisions: bool = False) -> dict[str, Any]:
+        """What `GET /_stats` answers; `Tally` says what the numbers mean."""
+        report = self._tally.report()
+        if decisions:
+            report["decisions"] = self._decisions
+        return report
+
+    def set_rules(self, rules: Iterable[Rule]) -> dict[str, Any]:
+        """Enforces `rules` from now on and gives the numbers of the stretch that ends here.
+
+        The numbers begin again at 0; the decisions go on.
+        """
+        ended = self._tally.report()
+        self._now = max(time.monotonic_ns(), self._now)
+        self._admission.change(rules, self._now)
+        self._tally = Tally(self._admission)
+        return ended
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Answers `exchange`, now or later."""
+        request = exchange.request
+        if request.path == "/_stats" and request.method == "GET":
+            wanted = parse_qs(request.query).get("decisions", ["0"])[-1] not in ("", "0")
+            exchange.send(200, JSON, as_json(self.stats(wanted)))
+        elif request.path == "/_limits" and request.method == "POST":
+            self._change_limits(exchange)
+        elif not request.path.startswith("/v1/"):
+            self._reject(exchange, 404, self._unknown(exchange), None)
+        elif self._behaviour.key is not None and (
+            request.headers.get("authorization") != f"Bearer {self._behaviour.key}"
+        ):
+            self._reject(exchange, 401, "Incorrect API key provided.", "invalid_api_key")
+        elif request.method == "POST":
+            self._post(exchange)
+        elif request.method == "GET" and request.path == "/v1/models":
+            exchange.send(200, self._headers(), as_json(models()))
+        else:
+            self._reject(exchange, 404, self._unknown(exchange), None)
+
+    def _post(self, exchange: Exchange) -> None:
+        try:
+            body = json.loads(exchange.request.body)
+        except (ValueError, RecursionError) as error:
+            self._reject(
+                exchange, 400, f"We could not parse the JSON body of your request: {error}", None
+            )
+            return
+        if not isinstance(body, dict):
+            self._reject(exchange, 400, "The body of a request must be a JSON object.", None)
+            return
+        try:
+            tokens = estimate_tokens(body)
+        except ValueError as error:
+            self._reject(exchange, 400, str(error), "invalid_type")
+            return
+        call = Call(exchange, body, tokens)
+        if self._behaviour.arrival_jitter > 0:
+            delay = self._network.uniform(0.0, self._behaviour.arrival_jitter)
+            counted = _after(exchange.arrived, delay)
+            self._at(exchange, counted, lambda: self._count(call, counted))
+        else:
+            self._count(call, exchange.arrived)
+
+    def _count(self, call: Call, arrived: int) -> None:
+        # Looked at in this order, so counted in this order, even where stamps are a hair apart.
+        now = self._now = max(arrived, self._now)
+        costs = {"requests": 1, "tokens": call.tokens.counted}
+        refusal = self._admission.decide(now, costs)
+        headers = self._headers()
+        if self._behaviour.headers:
+            headers += openai.limit_headers(self._admission, now)
+        if refusal is not None:
+            self._tally.refuse(now)
+            self._note(call, now, 429)
+            self._refuse(call, refusal, headers, now)
+            return
+        self._tally.admit(now, costs)
+        failure = self._failure()
+        self._note(call, now, 200 if failure is None else failure)
+        if failure is not None:
+            self._tally.failed += 1
+            self._fail(call.exchange, failure, now)
+        elif call.body.get("stream") is True:
+            self._stream(call, headers, now)
+        else:
+            self._answer(call, headers, now)
+
+    def _answer(self, call: Call, headers: str, now: int) -> None:
+        exchange = call.exchange
+
+        def answer() -> None:
+            self._admission.end()
+            path = exchange.request.path
+            body = self._answers.answer(path, call.body, call.tokens, int(time.time()))
+            exchange.send(200, headers, as_json(body))
+
+        self._at(exchange, _after(now, self._latency()), answer, self._admission.end)
+
+    def _stream(self, call: Call, headers: str, now: int) -> None:
+        path = call.exchange.request.path
+        head = self._answers.head(path, call.body, int(time.time()))
+        words = self._answers.words(call.tokens)
+        events = events_of(head, words, call.tokens, call.body)
+        # The model thinks for half of the time and speaks for the other half.
+        half = self._latency() / 2
+        stream = Stream(call.exchange, events, half / len(events), self._admission.end)
+        plain = headers.replace(JSON, "")
+        begin = _after(now, half)
+        self._at(call.exchange, begin, lambda: stream.start(plain), self._admission.end)
+
+    def _refuse(self, call: Call, refusal: Refusal, headers: str, now: int) -> None:
+        model = model_of(call.body)
+        if self._behaviour.headers:
+            headers += openai.retry_headers(refusal)
+            body = openai.refusal_body(refusal, model)
+        else:
+            body = openai.silent_refusal_body(model)
+        exchange = call.exchange
+        answered = _after(now, self._quick())
+        self._at(exchange, answered, lambda: exchange.send(429, headers, body))
+
+    def _fail(self, exchange: Exchange, status: int, now: int) -> None:
+        def fail() -> None:
+            self._admission.end()
+            if status == DROP:
+                exchange.drop()
+            else:
+                exchange.send(status, self._headers(), openai.failure_body(status))
+
+        delay = self._quick() if status in QUICK else self._latency()
+        self._at(exchange, _after(now, delay), fail, self._admission.end)
+
+    def _change_limits(self, exchange: Exchange) -> None:
+        try:
+            entries = json.loads(exchange.request.body)
+            if not isinstance(entries, list):
+                raise ValueError(f"limits must be a JSON list, not {entries!r}")
+            rules = [self._rule(entry) for entry in entries]
+        except (ValueError, RecursionError) as error:
+            self._reject(exchange, 400, str(error), None)
+            return
+        exchange.send(200, JSON, as_json(self.set_rules(rules)))
+
+    def _rule(self, entry: object) -> Rule:
+        if isinstance(entry, dict):
+            return Rule.from_json(entry)
+        if isinstance(entry, str) and self._parse_limit is not None:
+            return self._parse_limit(entry)
+        raise ValueError(f"a limit must be an object with a rule's fields, not {entry!r}")
+
+    def _reject(self, exchange: Exchange, status: int, message: str, code: str | None) -> None:
+        self._tally.invalid += 1
+        body = openai.error_body(message, "invalid_request_error", code)
+        exchange.send(status, self._headers(), body)
+
+    def _unknown(self, exchange: Exchange) -> str:
+        return f"Invalid URL ({exchange.request.method} {exchange.request.path})"
+
+    def _headers(self) -> str:
+        return f"{JSON}x-request-id: {self._answers.request_id()}\r\n"
+
+    def _quick(self) -> float:
+        return self._network.uniform(*self._behaviour.refusal_latency)
+
+    def _note(self, call: Call, now: int, status: int) -> None:
+        if self._behaviour.decisions:
+            request = call.exchange.request
+            name = request.headers.get("x-client-request-id", request.path)
+            self._decisions.append((now / 1e9, status, call.tokens.counted, name))
+
+    def _at(
+        self,
+        exchange: Exchange,
+        instant: int,
+        then: Callable[[], None],
+        if_lost: Callable[[], None] | None = None,
+    ) -> None:
+        """Calls `then` at `instant`, or `if_lost` if the client has gone by then."""
+        if instant <= time.monotonic_ns():
+            then()
+            return
+
+        def due() -> None:
+            exchange.on_lost = None
+            then()
+
+        def lost() -> None:
+            timer.cancel()
+            if if_lost is not None:
+                if_lost()
+
+        # The loop's clock is the one that instants are stamped with, in seconds.
+        timer = asyncio.get_running_loop().call_at(instant / 1e9, due)
+        exchange.on_lost = lost
+
+
+def _after(instant: int, seconds: float) -> int:
+    return instant + round(seconds * 1e9)

@@ -1,0 +1,103 @@
+"""Answers in pieces: the server-sent events of a stream, and their pace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from headway.simulate.answers import Answer, usage_of, whole
+from headway.simulate.http import Exchange
+from headway.simulate.tokens import TokenEstimate
+
+
+def events_of(
+    head: Answer, words: list[str], tokens: TokenEstimate, body: dict[str, Any]
+) -> list[bytes]:
+    """All events of the answer of `words`; usage comes last, where `body` asks for it."""
+    if head["object"] == "response":
+        return _response_events(head, words, tokens)
+    chat = head["object"] == "chat.completion"
+    if chat:
+        head = {**head, "object": "chat.completion.chunk"}
+    options = body.get("stream_options")
+    with_usage = isinstance(options, dict) and options.get("include_usage") is True
+    if with_usage:
+        head = {**head, "usage": None}
+    events = [
+        _event({**head, "choices": [_piece(word if at == 0 else f" {word}", None, chat, at == 0)]})
+        for at, word in enumerate(words)
+    ]
+    finish = "length" if len(words) == tokens.maximum else "stop"
+    events.append(_event({**head, "choices": [_piece("", finish, chat, False)]}))
+    if with_usage:
+        usage = usage_of(head, len(words), tokens)
+        events.append(_event({**head, "choices": [], "usage": usage}))
+    return [*events, b"data: [DONE]\n\n"]
+
+
+class Stream:
+    """Sends events one after another, `interval` seconds apart, the first one at once.
+
+    Calls `ended` after the last one, or when the client has gone.
+    """
+
+    def __init__(
+        self, exchange: Exchange, events: list[bytes], interval: float, ended: Callable[[], None]
+    ) -> None:
+        self._exchange = exchange
+        self._events = iter(events)
+        self._left = len(events)
+        self._interval = interval
+        self._ended = ended
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, headers: str) -> None:
+        """Sends the head and the first event."""
+        self._exchange.on_lost = self._lost
+        self._exchange.begin(200, f"content-type: text/event-stream; charset=utf-8\r\n{headers}")
+        self._step()
+
+    def _step(self) -> None:
+        for event in self._events:
+            self._exchange.part(event)
+            self._left -= 1
+            if self._interval > 0 and self._left:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(self._interval, self._step)
+                return
+        self._exchange.on_lost = None
+        self._ended()
+        self._exchange.end()
+
+    def _lost(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ended()
+
+
+def _piece(text: str, finish: str | None, chat: bool, first: bool) -> Answer:
+    piece: Answer = {"index": 0, "logprobs": None, "finish_reason": finish}
+    if not chat:
+        return {**piece, "text": text}
+    delta = {"content": text} if finish is None else {}
+    return {**piece, "delta": {"role": "assistant", **delta} if first else delta}
+
+
+def _response_events(head: Answer, words: list[str], tokens: TokenEstimate) -> list[bytes]:
+    started = {**head, "status": "in_progress", "output": []}
+    parts: list[Answer] = [{"type": "response.created", "response": started}]
+    place = {"item_id": f"msg_{head['id'][5:]}", "output_index": 0, "content_index": 0}
+    for at, word in enumerate(words):
+        delta = word if at == 0 else f" {word}"
+        parts.append({"type": "response.output_text.delta", **place, "delta": delta})
+    parts.append({"type": "response.completed", "response": whole(head, words, tokens)})
+    return [
+        b"event: %b\n%b" % (part["type"].encode(), _event({**part, "sequence_number": at}))
+        for at, part in enumerate(parts)
+    ]
+
+
+def _event(data: Answer) -> bytes:
+    return b"data: %b\n\n" % json.dumps(data).encode()

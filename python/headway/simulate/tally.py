@@ -1,0 +1,103 @@
+"""What a simulated provider has decided so far, and the most that it could have admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headway.simulate.admission import Admission
+
+Decision = tuple[float, int, int, str]
+"""Monotonic seconds, HTTP status (0: dropped), tokens, x-client-request-id or else the path."""
+
+
+class Tally:
+    """Numbers of one stretch, from its first request on; a change of limits begins a new one.
+
+    `report()` gives, as JSON:
+
+    - `admitted`: requests that passed every rule; `failed`: those of them that were then made to
+      fail; `refused`: requests that a rule refused. Requests that were no good (400, 401, 404)
+      are only in `invalid`.
+    - `first`: the instant at which the first request was counted or refused; `last`: the instant
+      at which the last one was admitted; both in seconds of this machine's monotonic clock, or
+      null where there was none.
+    - `by_rule`: in the order of the rules, `used`, what admitted requests took of the rule's
+      resource, and `most`, the most that the rule would have let through from `first` to `last`,
+      both included, had it counted nothing before `first` and had the costs been as small as is
+      best: for `bucket` burst + floor(amount x (last - first) / period), for `window`
+      amount x (floor((last - first) / period) + 1), for `fixed` amount x the number of windows
+      that [first, last] touches. For `concurrency`, `used` is the most requests that were in
+      flight at once and `most` the amount.
+    - `most`: the most *requests* that the rate rules would have let through in that time: the
+      least, over them, of the rule's `most` divided by what an admitted request took of it on
+      average, rounded down; null without a rate rule or an admitted request.
+    - `in_flight`: admitted requests that have not ended.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.admitted = 0
+        self.refused = 0
+        self.failed = 0
+        self.invalid = 0
+        self._first: int | None = None
+        self._last: int | None = None
+        self._taken = {"requests": 0, "tokens": 0}
+        self._at_once = admission.in_flight
+
+    def admit(self, now: int, costs: Mapping[str, int]) -> None:
+        """Notes a request that the rules let through at `now` (nanoseconds)."""
+        if self._first is None:
+            self._first = now
+        self._last = now
+        self.admitted += 1
+        for resource in self._taken:
+            self._taken[resource] += costs[resource]
+        self._at_once = max(self._at_once, self._admission.in_flight)
+
+    def refuse(self, now: int) -> None:
+        """Notes a request that a rule refused at `now` (nanoseconds)."""
+        if self._first is None:
+            self._first = now
+        self.refused += 1
+
+    def report(self) -> dict[str, Any]:
+        """The numbers as they are now; the class says what each one means."""
+        by_rule: list[dict[str, Any]] = []
+        bounds: list[int] = []
+        for count in self._admission.rates:
+            rule = count.rule
+            used = self._taken[rule.resource]
+            most = 0
+            if self._first is not None and self._last is not None:
+                most = count.most(self._first, self._last)
+            if used:
+                bounds.append(most * self.admitted // used)
+            by_rule.append(
+                {"rule": str(rule), "resource": rule.resource, "used": used, "most": most}
+            )
+        for rule in self._admission.concurrency:
+            by_rule.append(
+                {
+                    "rule": str(rule),
+                    "resource": rule.resource,
+                    "used": self._at_once,
+                    "most": rule.amount,
+                }
+            )
+        return {
+            "admitted": self.admitted,
+            "refused": self.refused,
+            "failed": self.failed,
+            "invalid": self.invalid,
+            "most": min(bounds, default=None),
+            "by_rule": by_rule,
+            "first": _seconds(self._first),
+            "last": _seconds(self._last),
+            "in_flight": self._admission.in_flight,
+        }
+
+
+def _seconds(instant: int | None) -> float | None:
+    return None if instant is None else instant / 1e9
