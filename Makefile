@@ -7,7 +7,7 @@ SHELL := /bin/bash
         stubs stubs-check mutants fetch-deps wheel fresh soak bench bench-peers clean help
 
 help:           ## say what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 setup:          ## install missing Debian packages and build/venv
 	@tools/setup
@@ -21,8 +21,9 @@ run:            ## the main job on a sample, against the simulator
 	@tools/run-sample
 
 # The cheap checks first; then what is built once is used by what follows.
-test: build format-check lint types stubs-check test-cpp test-tsan test-asan test-python mutants \
-      wheel fetch-deps  ## everything that CI runs
+CHECKS := format-check lint types stubs-check
+TESTS := test-cpp test-tsan test-asan test-python mutants wheel fetch-deps
+test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
 
 test-cpp: setup     ## the C++ tests

@@ -294,17 +294,20 @@ void Complete(void* cookie) {
   PyObject* set = PyObject_CallMethodOneArg(future, str_set_result, Py_None);
   if (set == nullptr) {
     // Already done: the task was cancelled, and will throw into the wait at its next step.
-    if (PyErr_ExceptionMatches(PyExc_Exception)) {
-      PyObject* cancelled = PyObject_CallMethod(future, "done", nullptr);
-      if (cancelled == Py_True) {
-        PyErr_Clear();
-      } else {
-        PyErr_WriteUnraisable(future);
-      }
-      Py_XDECREF(cancelled);
+    PyObject* type = nullptr;
+    PyObject* value = nullptr;
+    PyObject* traceback = nullptr;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject* done = PyObject_CallMethod(future, "done", nullptr);
+    if (done == Py_True) {
+      Py_XDECREF(type);
+      Py_XDECREF(value);
+      Py_XDECREF(traceback);
     } else {
+      PyErr_Restore(type, value, traceback);
       PyErr_WriteUnraisable(future);
     }
+    Py_XDECREF(done);
   }
   Py_XDECREF(set);
   Py_DECREF(future);

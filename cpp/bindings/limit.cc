@@ -114,7 +114,9 @@ Immutable and hashable. Also written as text, wherever a Limit is taken:
       .def(py::self == py::self)
       .def("__hash__", [](const Limit& l) { return py::hash(py::str(l.Format())); })
       .def("__reduce__", [](const py::object& self) {
-        return py::make_tuple(py::type::of(self).attr("parse"), py::make_tuple(py::str(self)));
+        return py::make_tuple(py::type::of(self),
+                              py::make_tuple(self.attr("amount"), self.attr("resource"), self.attr("per"),
+                                             self.attr("shape"), self.attr("burst"), self.attr("anchor")));
       });
 
   py::class_<VirtualTime, std::shared_ptr<VirtualTime>>(

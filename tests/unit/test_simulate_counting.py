@@ -230,6 +230,14 @@ def test_a_window_frees_a_slot_one_period_after_it_was_taken() -> None:
     assert count.wait(60 * SECOND, 2) == 10 * SECOND
 
 
+def test_a_window_waits_only_for_as_much_as_the_cost_needs() -> None:
+    count = Window(Rule("tokens", 10, 60.0, "window"))
+    for at, cost in ((0, 5), (10, 2), (20, 3)):
+        count.take(at * SECOND, cost)
+    waits = [count.wait(20 * SECOND, cost) for cost in (1, 5, 6, 7, 8, 10, 11)]
+    assert waits == [wait and wait * SECOND for wait in (40, 40, 50, 50, 60, 60, None)]
+
+
 def test_a_fixed_window_ends_where_its_anchor_says() -> None:
     # At the instant 0 the wall clock shows 100 s; windows of 60 s start at 130 s, 190 s, …
     count = Fixed(Rule("requests", 1, 60.0, "fixed", anchor=130.0), 100 * SECOND)

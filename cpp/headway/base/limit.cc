@@ -1,7 +1,6 @@
 // headway/base/limit.cc: checks, parsing and formatting of limits.
 #include "headway/base/limit.h"
 
-#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -40,20 +39,32 @@ constexpr Unit kUnits[] = {
     {"h", 3600 * kSecond},   {"day", kDay},
 };
 
-// A decimal number of `unit`s as nanoseconds, exactly where it is a whole number of them.
+// A decimal number of `unit`s, in integers: exact where it is a whole number of nanoseconds, else
+// rounded. (A double is not: an anchor of today has 19 digits.)
 std::optional<Nanos> Scale(absl::string_view number, Nanos unit) {
   if (number.empty()) return unit;
-  std::int64_t whole = 0;
-  if (absl::SimpleAtoi(number, &whole)) {
-    Nanos out = 0;
-    if (whole < 0 || __builtin_mul_overflow(whole, unit, &out)) return std::nullopt;
-    return out;
+  constexpr std::int64_t kFinest = 1'000'000'000'000;  // of a day, less than a nanosecond
+  constexpr auto kMost = static_cast<unsigned __int128>(kFinest) * 10'000'000'000;
+  unsigned __int128 digits = 0;
+  std::int64_t scale = 1;
+  bool any = false;
+  bool fraction = false;
+  for (const char c : number) {
+    if (c == '.' && !fraction) {
+      fraction = true;
+      continue;
+    }
+    if (!absl::ascii_isdigit(static_cast<unsigned char>(c))) return std::nullopt;
+    any = true;
+    if (scale == kFinest) continue;
+    digits = digits * 10 + static_cast<unsigned>(c - '0');
+    if (digits > kMost) return std::nullopt;
+    if (fraction) scale *= 10;
   }
-  double value = 0;
-  if (!absl::SimpleAtod(number, &value) || !std::isfinite(value) || value < 0 || value > 1e12)
-    return std::nullopt;
-  const double nanos = std::round(value * static_cast<double>(unit));
-  if (nanos > 9e18) return std::nullopt;
+  if (!any) return std::nullopt;
+  const auto wide = static_cast<unsigned __int128>(scale);
+  const unsigned __int128 nanos = (digits * static_cast<unsigned __int128>(unit) + wide / 2) / wide;
+  if (nanos > static_cast<unsigned __int128>(kNever)) return std::nullopt;
   return static_cast<Nanos>(nanos);
 }
 
@@ -132,6 +143,11 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
     return Bad("burst", absl::StrCat(*limit.burst), "needs shape 'bucket'");
   if (limit.anchor && limit.shape != Shape::kFixed)
     return Bad("anchor", FormatSeconds(*limit.anchor), "needs shape 'fixed'");
+  if (limit.anchor && (*limit.anchor < -kMaxAnchor || *limit.anchor > kMaxAnchor))
+    return Bad("anchor", absl::StrCat(FormatSeconds(*limit.anchor), " s"),
+               "must be from -2**62 to 2**62 ns (146 years) since 1970");
+  if (limit.burst && (*limit.burst < 1 || *limit.burst > kMaxAmount))
+    return Bad("burst", absl::StrCat(*limit.burst), "must be from 1 to 2**53");
   if (concurrency) {
     limit.period = 0;
     return limit;
@@ -140,8 +156,6 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
     return Bad("per", absl::StrCat(FormatSeconds(limit.period), " s"),
                "must be from 0.001 s to 31 days (2678400 s)");
   if (limit.shape == Shape::kBucket && limit.amount > 0) {
-    if (limit.burst && (*limit.burst < 1 || *limit.burst > kMaxAmount))
-      return Bad("burst", absl::StrCat(*limit.burst), "must be from 1 to 2**53");
     const auto refill = static_cast<__int128>(limit.burst_or_amount()) * limit.period / limit.amount;
     if (refill > kMaxRefill)
       return Bad("burst", absl::StrCat(limit.burst_or_amount()),
@@ -162,7 +176,7 @@ absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
                 "<seconds>]' or '<amount> concurrency'");
   Limit limit;
   const std::optional<std::int64_t> amount = ParseAmount(words[0]);
-  if (!amount) return fail(absl::StrCat("'", words[0], "' is not a whole number"));
+  if (!amount) return fail(absl::StrCat("amount '", words[0], "' is not a whole number"));
   limit.amount = *amount;
   limit.resource = words[1];
   std::size_t i = 2;
@@ -176,7 +190,7 @@ absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
       period += words[i++];
     const std::optional<Nanos> parsed = ParsePeriod(period);
     if (!parsed)
-      return fail(absl::StrCat("'", period, "' is not a period: a number if wanted, then s, sec, "
+      return fail(absl::StrCat("per '", period, "' is not a period: a number if wanted, then s, sec, "
                                "second, min, minute, h, hour or day"));
     limit.period = *parsed;
     if (limit.resource == "concurrency") return fail("'concurrency' has no period");

@@ -35,6 +35,8 @@ struct Limit {
   // The longest time that a full `bucket` may take to refill (4.5 years): twice that, plus the
   // clock, must fit into a meter's 60 bits.
   static constexpr Nanos kMaxRefill = Nanos{1} << 57;
+  // How far an anchor may lie from 1970 (146 years): sums with a clock's instants cannot overflow.
+  static constexpr Nanos kMaxAnchor = Nanos{1} << 62;
 
   std::int64_t amount = 0;
   std::string resource;

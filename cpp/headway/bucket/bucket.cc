@@ -106,20 +106,24 @@ Denial Bucket::Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
   return denial;
 }
 
+// What was taken of all meters, last first.
+void Bucket::GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel) {
+  bool signal = false;
+  const Debt debt = debt_.load();
+  for (std::size_t i = taken.size(); i-- > 0;) {
+    HEADWAY_PAUSE();
+    signal |= meter(static_cast<int>(i)).GiveBack(now, taken[i], taken[i].amount, debt, cancel);
+  }
+  if (signal) Signal();
+}
+
 bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
                      absl::Span<Taken> taken) {
-  for (int i = 0; i < size_; ++i) {
-    if (meter(i).Take(now, amount(i, amounts), privileged, answered, taken[static_cast<std::size_t>(i)]))
-      continue;
-    bool signal = false;
-    const Debt debt = debt_.load(std::memory_order_relaxed);
-    for (int k = i - 1; k >= 0; --k) {
-      HEADWAY_PAUSE();
-      const Taken& mine = taken[static_cast<std::size_t>(k)];
-      // What was taken as answered holds no pin in its cell.
-      signal |= meter(k).GiveBack(now, mine, mine.amount, debt, /*cancel=*/!answered);
-    }
-    if (signal) Signal();
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    const int k = static_cast<int>(i);
+    if (meter(k).Take(now, amount(k, amounts), privileged, answered, taken[i])) continue;
+    // What was taken as answered holds no pin in its cell.
+    GiveBackAll(now, taken.first(i), /*cancel=*/!answered);
     return false;
   }
   return true;
@@ -149,12 +153,12 @@ void Bucket::Begin(Nanos now, Reservation& out) {
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                          bool privileged, Reservation& out) {
   out.taken_.resize(static_cast<std::size_t>(size_));
+  bool looked = size_ == 1 && calls_ == nullptr;  // then taking is looking
   for (;;) {
     Denial denial;
-    if (size_ > 1 || calls_ != nullptr) {
+    if (!looked) {
       denial = Bind(now, kNothing, amounts, privileged);
-      if (denial.ready_at <= now && HeldBack(amounts, denial)) return denial;
-      if (denial.ready_at > now) {
+      if (denial.ready_at > now || HeldBack(amounts, denial)) {
         SignalIfOwed();
         return denial;
       }
@@ -166,27 +170,45 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
       return std::nullopt;
     }
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.
-    denial = Bind(now, kNothing, amounts, privileged);
-    if (denial.ready_at > now) return denial;
+    looked = false;
   }
 }
 
 Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out) {
   out.taken_.resize(static_cast<std::size_t>(size_));
+  // Each meter has to count it at the common instant: at its own earlier one, the units would have
+  // been paid for by then, and a full burst of others could go together with it.
   Nanos at = now;
-  for (int i = 0; i < size_; ++i) {
-    const Nanos mine =
-        meter(i).ReserveAt(now, amount(i, amounts), out.taken_[static_cast<std::size_t>(i)]);
-    if (mine == kNever) {
-      for (int k = i - 1; k >= 0; --k) {
-        const Taken& taken = out.taken_[static_cast<std::size_t>(k)];
-        if (meter(k).GiveBack(now, taken, taken.amount, debt_.load(), /*cancel=*/true)) Signal();
-      }
-      return kNever;
+  if (size_ > 1) at = Look(now, amounts).ready_at;
+  if (at >= kUntold) return kNever;
+  for (;;) {
+    Nanos latest = at;
+    for (std::size_t i = 0; i < out.taken_.size() && latest < kUntold; ++i) {
+      const int k = static_cast<int>(i);
+      latest = std::max(latest, meter(k).ReserveAt(at, amount(k, amounts), out.taken_[i]));
+      HEADWAY_PAUSE();
     }
-    at = std::max(at, mine);
+    if (latest == at || (size_ == 1 && latest < kUntold)) {
+      Begin(latest, out);
+      return latest;
+    }
+    // Another thread was faster, and the instant is a later one; or it is none at all.
+    GiveBackAll(now, out.taken_, /*cancel=*/true);
+    for (Taken& taken : out.taken_) taken = Taken{};
+    if (latest >= kUntold) return kNever;
+    at = latest;
   }
-  Begin(at, out);
+}
+
+std::int64_t Bucket::Used(int meter, Nanos now) {
+  const std::int64_t used = this->meter(meter).Used(now);
+  SignalIfOwed();
+  return used;
+}
+
+Nanos Bucket::ReadyAt(int meter, Nanos now, std::int64_t amount) {
+  const Nanos at = this->meter(meter).ReadyAt(now, amount);
+  SignalIfOwed();
   return at;
 }
 
@@ -198,6 +220,11 @@ void Bucket::SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offse
     signal = this->meter(meter).SetLimit(now, limit, wall_offset, debt);
   }
   if (signal) Signal();
+}
+
+void Bucket::Raise(int meter, std::int64_t bound, Nanos at) {
+  this->meter(meter).Raise(bound, at);
+  SignalIfOwed();
 }
 
 void Bucket::Lower(int meter, std::int64_t bound, Nanos at) {

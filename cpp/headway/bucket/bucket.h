@@ -73,7 +73,8 @@ class Bucket {
                                    Reservation& out);
 
   // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
-  // kNever and takes nothing. For buckets whose limits are all of shape kBucket.
+  // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of several
+  // limits makes it wait, the others count it at that later instant, too: until then they admit less.
   Nanos ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out);
 
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
@@ -85,8 +86,13 @@ class Bucket {
   // Changes one limit (same shape and resource) while in use.
   void SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offset, Debt debt);
 
+  // Of one limit, see Meter: units in use, and when `amount` would fit as far as this limit goes. To be
+  // preferred to the meter's own verbs, which cannot signal those who wait when they free a cell.
+  std::int64_t Used(int meter, Nanos now);
+  Nanos ReadyAt(int meter, Nanos now, std::int64_t amount);
+
   // An observation of one limit; see Meter.
-  void Raise(int meter, std::int64_t bound, Nanos at) { this->meter(meter).Raise(bound, at); }
+  void Raise(int meter, std::int64_t bound, Nanos at);
   void Lower(int meter, std::int64_t bound, Nanos at);
 
   // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of them.
@@ -127,6 +133,8 @@ class Bucket {
     if (signal_ != nullptr) signal_->Signal(*this);
   }
   void SignalIfOwed();
+
+  void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel);
 
   std::atomic<std::uint32_t> references_{1};
   const int size_;

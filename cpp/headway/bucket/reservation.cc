@@ -3,44 +3,66 @@
 
 #include <algorithm>
 
+#include "headway/base/pause.h"
 #include "headway/bucket/bucket.h"
 
 namespace headway {
 
 bool Reservation::Sent(Nanos now, Nanos network_delay) {
-  if (bucket_ == nullptr || (state_.fetch_or(kSent) & (kSent | kEnded)) != 0) return false;
+  if (bucket_ == nullptr) return false;
+  Calls* calls = bucket_->calls_.get();
+  const bool marks = network_delay >= 0 && calls != nullptr;
+  std::uint8_t held = 0;
+  if (!state_.compare_exchange_strong(held, marks ? kSent | kMarking : kSent)) return false;
+  HEADWAY_PAUSE();
   sent_at_.store(now);
-  if (network_delay < 0 || bucket_->calls_ == nullptr) return true;
+  if (!marks) return true;
   const Nanos counted_by = now + std::max(network_delay, Calls::kLeastNetworkDelay);
-  bool signal = bucket_->calls_->SawTransport();
-  bounded_.store(true);
+  bool signal = calls->SawTransport();
+  counted_by_.store(counted_by);
+  HEADWAY_PAUSE();
   for (int i = 0; i < bucket_->size(); ++i)
     signal |= bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by);
+  HEADWAY_PAUSE();
+  const std::uint8_t before = state_.fetch_and(static_cast<std::uint8_t>(~kMarking));
+  if ((before & kAnswered) != 0) TellAnswered((before & kRefused) != 0);
   if (signal) bucket_->Signal();
   return true;
 }
 
 bool Reservation::Answered(Nanos now, bool refused) {
   if (bucket_ == nullptr) return false;
-  const std::uint8_t before = state_.fetch_or(kAnswered | kSent);
+  // Whoever loses to another answer must not move its instant; where two race, either is one.
+  if ((state_.load() & (kAnswered | kEnded)) != 0) return false;
+  answered_at_.store(now);
+  HEADWAY_PAUSE();
+  const std::uint8_t before = state_.fetch_or(refused ? kAnswered | kSent | kRefused : kAnswered | kSent);
   if ((before & (kAnswered | kEnded)) != 0) return false;
-  if (bucket_->calls_ == nullptr) return true;
+  if ((before & kMarking) == 0) TellAnswered(refused);
+  return true;
+}
+
+void Reservation::TellAnswered(bool refused) {
+  if (bucket_->calls_ == nullptr) return;
   Calls& calls = *bucket_->calls_;
-  const Answer answer = refused ? Answer::kRefused : bounded_.load() ? Answer::kBounded : Answer::kOpaque;
-  const bool pinned = !bounded_.load();
+  const Nanos answered_at = answered_at_.load();
+  const Nanos counted_by = counted_by_.load();
+  const bool pinned = counted_by == kNever;
+  const Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
+  // The answer may be in before the network's delay is over, and long after.
+  const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
   const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
-  const bool learnt = answer == Answer::kOpaque && tells_ && now > began && calls.Learn(now - began);
-  bool signal = calls.End(/*answered=*/true);
+  const bool learnt =
+      answer == Answer::kOpaque && tells_ && answered_at > began && calls.Learn(answered_at - began);
+  bool signal = calls.End(/*answered=*/true) || learnt;
   for (int i = 0; i < bucket_->size(); ++i) {
     Meter& meter = bucket_->meter(i);
     if (learnt) meter.SetMargin(calls.Margin());
     // With a transport's marks in the bucket, or after a refusal, nothing is assumed about the order.
     if (refused || calls.transport()) meter.StopTrustingOrder();
-    signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], now, answer, pinned);
+    signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned);
   }
-  signal |= learnt;
   if (signal && bucket_->has_waiters()) bucket_->Signal();
-  return true;
 }
 
 bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
@@ -65,6 +87,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
       meter.Charge(now, taken, used - taken.amount);
     }
   }
+  bucket_->SignalIfOwed();
   if (signal) bucket_->Signal();
   return true;
 }
@@ -72,6 +95,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
 bool Reservation::Cancel(Nanos now) {
   std::uint8_t held = 0;
   if (bucket_ == nullptr || !state_.compare_exchange_strong(held, kSent | kAnswered | kEnded)) return false;
+  HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
   bool signal = bucket_->calls_ != nullptr && bucket_->calls_->End(/*answered=*/false);
   for (int i = bucket_->size() - 1; i >= 0; --i) {

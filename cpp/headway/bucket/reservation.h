@@ -26,7 +26,9 @@ class Bucket;
 // first one to end it wins, and every later one is a no-op that returns false.
 //
 // Memory ordering: `state_` is a set of bits moved by fetch_or (sequentially consistent); the thread
-// that sets a bit first does that bit's work.
+// that sets a bit first does that bit's work. One thread at a time tells the meters: while `Sent` is
+// at it (kMarking), `Answered` leaves its instant behind, and whoever of the two clears the bit or
+// sets kAnswered last tells them of the answer.
 class Reservation {
  public:
   Reservation() = default;
@@ -66,13 +68,20 @@ class Reservation {
   static constexpr std::uint8_t kSent = 1;
   static constexpr std::uint8_t kAnswered = 2;
   static constexpr std::uint8_t kEnded = 4;
+  static constexpr std::uint8_t kMarking = 8;   // Sent is telling the meters
+  static constexpr std::uint8_t kRefused = 16;  // with kAnswered
+
+  // Tells the meters of an answer at `answered_at_`.
+  void TellAnswered(bool refused);
 
   Bucket* bucket_ = nullptr;
   Nanos admitted_at_ = 0;
   std::atomic<Nanos> sent_at_{kNever};
   bool tells_ = false;  // its time tells how long a call takes (Calls)
   std::atomic<std::uint8_t> state_{0};
-  std::atomic<bool> bounded_{false};  // Sent with a known network delay
+  // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
+  std::atomic<Nanos> counted_by_{kNever};
+  std::atomic<Nanos> answered_at_{0};
   absl::InlinedVector<Taken, 2> taken_;  // by meter
 };
 

@@ -2,25 +2,15 @@
 #include "headway/meter/bucket_meter.h"
 
 namespace headway {
-namespace {
-
-// What `units` cost in time without regard to the burst.
-Nanos Cost(const Parameters& p, std::int64_t units) {
-  if (units == 0) return 0;
-  if (p.amount == 0) return kNever;
-  return p.step() >= kMicrosecond ? MulDivFloor(units, p.step(), 1) : MulDivCeil(units, p.period, p.amount);
-}
-
-}  // namespace
 
 Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
   for (;;) {
     const Word word{m.word_.load(std::memory_order_acquire)};
     const Parameters p = m.slots_.Load(word.generation());
     const Nanos increment = p.Increment(amount);
-    const Nanos queue = Cost(p, ahead);
     if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
-    if (increment == kNever || queue > Word::kMaxValue) return kNever;
+    if (increment == kNever) return kNever;
+    const Nanos queue = std::min(p.Cost(ahead), Word::kMaxValue);
     return std::max(now, std::max(word.value(), now) + queue + increment - p.tolerance);
   }
 }
@@ -58,14 +48,17 @@ bool BucketMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, De
     HEADWAY_PAUSE();
     Nanos refund = amount == taken.amount ? taken.increment
                                           : MulDivFloor(taken.increment, amount, taken.amount);
-    if (word.generation() != taken.generation) {
+    // Eight changes later the generation is the same again; the numbers then tell.
+    const bool changed = word.generation() != taken.generation || p.period != taken.period ||
+                         p.Cost(taken.amount) != taken.increment;
+    if (changed) {
       // The debt was rescaled when the limit changed; so is what is given back of it.
-      refund = debt == Debt::kAbsolute ? Cost(p, amount) : MulDivFloor(refund, p.period, taken.period);
+      refund = debt == Debt::kAbsolute ? p.Cost(amount) : MulDivFloor(refund, p.period, taken.period);
     }
     if (taken.future) {
       // Later reservations hold instants that were promised on top of this one; what they stand on
-      // cannot be taken away any more.
-      refund = std::max<Nanos>(0, refund - std::max<Nanos>(0, word.value() - taken.after));
+      // cannot be taken away any more. How much that is, nobody knows after the limit has changed.
+      refund = changed ? 0 : std::max<Nanos>(0, refund - std::max<Nanos>(0, word.value() - taken.after));
     }
     const Nanos before = word.value();
     const Nanos after = refund > before ? 0 : before - refund;
@@ -78,8 +71,9 @@ void BucketMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   for (;;) {
     const Word word{bits};
-    const Nanos cost = Cost(m.slots_.Load(word.generation()), amount);
-    if (cost == kNever) return;  // a limit of 0 admits nothing anyway
+    const Parameters p = m.slots_.Load(word.generation());
+    const Nanos cost = p.Cost(amount);
+    if (p.amount == 0) return;  // a limit that was born 0 knows no rate, and admits nothing anyway
     const Nanos after = std::min(std::max(word.value(), now) + std::min(cost, Word::kMaxValue / 2),
                                  Word::kMaxValue);
     HEADWAY_PAUSE();
@@ -107,6 +101,16 @@ bool BucketMeter::Lower(Meter& m, Nanos bound) {
   return false;
 }
 
+namespace {
+
+// What one unit costs; 64 bits of mantissa are less than a nanosecond off in four years.
+long double UnitCost(const Parameters& p) {
+  if (p.step() >= kMicrosecond) return static_cast<long double>(p.step());
+  return static_cast<long double>(p.period) / static_cast<long double>(p.amount);
+}
+
+}  // namespace
+
 Nanos BucketMeter::Rescale(Nanos value, Nanos now, const Parameters& old, const Parameters& fresh,
                            Debt debt) {
   if (value <= now) return std::max(now, value);
@@ -119,10 +123,8 @@ Nanos BucketMeter::Rescale(Nanos value, Nanos now, const Parameters& old, const 
     if (old.step() >= kMicrosecond && fresh.step() >= kMicrosecond) {
       scaled = MulDivCeil(owed, fresh.step(), old.step());
     } else {
-      const auto wide = static_cast<long double>(owed) * static_cast<long double>(fresh.period) *
-                        static_cast<long double>(old.amount) /
-                        (static_cast<long double>(old.period) * static_cast<long double>(fresh.amount));
-      scaled = wide > 9e17L ? Word::kMaxValue / 2 : static_cast<Nanos>(wide) + 1;
+      const long double wide = static_cast<long double>(owed) * UnitCost(fresh) / UnitCost(old);
+      scaled = wide > 5e17L ? Word::kMaxValue / 2 : static_cast<Nanos>(wide) + 1;
     }
   }
   return now + std::min(scaled, Word::kMaxValue / 2);

@@ -51,18 +51,25 @@ Nanos CellMeter::Earlier(const Cell& cell, Nanos margin) {
   return first == kNever ? kUntold : std::max(cell.begin.load(), first - margin);
 }
 
-// Empties a cell that was seen in `state` with nobody busy. Lock-free for the others: a thread
-// stopped in here keeps this one cell's units, no more.
-bool CellMeter::Empty(Meter& m, Cells& cells, Cell& cell, std::uint64_t state, bool is_open) {
-  if (is_open && (state & Cell::kClosed) == 0) {
-    // The open cell: members may still come. Emptying it in place is right for them, too: they wait
-    // for the next state, or move on.
-    if (state % Cell::kGeneration == 0 && cell.sum.load() == 0) return false;  // nothing in it
-  }
+// Whether all members have left by `now`, or nothing is in it any more.
+bool CellMeter::Due(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state,
+                    Nanos margin, Nanos later_first) {
+  if (state % Cell::kClosed == 0 && cell.sum.load() == 0) return true;
+  return Leaves(shape, p, CountedBy(cell, state, margin, later_first)) <= now;
+}
+
+// Empties a cell that was seen due in `state`. Lock-free for the others: a thread stopped in here
+// keeps this one cell's units, no more.
+bool CellMeter::Empty(Meter& m, const Parameters& p, Nanos now, Cells& cells, Cell& cell,
+                      std::uint64_t state, Nanos margin, Nanos later_first) {
   HEADWAY_PAUSE();
   std::uint64_t expected = state;
   if (!cell.state.compare_exchange_strong(expected, state | Cell::kEmptying)) return false;
   HEADWAY_PAUSE();
+  // A member that needs no answer comes and leaves `state` as it was, so one may have come since the
+  // look. It is ours now, and is not let go but entered again.
+  const bool due = Due(m.shape_, p, now, cell, state, margin, later_first);
+  const Nanos counted = CountedBy(cell, state, margin, later_first);
   const std::int64_t amount = cell.sum.exchange(0);
   cell.begin.store(kNever);
   cell.newest.store(0);
@@ -80,22 +87,36 @@ bool CellMeter::Empty(Meter& m, Cells& cells, Cell& cell, std::uint64_t state, b
   }
   cell.state.store(next);
   HEADWAY_PAUSE();
+  if (!due) {
+    Taken ignored;
+    Enter(m, p, counted, amount, /*answered=*/true, /*tell=*/true, ignored);
+    return false;
+  }
   Release(m, amount);
+  return true;
+}
+
+// Lets go of what others have used when that has left.
+bool CellMeter::FreeForeign(Meter& m, const Parameters& p, Nanos now, Cells& cells) {
+  std::int64_t foreign = cells.foreign.load();
+  if (foreign == 0 || Leaves(m.shape_, p, cells.foreign_last.load()) > now) return false;
+  HEADWAY_PAUSE();
+  if (!cells.foreign.compare_exchange_strong(foreign, 0)) return false;
+  HEADWAY_PAUSE();
+  if (Leaves(m.shape_, p, cells.foreign_last.load()) > now) {
+    // Observed again in between, perhaps with the same figure. An observer moves `foreign_last` first
+    // and looks at `foreign` then, so either it has seen the 0 and counts anew, or we put it back.
+    std::int64_t none = 0;
+    if (cells.foreign.compare_exchange_strong(none, foreign)) return false;
+  }
+  Release(m, foreign);
   return true;
 }
 
 bool CellMeter::Free(Meter& m, const Parameters& p, Nanos now) {
   Cells* cells = m.cells_.load(std::memory_order_acquire);
   if (cells == nullptr) return false;
-  bool freed = false;
-  if (std::int64_t foreign = cells->foreign.load();
-      foreign != 0 && Leaves(m.shape_, p, cells->foreign_last.load()) <= now &&
-      cells->foreign.compare_exchange_strong(foreign, 0)) {
-    Release(m, foreign);
-    // Observed again in between, with the same figure: then it has not left.
-    if (Leaves(m.shape_, p, cells->foreign_last.load()) > now) Raise(m, foreign, 0);
-    freed = true;
-  }
+  bool freed = FreeForeign(m, p, now, *cells);
   const std::uint32_t open = cells->open.load();
   const bool in_order = cells->in_order.load();
   const Nanos margin = cells->margin.load();
@@ -105,52 +126,73 @@ bool CellMeter::Free(Meter& m, const Parameters& p, Nanos now) {
     Cell& cell = cells->at(open - back);
     const std::uint64_t state = cell.state.load();
     const Nanos earlier = Earlier(cell, margin);
-    const bool untouched = cell.begin.load() == kNever && cell.sum.load() == 0;
-    const bool cancelled = state % Cell::kClosed == 0 && cell.sum.load() == 0;
-    if ((state & Cell::kEmptying) == 0 && !untouched &&
-        (cancelled || Leaves(m.shape_, p, CountedBy(cell, state, margin, later_first)) <= now))
-      freed |= Empty(m, *cells, cell, state, back == 0);
+    const bool holds = cell.sum.load() != 0;
+    const bool touched = holds || cell.begin.load() != kNever;
+    // The open cell with nothing in it stays as it is: members may come.
+    const bool stays = back == 0 && state % Cell::kGeneration == 0 && !holds;
+    HEADWAY_PAUSE();
+    if ((state & Cell::kEmptying) == 0 && touched && !stays &&
+        Due(m.shape_, p, now, cell, state, margin, later_first))
+      freed |= Empty(m, p, now, *cells, cell, state, margin, later_first);
     if (in_order) later_first = std::min(later_first, earlier);
   }
-  if (freed && Word{m.word_.load()}.waiters()) cells->owes_signal.store(true);
+  if (freed) Owe(m);
   return freed;
 }
 
+// Units have moved between `used` and the cells, and whoever looked meanwhile could not tell when
+// they leave.
+void CellMeter::Owe(Meter& m) {
+  if (Word{m.word_.load()}.waiters()) m.cells().owes_signal.store(true);
+}
+
+// Whether a member admitted at `now` belongs into the next cell rather than in this one.
+bool CellMeter::WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state) {
+  const Nanos begin = cell.begin.load();
+  if (begin == kNever) return false;
+  // Threads do not agree on `now` to the microsecond: a member that comes a little before the first
+  // may stay, since the cell leaves by its latest.
+  const Nanos span = p.period / Cells::kSplit;
+  return cell.sum.load() >= std::max<std::int64_t>(1, p.amount / Cells::kSplit) || now - begin >= span ||
+         begin - now >= span || Cell::pins(state) + Cell::pending(state) >= Cell::kMaxMembers ||
+         (shape == Shape::kFixed && WindowStart(p, begin) < WindowStart(p, now));
+}
+
 void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered,
-                      Taken& taken) {
+                      bool tell, Taken& taken) {
   Cells& cells = m.cells();
-  const std::int64_t full = std::max<std::int64_t>(1, p.amount / Cells::kSplit);
   for (;;) {
     std::uint32_t open = cells.open.load();
     Cell& cell = cells.at(open);
-    std::uint64_t state = cell.state.load();
-    const Nanos begin = cell.begin.load();
-    const bool others = begin != kNever;
-    const bool wants_close =
-        others && (cell.sum.load() >= full || now - begin >= p.period / Cells::kSplit || now < begin ||
-                   (m.shape_ == Shape::kFixed && WindowStart(p, begin) != WindowStart(p, now)) ||
-                   Cell::pins(state) + Cell::pending(state) >= Cell::kMaxMembers);
     HEADWAY_PAUSE();
-    if ((state & (Cell::kClosed | Cell::kEmptying)) != 0 || wants_close) {
+    std::uint64_t state = cell.state.load();
+    const bool passed = (state & (Cell::kClosed | Cell::kEmptying)) != 0;
+    if (passed || WantsClose(m.shape_, p, now, cell, state)) {
       // The next cell, once seen fresh, stays so until `open` moves: only moving it uses it.
       if (cells.at(open + 1).fresh()) {
-        if ((state & Cell::kEmptying) == 0 && (state & Cell::kClosed) == 0 &&
-            !cell.state.compare_exchange_strong(state, state | Cell::kClosed))
-          continue;
+        HEADWAY_PAUSE();
+        if (!passed && !cell.state.compare_exchange_strong(state, state | Cell::kClosed)) continue;
         HEADWAY_PAUSE();
         cells.open.compare_exchange_strong(open, open + 1);
         continue;
       }
       // The whole ring is held: let go of what has left unnoticed, since nothing was refused so far.
       if (Free(m, p, now)) continue;
-      if ((state & (Cell::kClosed | Cell::kEmptying)) != 0) {
+      if (passed) {
         // … and this cell is being emptied by a thread that was stopped there.
         std::this_thread::yield();
         continue;
       }
     }
+    HEADWAY_PAUSE();
     const std::uint64_t mine = Cell::kBusy + (answered ? 0 : Cell::kPin);
     if (!cell.state.compare_exchange_strong(state, state + mine)) continue;
+    HEADWAY_PAUSE();
+    if (cells.open.load() != open) {
+      // It was closed, emptied and fresh again between the two looks: an earlier place in the order.
+      cell.state.fetch_sub(mine);
+      continue;
+    }
     HEADWAY_PAUSE();
     Nanos unset = kNever;
     cell.begin.compare_exchange_strong(unset, now);
@@ -162,6 +204,8 @@ void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amo
     taken.amount = amount;
     taken.cell = open % Cells::kRing;
     taken.cell_generation = Cell::generation(state);
+    HEADWAY_PAUSE();
+    if (tell) Owe(m);
     return;
   }
 }
@@ -183,7 +227,8 @@ bool CellMeter::Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters
     }
     if (!m.word_.compare_exchange_weak(bits, word.with_value(word.value() + amount).bits)) continue;
     HEADWAY_PAUSE();
-    Enter(m, p, now, amount, answered, taken);
+    // The scheduler itself needs no signal: it looks again after it has admitted.
+    Enter(m, p, now, amount, answered, /*tell=*/!pass_waiters, taken);
     return true;
   }
 }
@@ -214,14 +259,21 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
     const bool in_order = cells->in_order.load();
     const Nanos margin = cells->margin.load();
     Nanos later_first = kUntold;
-    for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
+    bool moved = false;
+    for (std::uint32_t back = 0; back < Cells::kRing && !moved; ++back) {
       const Cell& cell = cells->at(open - back);
       const std::uint64_t state = cell.state.load();
       const std::int64_t sum = cell.sum.load();
+      HEADWAY_PAUSE();
       const Nanos earlier = Earlier(cell, margin);
-      if (sum > 0) leaving[count++] = {Leaves(m.shape_, p, CountedBy(cell, state, margin, later_first)), sum};
+      const Nanos counted = CountedBy(cell, state, margin, later_first);
+      // Half emptied, a cell tells nothing; whoever empties it signals when it is done.
+      const bool emptying = (state & Cell::kEmptying) != 0;
+      if (sum > 0) leaving[count++] = {emptying ? kUntold : Leaves(m.shape_, p, counted), sum};
       if (in_order) later_first = std::min(later_first, earlier);
+      moved = cell.state.load() != state;
     }
+    if (moved) continue;
     if (const std::int64_t foreign = cells->foreign.load(); foreign > 0)
       leaving[count++] = {Leaves(m.shape_, p, cells->foreign_last.load()), foreign};
     if (Word{m.word_.load()}.bits != word.bits) continue;
@@ -233,7 +285,9 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
       at = std::max(at, leaving[i].at);
     }
     if (over > 0 || at >= kUntold) return kUntold;
-    if (rounds > (kUntold - at) / p.period) return kUntold;
+    if (rounds == 0) return at;
+    if (m.shape_ == Shape::kFixed) at = WindowStart(p, at);
+    if (rounds > (kUntold - 1 - at) / p.period) return kUntold - 1;
     return at + rounds * p.period;
   }
 }
@@ -263,9 +317,19 @@ bool CellMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool
 }
 
 void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
-  const Word before{m.word_.fetch_add(static_cast<std::uint64_t>(amount) << Word::kValueShift)};
-  Taken ignored;
-  Enter(m, m.slots_.Load(before.generation()), now, amount, /*answered=*/true, ignored);
+  std::uint64_t bits = m.word_.load();
+  for (;;) {
+    const Word word{bits};
+    // Absurd overages stop where the word ends.
+    const std::int64_t more = std::min(amount, Word::kMaxValue / 2 - word.value());
+    if (more <= 0) return;
+    HEADWAY_PAUSE();
+    if (!m.word_.compare_exchange_weak(bits, word.with_value(word.value() + more).bits)) continue;
+    HEADWAY_PAUSE();
+    Taken ignored;
+    Enter(m, m.slots_.Load(word.generation()), now, more, /*answered=*/true, /*tell=*/true, ignored);
+    return;
+  }
 }
 
 bool CellMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
@@ -299,15 +363,20 @@ void CellMeter::SetMargin(Meter& m, Nanos margin) { m.cells().margin.store(margi
 // each move `used` by what they themselves replaced, so the sum stays right.
 void CellMeter::Raise(Meter& m, std::int64_t bound, Nanos at) {
   Cells& cells = m.cells();
+  bound = std::min(bound, Limit::kMaxAmount);
   StoreMax(cells.foreign_last, at);
+  HEADWAY_PAUSE();
   std::int64_t seen = cells.foreign.load();
   while (seen < bound) {
     // Counted before it is stored: `used` errs upwards in between.
     m.word_.fetch_add(static_cast<std::uint64_t>(bound - seen) << Word::kValueShift);
     HEADWAY_PAUSE();
     const std::int64_t expected = seen;
-    if (cells.foreign.compare_exchange_strong(seen, bound)) return;
-    Release(m, bound - expected);
+    const bool done = cells.foreign.compare_exchange_strong(seen, bound);
+    if (!done) Release(m, bound - expected);
+    HEADWAY_PAUSE();
+    Owe(m);
+    if (done) return;
   }
 }
 

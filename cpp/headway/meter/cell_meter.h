@@ -23,7 +23,8 @@ namespace headway {
 // - Whoever changes anything else of the cell first enters by a compare-and-swap on
 //   `state` that checks the generation and counts it as busy; leaving is the compare-and-swap that
 //   counts it out. So between "nobody busy" seen and the generation moved in one compare-and-swap,
-//   nothing else of the cell changes.
+//   nothing else of the cell changes; what may have changed is what a member brought that came and
+//   left again before `state` was seen (it leaves no trace in it), so it is looked at once more then.
 // - The thread whose compare-and-swap sets `emptying` owns the cell until it stores the next state.
 // - `sum` is subtracted from the meter's word after the cell is empty, never before: `used` errs
 //   only upwards.
@@ -71,7 +72,8 @@ class Cells {
   std::atomic<std::uint32_t> open{0};        // sequence number of the open cell
   std::atomic<bool> in_order{true};          // later cells tell about earlier ones
   std::atomic<Nanos> margin{0};              // how much earlier an opaque call is counted than answered
-  // Cells were freed while somebody waited; whoever freed them has that somebody signalled.
+  // Units moved while somebody waited (freed, entered, observed): whoever looked meanwhile could not
+  // tell when they leave. Whoever moved them has that somebody signalled.
   std::atomic<bool> owes_signal{false};
   std::atomic<std::int64_t> foreign{0};  // units that others have used, as last observed
   std::atomic<Nanos> foreign_last{0};
@@ -103,8 +105,16 @@ class CellMeter {
   static Nanos Earlier(const Cell& cell, Nanos margin);
   // Frees every cell whose time has come. Returns whether any was.
   static bool Free(Meter& m, const Parameters& p, Nanos now);
-  static bool Empty(Meter& m, Cells& cells, Cell& cell, std::uint64_t state, bool is_open);
-  static void Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered, Taken& taken);
+  static bool FreeForeign(Meter& m, const Parameters& p, Nanos now, Cells& cells);
+  static bool Due(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state,
+                  Nanos margin, Nanos later_first);
+  static bool Empty(Meter& m, const Parameters& p, Nanos now, Cells& cells, Cell& cell,
+                    std::uint64_t state, Nanos margin, Nanos later_first);
+  static bool WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state);
+  // `tell`: whoever waits has to be signalled when it is done.
+  static void Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered, bool tell,
+                    Taken& taken);
+  static void Owe(Meter& m);
   static bool EnterAgain(Cell& cell, std::uint16_t generation);
   static void Release(Meter& m, std::int64_t amount) {
     m.word_.fetch_sub(static_cast<std::uint64_t>(amount) << Word::kValueShift);

@@ -109,9 +109,10 @@ bool Meter::Lower(std::int64_t bound, Nanos at) {
 }
 
 bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt) {
-  const Parameters fresh = Parameters::From(limit, wall_offset);
   std::uint64_t bits = word_.load();
   const Parameters old = slots_.Load(Word{bits}.generation());
+  const bool closes = shape_ == Shape::kBucket && limit.amount == 0;
+  const Parameters fresh = closes ? old.Closed() : Parameters::From(limit, wall_offset);
   slots_.Store(Word{bits}.generation() + 1, fresh);
   for (;;) {
     const Word word{bits};
@@ -133,18 +134,18 @@ std::int64_t Meter::Used(Nanos now) {
 
 std::int64_t Meter::Capacity() const {
   const Parameters p = parameters();
-  if (shape_ != Shape::kBucket) return p.amount;
-  if (p.amount == 0) return 0;
-  return p.step() >= kMicrosecond ? p.tolerance / p.step() : MulDivFloor(p.tolerance, p.amount, p.period);
+  return shape_ == Shape::kBucket ? p.burst : p.amount;
 }
 
 bool Meter::TakeOwedSignal() {
   Cells* cells = cells_.load(std::memory_order_acquire);
-  return cells != nullptr && cells->owes_signal.load() && cells->owes_signal.exchange(false);
+  if (cells == nullptr) return false;
+  HEADWAY_PAUSE();
+  return cells->owes_signal.load() && cells->owes_signal.exchange(false);
 }
 
 void Meter::StopTrustingOrder() {
-  if (Cells* cells = cells_.load(std::memory_order_acquire); cells != nullptr) cells->in_order.store(false);
+  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) cells().in_order.store(false);
 }
 
 }  // namespace headway

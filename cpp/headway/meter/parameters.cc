@@ -31,15 +31,21 @@ Parameters Parameters::From(const Limit& limit, Nanos wall_offset) {
   p.period = limit.period;
   if (limit.shape == Shape::kBucket && limit.amount > 0) {
     p.step_or_anchor = MulDivCeil(1, limit.period, limit.amount);
-    p.tolerance = p.step() >= kMicrosecond
-                      ? limit.burst_or_amount() * p.step()
-                      : MulDivCeil(limit.burst_or_amount(), limit.period, limit.amount);
+    p.burst = limit.burst_or_amount();
+    p.tolerance = p.Cost(p.burst);
   } else if (limit.shape == Shape::kFixed) {
     // The anchor is told on the wall clock and kept on the monotonic one.
     const Nanos monotonic = (limit.anchor.value_or(0) - wall_offset) % limit.period;
     p.step_or_anchor = monotonic < 0 ? monotonic + limit.period : monotonic;
   }
   return p;
+}
+
+Parameters Parameters::Closed() const {
+  Parameters closed = *this;
+  closed.tolerance = 0;
+  closed.burst = 0;
+  return closed;
 }
 
 }  // namespace headway

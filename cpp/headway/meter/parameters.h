@@ -17,19 +17,26 @@ struct Parameters {
   // bucket: the time that one unit takes to be paid for, ceil(period / amount); 0 where amount is 0.
   // fixed: an instant at which a window begins, in [0, period).
   Nanos step_or_anchor = 0;
-  Nanos tolerance = 0;  // bucket: how far the instant may run ahead of now; burst in time
+  Nanos tolerance = 0;     // bucket: how far the instant may run ahead of now; burst in time
+  std::int64_t burst = 0;  // bucket: the largest cost; 0 where the limit is 0
 
   static Parameters From(const Limit& limit, Nanos wall_offset);
+
+  // bucket: nothing is admitted any more, at the rate as it was. So what is owed when the limit goes to
+  // 0 can still be told in units, given back, and rescaled when the limit comes back.
+  Parameters Closed() const;
 
   Nanos step() const { return step_or_anchor; }
   Nanos anchor() const { return step_or_anchor; }
 
-  // bucket: what `amount` units cost in time, or kNever where it is more than a full burst.
+  // bucket: what `units` cost in time, or kNever where they are more than a full burst.
   //
   // Whole steps while a step is 1 µs or more, so that the units of a burst add up to exactly the
   // tolerance. Above that rate, rounding each step up would cost up to half of the rate, so the
   // amount as a whole is rounded up instead: 1 ns at most.
   Nanos Increment(std::int64_t units) const;
+  // The same without regard to the burst, kNever meaning beyond all time (or a limit that was born 0).
+  Nanos Cost(std::int64_t units) const;
 };
 
 // Two sets, the one in force chosen by the generation in the meter's word.
@@ -47,7 +54,7 @@ class ParameterSlots {
     const Slot& s = slots_[generation & 1];
     return Parameters{s.amount.load(std::memory_order_acquire), s.period.load(std::memory_order_acquire),
                       s.step_or_anchor.load(std::memory_order_acquire),
-                      s.tolerance.load(std::memory_order_acquire)};
+                      s.tolerance.load(std::memory_order_acquire), s.burst.load(std::memory_order_acquire)};
   }
   // One writer at a time.
   void Store(unsigned generation, const Parameters& p) {
@@ -56,6 +63,7 @@ class ParameterSlots {
     s.period.store(p.period, std::memory_order_release);
     s.step_or_anchor.store(p.step_or_anchor, std::memory_order_release);
     s.tolerance.store(p.tolerance, std::memory_order_release);
+    s.burst.store(p.burst, std::memory_order_release);
   }
 
  private:
@@ -64,6 +72,7 @@ class ParameterSlots {
     std::atomic<Nanos> period{0};
     std::atomic<Nanos> step_or_anchor{0};
     std::atomic<Nanos> tolerance{0};
+    std::atomic<std::int64_t> burst{0};
   };
   Slot slots_[2];
 };
@@ -74,14 +83,18 @@ Nanos MulDivFloor(std::int64_t a, std::int64_t b, std::int64_t c);
 Nanos MulDivCeil(std::int64_t a, std::int64_t b, std::int64_t c);
 
 inline Nanos Parameters::Increment(std::int64_t units) const {
+  // While these numbers are being rewritten (ParameterSlots) they need not fit together: an amount of
+  // 0 may come with a burst, and the product may be more than the tolerance.
+  if (units > burst || amount == 0) return kNever;
+  if (step() < kMicrosecond) return MulDivCeil(units, period, amount);
   Nanos increment = 0;
-  if (step() >= kMicrosecond) {
-    if (__builtin_mul_overflow(units, step(), &increment)) return kNever;
-  } else {
-    if (amount == 0) return kNever;
-    increment = MulDivCeil(units, period, amount);
-  }
-  return increment > tolerance ? kNever : increment;
+  return __builtin_mul_overflow(units, step(), &increment) ? kNever : increment;
+}
+
+inline Nanos Parameters::Cost(std::int64_t units) const {
+  if (units == 0) return 0;
+  if (amount == 0) return kNever;
+  return step() >= kMicrosecond ? MulDivFloor(units, step(), 1) : MulDivCeil(units, period, amount);
 }
 
 }  // namespace headway

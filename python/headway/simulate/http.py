@@ -95,7 +95,6 @@ class Connection(asyncio.Protocol):
         self._advancing = False
         self._clogged = False
         self._closing = False
-        self._eof = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -120,10 +119,10 @@ class Connection(asyncio.Protocol):
         elif self._parser.waiting > _MOST_WAITING:
             self._transport.pause_reading()
 
-    def eof_received(self) -> bool:
-        # A client may close its side and still wait for the answer to what it has sent.
-        self._eof = True
-        return self._exchange is not None or self._arrived is not None or self._clogged
+    def eof_received(self) -> None:
+        # A client that has gone looks the same as one that only sends no more, and the first is
+        # what happens: so the connection ends here, but what was sent whole still counts.
+        self.look()
 
     def pause_writing(self) -> None:
         self._clogged = True
@@ -152,9 +151,10 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def look(self) -> None:
-        """Looks at what has arrived and was stamped."""
+        """Looks at what has arrived and was stamped, if nobody has yet."""
         arrived, self._arrived = self._arrived, None
-        self._advance(arrived)
+        if arrived is not None:
+            self._advance(arrived)
 
     def _advance(self, arrived: int | None = None) -> None:
         if self._advancing:
@@ -181,10 +181,7 @@ class Connection(asyncio.Protocol):
         if self._parser.continue_wanted:
             self._parser.continue_wanted = False
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._eof:
-            self._transport.close()
-        elif not self._transport.is_reading():
-            self._transport.resume_reading()
+        self._transport.resume_reading()
 
     def _refuse(self, error: RequestError) -> None:
         self._closing = True
@@ -198,9 +195,6 @@ class Connection(asyncio.Protocol):
             ).encode()
             + body
         )
-        if self._eof:
-            self._transport.close()
-            return
         # Closing with bytes of the request unread would reset the connection, and the answer
         # would be lost: so the rest is read and thrown away for a moment.
         self._transport.write_eof()
