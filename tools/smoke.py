@@ -38,7 +38,7 @@ def main() -> None:
 
     asyncio.run(wait_for_one())
     libraries = sorted(Path(p).name for p in mapped if str(root) in p and ".so" in p)
-    print(f"headway {headway.__version__} works on Python {sys.version.split()[0]}; its libraries:")
+    print(f"headway works on Python {sys.version.split()[0]}; its libraries:")
     print(f"  {len(libraries)} from the package ({', '.join(libraries[:3])}, …)")
 
 

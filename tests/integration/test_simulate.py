@@ -395,7 +395,9 @@ def test_a_stream_of_the_responses_api_ends_with_the_whole_response() -> None:
         assert events[0]["event"] == "response.created"
         last = json.loads(events[-1]["data"])
         assert events[-1]["event"] == last["type"] == "response.completed"
-        deltas = [json.loads(event["data"])["delta"] for event in events[1:-1]]
+        data = [json.loads(event["data"]) for event in events]
+        assert [part["sequence_number"] for part in data] == list(range(len(events)))
+        deltas = [part["delta"] for part in data if part["type"] == "response.output_text.delta"]
         assert "".join(deltas) == last["response"]["output"][0]["content"][0]["text"]
         assert last["response"]["usage"]["output_tokens"] == len(deltas)
 

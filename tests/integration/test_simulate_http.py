@@ -181,13 +181,21 @@ def test_a_stream_to_an_http_1_0_client_ends_with_its_connection() -> None:
     talk(test)
 
 
-def test_a_client_that_goes_at_once_has_been_counted_and_holds_nothing() -> None:
+def test_clients_that_go_at_once_have_been_counted_and_hold_nothing() -> None:
     async def test(peer: Peer) -> None:
-        peer.send(WHOLE)
-        peer.writer.write_eof()
-        assert await peer.ended()
+        host, port = peer.provider.url.removeprefix("http://").split(":")
+        peers = [peer]
+        for _ in range(99):
+            peers.append(Peer(peer.provider, *await asyncio.open_connection(host, int(port))))
+        # So many at once that some have gone before the server has looked at what they sent.
+        for each in peers:
+            each.send(WHOLE)
+            each.writer.write_eof()
+        assert all([await each.ended() for each in peers])
         stats = peer.provider.stats()
-        assert (stats["admitted"], stats["in_flight"]) == (1, 0)
+        assert (stats["admitted"], stats["in_flight"]) == (100, 0)
+        for each in peers:
+            each.writer.close()
 
     talk(test, Behaviour(latency=Latency(60.0)))
 

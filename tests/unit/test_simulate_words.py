@@ -41,6 +41,10 @@ def test_a_limit_keeps_the_fields_that_its_shape_has() -> None:
     assert window == Rule("tokens", 5, 1.0, "window")
     fixed = Rule.from_limit(Stated(5, "tokens", 1.0, "fixed", burst=5, anchor=7.5))
     assert fixed == Rule("tokens", 5, 1.0, "fixed", anchor=7.5)
+    bucket = Rule.from_limit(Stated(5, "tokens", 1.0, "bucket", burst=5))
+    assert bucket == Rule("tokens", 5, 1.0, "bucket")
+    paced = Rule.from_limit(Stated(5, "tokens", 1.0, "bucket", burst=1))
+    assert paced == Rule("tokens", 5, 1.0, "bucket", burst=1)
     crowd = Rule.from_limit(Stated(32, "concurrency", 0.0, "concurrency"))
     assert crowd == Rule("concurrency", 32, shape="concurrency")
 
@@ -71,6 +75,9 @@ def test_a_rule_that_makes_no_sense_is_refused_by_name(fields: dict[str, Any], w
 def test_a_rule_says_itself_in_the_words_that_limits_are_given_in() -> None:
     assert str(Rule("requests", 100, 1.0, burst=10)) == "100 requests/1s bucket burst 10"
     assert str(Rule("tokens", 200_000, 60.0, "window")) == "200000 tokens/60s window"
+    month = Rule("requests", 9, 2_678_400.0, "fixed", anchor=-28_800.0)
+    assert str(month) == "9 requests/2678400s fixed anchor -28800"
+    assert str(Rule("requests", 9, 1.5)) == "9 requests/1.5s bucket"
     assert str(Rule.from_json({"resource": "concurrency", "amount": 32})) == "32 concurrency"
 
 

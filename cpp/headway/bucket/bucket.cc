@@ -62,14 +62,17 @@ void Bucket::SignalIfOwed() {
 
 // The last request that fits into a `window` for now is held back while nothing is known of how long
 // a call takes by itself; see Calls.
-bool Bucket::HeldBack(absl::Span<const std::int64_t> amounts, Denial& denial) {
+bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial) {
   if (calls_ == nullptr || !calls_->HoldsLastBack()) return false;
   for (int i = 0; i < size_; ++i) {
     const std::int64_t wanted = amount(i, amounts);
+    const std::int64_t capacity = meter(i).Capacity();
     if (wanted == 0 || meter(i).shape() != Shape::kWindow) continue;
-    // Looked at without `now`: whether cells could be freed does not matter in a first burst.
-    if (meter(i).Used(0) > meter(i).Capacity() - 2 * wanted) {
-      denial = Denial{i, kUntold};
+    // Until the others are back, which signals, or until another such request would fit behind it:
+    // it is not the last one then.
+    const Nanos at = 2 * wanted > capacity ? kUntold : meter(i).ReadyAt(now, 2 * wanted);
+    if (at > now) {
+      denial = Denial{i, std::min(at, kUntold)};
       return true;
     }
   }
@@ -147,7 +150,7 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
 void Bucket::Begin(Nanos now, Reservation& out) {
   out.bucket_ = this;
   out.admitted_at_ = now;
-  if (calls_ != nullptr) out.tells_ = calls_->Begin();
+  if (calls_ != nullptr) out.call_ = calls_->Begin(now);
 }
 
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
@@ -158,7 +161,7 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
     Denial denial;
     if (!looked) {
       denial = Bind(now, kNothing, amounts, privileged);
-      if (denial.ready_at > now || HeldBack(amounts, denial)) {
+      if (denial.ready_at > now || HeldBack(now, amounts, denial)) {
         SignalIfOwed();
         return denial;
       }
@@ -198,6 +201,12 @@ Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reser
     if (latest >= kUntold) return kNever;
     at = latest;
   }
+}
+
+bool Bucket::EverFits(absl::Span<const std::int64_t> amounts) const {
+  for (int i = 0; i < size_; ++i)
+    if (amount(i, amounts) > meters()[i].meter.Capacity()) return false;
+  return true;
 }
 
 std::int64_t Bucket::Used(int meter, Nanos now) {

@@ -86,6 +86,9 @@ class Bucket {
   // Changes one limit (same shape and resource) while in use.
   void SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offset, Debt debt);
 
+  // Whether the amounts could ever be admitted together.
+  bool EverFits(absl::Span<const std::int64_t> amounts) const;
+
   // Of one limit, see Meter: units in use, and when `amount` would fit as far as this limit goes. To be
   // preferred to the meter's own verbs, which cannot signal those who wait when they free a cell.
   std::int64_t Used(int meter, Nanos now);
@@ -127,7 +130,7 @@ class Bucket {
                absl::Span<Taken> taken);
   Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead, absl::Span<const std::int64_t> amounts,
               bool privileged);
-  bool HeldBack(absl::Span<const std::int64_t> amounts, Denial& denial);
+  bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   void Begin(Nanos now, Reservation& out);
   void Signal() {
     if (signal_ != nullptr) signal_->Signal(*this);

@@ -1,9 +1,14 @@
 // headway/bucket/bucket_benchmark.cc: what a reservation costs, beside the atomics alone.
 #include "headway/bucket/bucket.h"
 
+#include <malloc.h>
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <fstream>
+#include <vector>
 
 #include "benchmark/benchmark.h"
 
@@ -35,8 +40,8 @@ void Call(Bucket& bucket, Nanos now, benchmark::State& state) {
   reservation.Settle(now, used);
 }
 
-// Every atomic read-modify-write that one such call executes, in its order, on words laid out as the
-// meters' are:
+// Every atomic read-modify-write that one such call executes, in its order, on words laid out as
+// the meters' are:
 //   TryReserve  take: a compare-and-swap on each meter's word                       2
 //   Settle      answered, ended: an or on the reservation's state each              2
 //               refund: a compare-and-swap on the word of the tokens                1
@@ -99,6 +104,45 @@ void BM_ContendedFloor(benchmark::State& state) {
   for (auto _ : state) ContendedFloor(words);
 }
 BENCHMARK(BM_ContendedFloor)->Threads(2)->UseRealTime();
+
+// What the process has in memory, and what the allocator has given out.
+struct Bytes {
+  double resident = 0;
+  double allocated = 0;
+
+  static Bytes Now() {
+    std::ifstream statm("/proc/self/statm");
+    std::int64_t size = 0;
+    std::int64_t resident = 0;
+    statm >> size >> resident;
+    const struct mallinfo2 info = mallinfo2();
+    return {static_cast<double>(resident * sysconf(_SC_PAGESIZE)),
+            static_cast<double>(info.uordblks + info.hblkhd)};
+  }
+};
+
+// Many buckets of two limits, each used once, and then again.
+void BM_IdleBuckets(benchmark::State& state) {
+  const auto count = static_cast<std::size_t>(state.range(0));
+  std::vector<Bucket*> buckets(count);
+  for (auto _ : state) {
+    const Bytes before = Bytes::Now();
+    for (Bucket*& bucket : buckets) {
+      bucket = MakeBucket();
+      Call(*bucket, kStart, state);
+    }
+    const Bytes used = Bytes::Now();
+    for (Bucket* bucket : buckets) Call(*bucket, kStart + kSecond, state);
+    const Bytes again = Bytes::Now();
+    const auto n = static_cast<double>(count);
+    state.counters["resident"] = (used.resident - before.resident) / n;
+    state.counters["allocated"] = (used.allocated - before.allocated) / n;
+    state.counters["resident_growth"] = (again.resident - used.resident) / n;
+    state.counters["allocated_growth"] = (again.allocated - used.allocated) / n;
+    for (Bucket* bucket : buckets) bucket->Unref();
+  }
+}
+BENCHMARK(BM_IdleBuckets)->Arg(1'000'000)->Iterations(1)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace headway

@@ -3,6 +3,7 @@
 #define HEADWAY_BUCKET_CALLS_H_
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 
@@ -14,11 +15,14 @@ namespace headway {
 // one period after the *latest* instant at which the server can have counted it:
 //
 // - through a transport: headers-in, or sent + the network's delay, whichever is earlier;
-// - for an opaque call: the answer, less a margin: the least time that any call has taken, except
-//   those of the first burst, whose times contain connecting and the client's own queueing, and
-//   less the 20 ms that a network is granted at least. (Least over all calls rather than over those
-//   alone in flight: under steady load none is ever alone.) Until the margin is known, the last call
-//   that a window admits waits until the others are back, so that one call at least tells.
+// - for an opaque call: the answer, less a margin: the least time that a call has taken that was
+//   started quietly, with fewer than 4 others within 50 ms before or after it, and after the first
+//   answer. The times of a burst contain connecting and the client's own queueing; subtracting them would free slots too early.
+//   Where calls take very different times, some call of a burst will have been faster than all quiet
+//   ones: then these do not tell yet how fast a call can be, and there is no margin until one of
+//   them does. From the margin, 20 ms are granted to the network at least.
+//   Until a quiet call has told, the last one that a window admits waits until the others are back,
+//   so that one does.
 //
 // Thread-safe. Memory ordering: independent counters; `in_flight` reaching 0 is part of the waiters
 // handshake and so sequentially consistent, like all of them here.
@@ -26,11 +30,15 @@ class Calls {
  public:
   // Connecting and sending take at least this long in the books, however fast the network was lately.
   static constexpr Nanos kLeastNetworkDelay = 20 * kMillisecond;
+  static constexpr Nanos kQuiet = 50 * kMillisecond;
 
-  // Returns whether this call's time will tell: an answer has come before it was admitted.
-  bool Begin() {
-    in_flight_.fetch_add(1);
-    return answered_.load();
+  // A call admitted at `now`. Returns its number if it may turn out to be a quiet one, else 0.
+  std::uint64_t Begin(Nanos now) {
+    const bool alone = in_flight_.fetch_add(1) == 0;
+    const std::uint64_t number = admitted_.fetch_add(1) + 1;
+    const bool crowd = number > kCrowd && now - Time(number - kCrowd).load() < kQuiet;
+    Time(number).store(now);
+    return answered_.load() && (alone || !crowd) ? number : 0;
   }
 
   // Returns whether nothing is in flight any more. `answered`: an answer came, rather than a cancel.
@@ -39,21 +47,27 @@ class Calls {
     return in_flight_.fetch_sub(1) == 1;
   }
 
-  // A call that tells took `latency`. Returns whether the margin has changed.
-  bool Learn(Nanos latency) {
-    Nanos seen = least_.load();
-    while (latency < seen)
-      if (least_.compare_exchange_weak(seen, latency)) return true;
-    return false;
+  // The call of this number (0: not a quiet one) took `latency`. Returns whether the margin has changed.
+  bool Learn(std::uint64_t number, Nanos latency) {
+    const Nanos before = Margin();
+    const bool knew = Knows();
+    StoreLeast(least_, latency);
+    if (number != 0 && !FollowedByCrowd(number)) StoreLeast(least_quiet_, latency);
+    return Margin() != before || Knows() != knew;
   }
 
+  // Whether a quiet call has told.
+  bool Knows() const { return least_quiet_.load() != kNever; }
+
   Nanos Margin() const {
+    const Nanos quiet = least_quiet_.load();
     const Nanos least = least_.load();
-    return least == kNever ? 0 : std::max<Nanos>(0, least - kLeastNetworkDelay);
+    if (quiet == kNever || quiet > least + kLeastNetworkDelay) return 0;
+    return std::max<Nanos>(0, std::min(quiet, least) - kLeastNetworkDelay);
   }
 
   // Nothing is known yet of how long a call takes, and calls are out.
-  bool HoldsLastBack() const { return least_.load() == kNever && !transport_.load() && in_flight_.load() > 0; }
+  bool HoldsLastBack() const { return !Knows() && !transport_.load() && in_flight_.load() > 0; }
 
   // Marks come from a transport. Returns whether that is new.
   bool SawTransport() { return !transport_.load() && !transport_.exchange(true); }
@@ -61,10 +75,31 @@ class Calls {
   std::int64_t in_flight() const { return in_flight_.load(); }
 
  private:
+  static constexpr std::uint64_t kCrowd = 4;
+  // When so many of the latest calls were admitted is remembered.
+  static constexpr std::uint64_t kRemembered = 256;
+
+  std::atomic<Nanos>& Time(std::uint64_t number) { return times_[number % kRemembered]; }
+
+  bool FollowedByCrowd(std::uint64_t number) {
+    const std::uint64_t admitted = admitted_.load();
+    if (admitted - number >= kRemembered - kCrowd) return true;  // forgotten
+    return admitted >= number + kCrowd && Time(number + kCrowd).load() - Time(number).load() < kQuiet;
+  }
+
+  static void StoreLeast(std::atomic<Nanos>& least, Nanos value) {
+    Nanos seen = least.load();
+    while (value < seen && !least.compare_exchange_weak(seen, value)) {
+    }
+  }
+
   std::atomic<std::int64_t> in_flight_{0};
+  std::atomic<std::uint64_t> admitted_{0};
   std::atomic<Nanos> least_{kNever};
+  std::atomic<Nanos> least_quiet_{kNever};
   std::atomic<bool> answered_{false};
   std::atomic<bool> transport_{false};
+  std::array<std::atomic<Nanos>, kRemembered> times_{};
 };
 
 }  // namespace headway

@@ -53,11 +53,12 @@ void Reservation::TellAnswered(bool refused) {
   const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
   const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
   const bool learnt =
-      answer == Answer::kOpaque && tells_ && answered_at > began && calls.Learn(answered_at - began);
+      answer == Answer::kOpaque && answered_at > began && calls.Learn(call_, answered_at - began);
   bool signal = calls.End(/*answered=*/true) || learnt;
   for (int i = 0; i < bucket_->size(); ++i) {
     Meter& meter = bucket_->meter(i);
-    if (learnt) meter.SetMargin(calls.Margin());
+    // Before the answer, so that it is never taken with more than what is known.
+    if (answer == Answer::kOpaque && calls.Knows()) meter.SetMargin(calls.Margin());
     // With a transport's marks in the bucket, or after a refusal, nothing is assumed about the order.
     if (refused || calls.transport()) meter.StopTrustingOrder();
     signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned);

@@ -77,7 +77,7 @@ class Reservation {
   Bucket* bucket_ = nullptr;
   Nanos admitted_at_ = 0;
   std::atomic<Nanos> sent_at_{kNever};
-  bool tells_ = false;  // its time tells how long a call takes (Calls)
+  std::uint64_t call_ = 0;  // its number among the bucket's calls if its time may tell (Calls), else 0
   std::atomic<std::uint8_t> state_{0};
   // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
   std::atomic<Nanos> counted_by_{kNever};

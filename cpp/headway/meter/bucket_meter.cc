@@ -21,12 +21,19 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
     const Word word{bits};
     const Parameters p = m.slots_.Load(word.generation());
     const Nanos increment = p.Increment(amount);
-    const Nanos after = increment == kNever ? kNever : std::max(word.value(), now) + increment;
+    // On top of the latest slot that is still to come, even where cancelled ones have lowered the word.
+    Nanos promised = m.promised_.load();
+    const Nanos base = std::max(std::max(word.value(), now), promised - p.tolerance > now ? promised : 0);
+    const Nanos after = increment == kNever ? kNever : base + increment;
     if (after > Word::kMaxValue) {
       const std::uint64_t again = m.word_.load(std::memory_order_acquire);
       if (again == bits) return kNever;
       bits = again;
       continue;
+    }
+    HEADWAY_PAUSE();
+    // Before the word, so that whoever lowers the word knows.
+    while (promised < after && !m.promised_.compare_exchange_weak(promised, after)) {
     }
     HEADWAY_PAUSE();
     if (!m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) continue;
@@ -40,7 +47,9 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
   }
 }
 
-bool BucketMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, Debt debt) {
+bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
+                           bool cancel) {
+  const bool slot = taken.future && cancel;  // one that was used is refunded like any other
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   for (;;) {
     const Word word{bits};
@@ -53,15 +62,27 @@ bool BucketMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, De
                          p.Cost(taken.amount) != taken.increment;
     if (changed) {
       // The debt was rescaled when the limit changed; so is what is given back of it.
-      refund = debt == Debt::kAbsolute ? p.Cost(amount) : MulDivFloor(refund, p.period, taken.period);
+      refund = debt == Debt::kProportional ? MulDivFloor(refund, p.period, taken.period)
+               : p.step() >= kMicrosecond  ? p.Cost(amount)
+               : p.amount > 0              ? MulDivFloor(amount, p.period, p.amount)
+                                           : 0;
     }
-    if (taken.future) {
-      // Later reservations hold instants that were promised on top of this one; what they stand on
-      // cannot be taken away any more. How much that is, nobody knows after the limit has changed.
-      refund = changed ? 0 : std::max<Nanos>(0, refund - std::max<Nanos>(0, word.value() - taken.after));
+    if (slot) {
+      // Later slots hold instants that were promised on top of this one; what they stand on cannot be
+      // taken away any more, even if the word has been lowered for others that were cancelled. How much
+      // that is, nobody knows after the limit has changed.
+      Nanos promised = m.promised_.load();
+      const Nanos on_top = std::max(word.value(), promised) - taken.after;
+      refund = changed ? 0 : std::max<Nanos>(0, refund - std::max<Nanos>(0, on_top));
+      // The latest: from now on, the one below it is. Before the word, so that no new one comes between.
+      if (promised == taken.after) m.promised_.compare_exchange_strong(promised, promised - taken.increment);
     }
     const Nanos before = word.value();
-    const Nanos after = refund > before ? 0 : before - refund;
+    Nanos after = refund > before ? 0 : before - refund;
+    // While a slot that was reserved for later is still to come, so do its units: what it stands on
+    // cannot be given away before.
+    if (const Nanos promised = m.promised_.load(); !slot && promised - p.tolerance > now)
+      after = std::max(after, std::min(before, promised));
     HEADWAY_PAUSE();
     if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) return word.waiters();
   }

@@ -52,7 +52,7 @@ class BucketMeter {
     return Estimate(m, now, 0, amount);
   }
   static Nanos ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
-  static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, Debt debt);
+  static bool GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Raise(Meter& m, Nanos bound);
   static bool Lower(Meter& m, Nanos bound);

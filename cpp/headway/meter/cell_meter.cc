@@ -119,7 +119,7 @@ bool CellMeter::Free(Meter& m, const Parameters& p, Nanos now) {
   bool freed = FreeForeign(m, p, now, *cells);
   const std::uint32_t open = cells->open.load();
   const bool in_order = cells->in_order.load();
-  const Nanos margin = cells->margin.load();
+  const Nanos margin = cells->known_margin();
   Nanos later_first = kUntold;
   // Newest first, so that what later cells say of earlier ones is known when it is needed.
   for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
@@ -257,7 +257,7 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
     std::size_t count = 0;
     const std::uint32_t open = cells->open.load();
     const bool in_order = cells->in_order.load();
-    const Nanos margin = cells->margin.load();
+    const Nanos margin = cells->known_margin();
     Nanos later_first = kUntold;
     bool moved = false;
     for (std::uint32_t back = 0; back < Cells::kRing && !moved; ++back) {
@@ -357,7 +357,9 @@ bool CellMeter::Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, 
   return Word{m.word_.load()}.waiters();
 }
 
-void CellMeter::SetMargin(Meter& m, Nanos margin) { m.cells().margin.store(margin); }
+// The least of all that are told: threads may tell out of order, and a margin once found too large
+// must not come back.
+void CellMeter::SetMargin(Meter& m, Nanos margin) { StoreMin(m.cells().margin, margin); }
 
 // What others have used is one cell more, replaced by the next observation. Two observers at once
 // each move `used` by what they themselves replaced, so the sum stays right.

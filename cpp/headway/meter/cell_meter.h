@@ -71,7 +71,8 @@ class Cells {
   std::array<Cell, kRing> ring;
   std::atomic<std::uint32_t> open{0};        // sequence number of the open cell
   std::atomic<bool> in_order{true};          // later cells tell about earlier ones
-  std::atomic<Nanos> margin{0};              // how much earlier an opaque call is counted than answered
+  std::atomic<Nanos> margin{kNever};         // how much earlier an opaque call is counted than
+                                             // answered; kNever: not known, so not at all
   // Units moved while somebody waited (freed, entered, observed): whoever looked meanwhile could not
   // tell when they leave. Whoever moved them has that somebody signalled.
   std::atomic<bool> owes_signal{false};
@@ -79,6 +80,10 @@ class Cells {
   std::atomic<Nanos> foreign_last{0};
 
   Cell& at(std::uint32_t sequence) { return ring[sequence % kRing]; }
+  Nanos known_margin() const {
+    const Nanos known = margin.load();
+    return known == kNever ? 0 : known;
+  }
 };
 
 // Strict window: never more than N in any window W. Fixed window: never more than N in each window

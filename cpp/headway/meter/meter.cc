@@ -65,10 +65,10 @@ Nanos Meter::ReserveAt(Nanos now, std::int64_t amount, Taken& taken) {
   return shape_ == Shape::kBucket ? BucketMeter::ReserveAt(*this, now, amount, taken) : kNever;
 }
 
-bool Meter::GiveBack(Nanos /*now*/, const Taken& taken, std::int64_t amount, Debt debt, bool cancel) {
+bool Meter::GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel) {
   if (taken.amount == 0 || (amount == 0 && !cancel)) return false;
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::GiveBack(*this, taken, amount, debt);
+    case Shape::kBucket: return BucketMeter::GiveBack(*this, now, taken, amount, debt, cancel);
     case Shape::kConcurrency: return ConcurrencyMeter::GiveBack(*this, amount);
     default: return CellMeter::GiveBack(*this, taken, amount, cancel);
   }

@@ -69,8 +69,9 @@ class Meter {
   // `answered` says that no answer is to come: a `window` or `fixed` slot is then counted at `now`.
   bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken);
 
-  // `bucket` only: takes `amount` for the first instant at which it fits, and returns that instant
-  // (`now` or later), or kNever and takes nothing.
+  // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken and
+  // reserved before, and returns that instant (`now` or later), or kNever and takes nothing. The slot
+  // keeps its instant when the limit changes; what a changed limit says of it is not looked at.
   Nanos ReserveAt(Nanos now, std::int64_t amount, Taken& taken);
 
   // Gives `amount` of what was taken back: a refund of what was taken, never lifting what is
@@ -86,7 +87,8 @@ class Meter {
   [[nodiscard]] bool Sent(const Taken& taken, Nanos counted_by);
   // The request was answered at `at`; `pinned` unless `Sent` was called. Returns whether to signal.
   [[nodiscard]] bool Answered(const Taken& taken, Nanos at, Answer answer, bool pinned);
-  // How much earlier than answered an opaque call is counted, at least.
+  // How much earlier than answered an opaque call is counted, at least. The least that was ever told
+  // holds; before, nothing.
   void SetMargin(Nanos margin);
 
   // An observation. bucket: the instant at which all is paid for lies not before / not after
@@ -129,6 +131,7 @@ class Meter {
   std::atomic<std::uint64_t> word_{0};
   ParameterSlots slots_;
   std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
+  std::atomic<Nanos> promised_{0};      // bucket: what the latest slot ever reserved for later stands on
   const Shape shape_;
 };
 

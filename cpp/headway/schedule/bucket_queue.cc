@@ -22,6 +22,7 @@ void ClassQueue::Append(Waiter* w) {
 }
 
 void ClassQueue::Unlink(Waiter* w) {
+  if (w == head_) held = 0;
   (w->previous_ != nullptr ? w->previous_->next_ : head_) = w->next_;
   (w->next_ != nullptr ? w->next_->previous_ : tail_) = w->previous_;
   w->queued_ = false;
@@ -56,7 +57,7 @@ absl::Span<ClassQueue* const> BucketQueue::Ordered(Nanos now, Nanos ageing) {
   std::sort(order_.begin(), order_.end(), [=](const ClassQueue* a, const ClassQueue* b) {
     const std::int64_t ea = a->Effective(now, ageing);
     const std::int64_t eb = b->Effective(now, ageing);
-    return ea != eb ? ea > eb : a->head()->submitted() < b->head()->submitted();
+    return ea != eb ? ea > eb : a->head()->sequence_ < b->head()->sequence_;
   });
   return order_;
 }

@@ -31,6 +31,10 @@ class ClassQueue {
   std::int64_t Effective(Nanos now, Nanos ageing) const {
     return priority_ + (now - head_->submitted_) / ageing;
   }
+  // Resources of the meters that have bound the head so far, as bits. What has bound it once stays
+  // reserved for it: else those who ask only one of two could take turns for ever.
+  std::uint32_t held = 0;
+
   // When the head's priority makes its next step.
   Nanos NextStep(Nanos now, Nanos ageing) const {
     return head_->submitted_ + ((now - head_->submitted_) / ageing + 1) * ageing;
@@ -59,7 +63,7 @@ class BucketQueue {
   void Unlink(Waiter* w);
 
   // The classes that have somebody in them, the one that may go first in front: by effective
-  // priority, then by who was submitted first.
+  // priority, then by who was taken in first.
   absl::Span<ClassQueue* const> Ordered(Nanos now, Nanos ageing);
 
   // By resource, what waits in front of a newcomer of this priority.

@@ -106,6 +106,11 @@ void Scheduler::PostBatch() {
 void Scheduler::Queue(Waiter* waiter, Nanos now) {
   BucketQueue& queue = QueueOf(waiter->bucket_);
   MarkDirty(queue);
+  waiter->sequence_ = ++taken_in_;
+  if (!waiter->bucket_->EverFits(waiter->amounts_)) {
+    if (waiter->Finish(Outcome::kNever)) Finish(waiter);
+    return;
+  }
   if (waiter->deadline_ != kNever) {
     const auto ahead = queue.Ahead(waiter->priority_, waiter->amounts_.size());
     const Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
@@ -120,7 +125,7 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
   queue.Append(waiter);
 }
 
-void Scheduler::TakeIn(Nanos now) {
+void Scheduler::TakeTouched() {
   for (Bucket* bucket = touched_.TakeAll(); bucket != nullptr;) {
     Bucket* next = bucket->next_touched;
     bucket->touched.store(false);
@@ -128,6 +133,10 @@ void Scheduler::TakeIn(Nanos now) {
     bucket->Unref();
     bucket = next;
   }
+}
+
+void Scheduler::TakeIn(Nanos now) {
+  TakeTouched();
   // The cancelled ones are taken before the intake, so that each of them has been taken in by then.
   Waiter* cancelled = cancelled_.TakeAll();
   for (Waiter* waiter = intake_.TakeAll(); waiter != nullptr;) {
@@ -154,7 +163,11 @@ void Scheduler::FireTimers(Nanos now) {
     SetTimer(queue, kNever);
     MarkDirty(queue);
   }
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+}
+
+// Ends the waits whose deadline lies at or before `until`.
+void Scheduler::FailDeadlines(Nanos until) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= until) {
     Waiter* waiter = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
     if (!waiter->Finish(Outcome::kDeadline)) continue;  // cancelled: its owner has pushed it, or will
@@ -184,13 +197,13 @@ bool Scheduler::AdmitHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Deni
   queue.Unlink(waiter);
   if (!denied) {
     waiter->at_ = now;
-    waiter->reservation_ = std::move(spare_);
+    waiter->reservation_.store(spare_.release());
   }
+  HEADWAY_PAUSE();
   if (waiter->Finish(denied ? Outcome::kNever : Outcome::kAdmitted)) {
     Finish(waiter);
-  } else if (waiter->reservation_ != nullptr) {
-    waiter->reservation_->Cancel(now);  // cancelled meanwhile: gives its place back
-    waiter->reservation_.reset();
+  } else if (const std::unique_ptr<Reservation> unclaimed = waiter->Claim()) {
+    unclaimed->Cancel(now);  // cancelled meanwhile: gives its place back
   }
   return true;
 }
@@ -222,7 +235,8 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
         HEADWAY_PAUSE();
       }
       if (moved) break;
-      blocked |= std::uint32_t{1} << bucket.resource(denial.meter);
+      heads->held |= std::uint32_t{1} << bucket.resource(denial.meter);
+      blocked |= heads->held;
       lowest = std::min(lowest, heads->priority());
       next = std::min(next, denial.ready_at);
     }
@@ -236,11 +250,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
   }
 }
 
-Nanos Scheduler::Advance(Nanos now) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  nudged_.store(false);
-  TakeIn(now);
-  FireTimers(now);
+void Scheduler::AdmitDirty(Nanos now) {
   while (!dirty_.empty()) {
     BucketQueue& queue = *dirty_.back();
     dirty_.pop_back();
@@ -248,6 +258,18 @@ Nanos Scheduler::Advance(Nanos now) {
     Admit(queue, now);
     if (queue.depth() == 0) Drop(queue);
   }
+}
+
+Nanos Scheduler::Advance(Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  nudged_.store(false);
+  TakeIn(now);
+  FireTimers(now);
+  // A deadline is the last instant at which a wait may be admitted, so it is tried at it once more.
+  FailDeadlines(now - 1);
+  AdmitDirty(now);
+  FailDeadlines(now);
+  AdmitDirty(now);
   PostBatch();
   Nanos next = kNever;
   if (!timers_.empty()) next = timers_.begin()->first;
@@ -281,10 +303,19 @@ std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {
   return found == queues_.end() ? 0 : found->second->depth();
 }
 
+// Hands nothing over: after a fork the mailboxes' descriptors are the parent's, too.
 void Scheduler::Forget() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  TakeIn(0);
-  PostBatch();
+  TakeTouched();
+  const auto stop = [](Waiter* waiter) {
+    if (waiter->Finish(Outcome::kStopped)) waiter->Unref();
+  };
+  Waiter* cancelled = cancelled_.TakeAll();
+  for (Waiter* waiter = intake_.TakeAll(); waiter != nullptr;) {
+    Waiter* next = waiter->next_;
+    stop(waiter);
+    waiter = next;
+  }
   deadlines_.clear();
   timers_.clear();
   dirty_.clear();
@@ -292,12 +323,17 @@ void Scheduler::Forget() {
     while (queue->depth() > 0) {
       Waiter* waiter = queue->Ordered(0, ageing_)[0]->head();
       queue->Unlink(waiter);
-      if (waiter->Finish(Outcome::kStopped)) waiter->Unref();
+      stop(waiter);
     }
     bucket->ClearWaiters();
     bucket->blocked.store(0);
   }
   queues_.clear();
+  while (cancelled != nullptr) {
+    Waiter* next = cancelled->next_cancelled_;
+    cancelled->Unref();
+    cancelled = next;
+  }
 }
 
 }  // namespace headway

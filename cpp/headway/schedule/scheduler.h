@@ -22,8 +22,8 @@ namespace headway {
 // The order of admission over any number of buckets:
 // - strict priority classes, a wait gaining one step for each `ageing` it has waited;
 // - first in, first out within a class;
-// - nobody passes the head of the top class on a meter that binds it. Those who ask nothing of that
-//   meter's resource may go.
+// - nobody passes the head of the top class on a meter that binds it, or has bound it. Those who ask
+//   nothing of that meter's resource may go.
 //
 // Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to the
 // mailboxes, and says when to come back. The dispatcher drives it with the real clock and the tests
@@ -45,8 +45,9 @@ class Scheduler final : public WaiterSignal {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // Queues a wait; see Waiter. `deadline` is an instant, or kNever. If by the estimate at submission
-  // it cannot be met, the wait ends with kDeadline at once.
+  // Queues a wait; see Waiter. `deadline` is an instant, or kNever: the last at which it may be
+  // admitted. If by the estimate at submission it cannot be met, the wait ends with kDeadline at once;
+  // with kNever where no waiting would help.
   Waiter* Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority, Nanos now,
                  Nanos deadline, Mailbox* mailbox, void* cookie);
 
@@ -79,7 +80,10 @@ class Scheduler final : public WaiterSignal {
   BucketQueue& QueueOf(Bucket* bucket);
   void TakeIn(Nanos now);
   void Queue(Waiter* waiter, Nanos now);
+  void TakeTouched();
   void FireTimers(Nanos now);
+  void FailDeadlines(Nanos until);
+  void AdmitDirty(Nanos now);
   void Admit(BucketQueue& queue, Nanos now);
   bool AdmitHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
   void Nudge();
@@ -100,6 +104,7 @@ class Scheduler final : public WaiterSignal {
 
   std::mutex mutex_;  // guards all below
   std::unique_ptr<Reservation> spare_;
+  std::uint64_t taken_in_ = 0;
   absl::flat_hash_map<Bucket*, std::unique_ptr<BucketQueue>> queues_;
   std::vector<BucketQueue*> dirty_;
   absl::btree_set<std::pair<Nanos, BucketQueue*>> timers_;

@@ -17,7 +17,7 @@ Waiter::Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int3
 }
 
 Waiter::~Waiter() {
-  if (reservation_ != nullptr) reservation_->Cancel(at_);
+  if (const std::unique_ptr<Reservation> unclaimed = Claim()) unclaimed->Cancel(at_);
   mailbox_->Unref();
   bucket_->Unref();
 }

@@ -45,8 +45,8 @@ class Waiter {
   Nanos submitted() const { return submitted_; }
   // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold: not).
   Nanos at() const { return at_; }
-  // After kAdmitted, once, by the owner.
-  std::unique_ptr<Reservation> Claim() { return std::move(reservation_); }
+  // After kAdmitted, once: by the owner, or by a cancel that came first.
+  std::unique_ptr<Reservation> Claim() { return std::unique_ptr<Reservation>(reservation_.exchange(nullptr)); }
 
   // The owner's own word, for whoever drains the mailbox; changed only where the mailbox is drained.
   void* cookie;
@@ -69,10 +69,11 @@ class Waiter {
   const Nanos submitted_;
   const Nanos deadline_;
   Nanos at_ = kUntold;
-  std::unique_ptr<Reservation> reservation_;
+  std::atomic<Reservation*> reservation_{nullptr};
   Waiter* previous_ = nullptr;
   Waiter* next_cancelled_ = nullptr;
   Waiter* next_ = nullptr;  // in the intake, then in its class's queue
+  std::uint64_t sequence_ = 0;  // in the order in which waits were taken in
   const std::int32_t priority_;
   std::atomic<std::uint16_t> references_{2};
   std::atomic<Outcome> outcome_{Outcome::kWaiting};

@@ -6,7 +6,7 @@ import json
 
 from headway.simulate.admission import Admission, Refusal
 from headway.simulate.counting import Count
-from headway.simulate.rules import Rule
+from headway.simulate.rules import Rule, plain_number
 
 _MILLISECOND = 1_000_000
 _PERIODS = {1.0: "sec", 60.0: "min", 3600.0: "hour", 86400.0: "day"}
@@ -106,5 +106,5 @@ def _unit(rule: Rule) -> str:
         return "concurrent requests"
     period = _PERIODS.get(rule.per_seconds)
     if period is None:
-        return f"{rule.resource} per {rule.per_seconds:g}s"
+        return f"{rule.resource} per {plain_number(rule.per_seconds)}s"
     return f"{rule.resource} per {period} ({_LETTERS[rule.resource]}P{period[0].upper()})"

@@ -84,8 +84,8 @@ class Rule:
             limit.amount,
             limit.per,
             shape,
-            # A Limit may spell out the default of a field that its shape does not have.
-            limit.burst if shape == "bucket" else None,
+            # A Limit may spell out a default, also of a field that its shape does not have.
+            limit.burst if shape == "bucket" and limit.burst != limit.amount else None,
             limit.anchor if shape == "fixed" else None,
         )
 
@@ -118,11 +118,20 @@ class Rule:
     def __str__(self) -> str:
         if self.shape == "concurrency":
             return f"{self.amount} concurrency"
-        text = f"{self.amount} {self.resource}/{self.per_seconds:g}s {self.shape}"
-        return text if self.burst is None else f"{text} burst {self.burst}"
+        text = f"{self.amount} {self.resource}/{plain_number(self.per_seconds)}s {self.shape}"
+        if self.burst is not None:
+            text += f" burst {self.burst}"
+        if self.anchor is not None:
+            text += f" anchor {plain_number(self.anchor)}"
+        return text
 
     def _error(self, field: str, why: str) -> ValueError:
         return ValueError(f"Rule.{field} = {getattr(self, field)!r}: {why}")
+
+
+def plain_number(value: float) -> str:
+    """All digits of a number, without a point where it is whole."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _is_whole(value: object) -> bool:

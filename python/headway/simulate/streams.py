@@ -86,13 +86,27 @@ def _piece(text: str, finish: str | None, chat: bool, first: bool) -> Answer:
 
 
 def _response_events(head: Answer, words: list[str], tokens: TokenEstimate) -> list[bytes]:
-    started = {**head, "status": "in_progress", "output": []}
-    parts: list[Answer] = [{"type": "response.created", "response": started}]
-    place = {"item_id": f"msg_{head['id'][5:]}", "output_index": 0, "content_index": 0}
+    response = whole(head, words, tokens)
+    (item,) = response["output"]
+    (text,) = item["content"]
+    at_item = {"output_index": 0}
+    at_text = {"item_id": item["id"], **at_item, "content_index": 0}
+    begun = {**head, "status": "in_progress", "output": []}
+    begun_item = {**item, "status": "in_progress", "content": []}
+    parts: list[Answer] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.output_item.added", **at_item, "item": begun_item},
+        {"type": "response.content_part.added", **at_text, "part": {**text, "text": ""}},
+    ]
     for at, word in enumerate(words):
         delta = word if at == 0 else f" {word}"
-        parts.append({"type": "response.output_text.delta", **place, "delta": delta})
-    parts.append({"type": "response.completed", "response": whole(head, words, tokens)})
+        parts.append({"type": "response.output_text.delta", **at_text, "delta": delta})
+    parts += [
+        {"type": "response.output_text.done", **at_text, "text": text["text"]},
+        {"type": "response.content_part.done", **at_text, "part": text},
+        {"type": "response.output_item.done", **at_item, "item": item},
+        {"type": "response.completed", "response": response},
+    ]
     return [
         b"event: %b\n%b" % (part["type"].encode(), _event({**part, "sequence_number": at}))
         for at, part in enumerate(parts)

@@ -161,3 +161,23 @@ class _Body(httpx.AsyncByteStream):
             await self._response.aclose()
         finally:
             await self._connections._leave(self._origin, connection)
+
+
+def _with_port(origin: _Origin) -> tuple[bytes, bytes, int]:
+    scheme, host, port = origin
+    if port is None:
+        try:
+            port = {b"http": 80, b"https": 443}[scheme]
+        except KeyError:
+            raise httpx.UnsupportedProtocol(
+                f"scheme {scheme.decode()!r}: must be 'http' or 'https'"
+            ) from None
+    return scheme, host, port
+
+
+def _raise_as_httpx(error: Exception) -> NoReturn:
+    """Raises httpx's exception for httpcore's, which has the same name; others as they are."""
+    same = getattr(httpx, type(error).__name__, None)
+    if type(error).__module__.startswith("httpcore") and isinstance(same, type):
+        raise same(str(error)) from error
+    raise error

@@ -1,0 +1,32 @@
+"""Runs one measurement for every peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
+
+from harness.apart import apart
+from peers import NAMES
+
+_P = ParamSpec("_P")
+
+
+class CannotError(Exception):
+    """Says why a peer cannot run a row."""
+
+
+def each(
+    function: Callable[Concatenate[str, _P], float], *args: _P.args, **kwargs: _P.kwargs
+) -> dict[str, float | str]:
+    """What `function(name, ...)` says of each peer, in a process of its own; or why there is none."""
+    found: dict[str, float | str] = {}
+    for name in NAMES:
+        try:
+            found[name] = apart(function, name, *args, **kwargs)
+        except ImportError:
+            found[name] = "is not installed: token-throttle, for one, needs Python 3.12"
+        except CannotError as why:
+            found[name] = f"cannot: {why}"
+        except TimeoutError:
+            found[name] = "did not finish in the time it was given"
+    return found

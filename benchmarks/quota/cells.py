@@ -1,0 +1,102 @@
+"""The cases of the known-quota row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+SHAPES = ("bucket", "window", "fixed")
+LATENCIES = ("0.05", "2", "lognormal:4")
+BOUNDS = ("requests", "tokens")
+CALLS = ("transport", "opaque")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One server, one client, one limit that binds.
+
+    bound: which of its two limits binds. call: whether a transport marks when a request is sent and
+    answered, or the limiter only sees the call begin and end. period and windows: how long the
+    limit's window is, and how many of them the client is kept busy for. limiter: "headway" or a
+    peer's name.
+    """
+
+    shape: str
+    latency: str
+    bound: str
+    call: str
+    period: int
+    windows: int
+    limiter: str = "headway"
+
+    @property
+    def name(self) -> str:
+        latency = self.latency.replace("lognormal:", "log-normal ")
+        return f"{self.shape}, {latency} s, {self.bound}, {self.call}, {self.period} s windows"
+
+    @property
+    def requests(self) -> int:
+        """The limit of requests a window; where tokens bind it is out of reach."""
+        return 10 * self.period * (1 if self.bound == "requests" else 6)
+
+    @property
+    def tokens(self) -> int:
+        """The limit of tokens a window; where requests bind it is out of reach."""
+        return 10_000 * self.period
+
+    @property
+    def amount(self) -> int:
+        """The limit that binds."""
+        return self.requests if self.bound == "requests" else self.tokens
+
+    @property
+    def seconds(self) -> int:
+        """How long the client is kept busy."""
+        return self.period * self.windows
+
+    @property
+    def mean_size(self) -> float:
+        """Tokens of a request, on average."""
+        return sum(self._sizes) / 2
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return (100, 700) if self.period < 60 else (200, 1_500)
+
+    def limits(self, anchor: float) -> list[str]:
+        """Both limits in text form, for the server and for the client alike."""
+        shape = self.shape if self.shape != "fixed" else f"fixed anchor {anchor:.3f}"
+        return [
+            f"{self.requests} requests/{self.period}s {shape}",
+            f"{self.tokens} tokens/{self.period}s {shape}",
+        ]
+
+    def sizes(self, seed: int = 1) -> Iterator[int]:
+        """The tokens of each request, without end.
+
+        Of a window of tokens, the end that no next request fits into is lost to whoever keeps the
+        order; sizes are small enough beside the limit that this is 0.4 % (6 s), 0.1 % (60 s).
+        """
+        least, most = self._sizes
+        draw = random.Random(seed)
+        while True:
+            yield draw.randint(least, most)
+
+
+def all_cells(period: int, windows: int) -> list[Cell]:
+    """Every shape, latency, bound and kind of call."""
+    return [
+        Cell(shape, latency, bound, call, period, windows)
+        for latency, bound, call, shape in product(LATENCIES, BOUNDS, CALLS, SHAPES)
+    ]
+
+
+def quick_cells() -> list[Cell]:
+    """A few short ones, to try things."""
+    return [
+        Cell(shape, latency, bound, call, 6, 4)
+        for shape in SHAPES
+        for latency, bound, call in (("0.05", "requests", "transport"), ("2", "tokens", "opaque"))
+    ]

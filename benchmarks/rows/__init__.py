@@ -1,0 +1,1 @@
+"""One module a row, each with `measure(options)`, which returns the row's results."""

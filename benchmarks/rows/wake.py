@@ -1,0 +1,188 @@
+"""wake: what it costs that a queued task is admitted and goes on, beside a bare future's."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+from statistics import median
+
+from harness.apart import apart
+from harness.cpp import run_cpp
+from harness.memory import resident_bytes
+from harness.options import Options
+from harness.result import Result
+from peers.wake import measure_peers
+
+GOAL = "at most 1.25 x floor"
+FLAT = 1.25
+CORE_BYTES = 200
+
+
+def measure(options: Options) -> list[Result]:
+    """End to end by number and collector; then the core's part of it, and its memory."""
+    sizes = (10_000, 100_000) if options.quick else (10_000, 100_000, 1_000_000)
+    results = []
+    for size in sizes:
+        repetitions = 3 if options.quick or size > 100_000 else 7
+        for collector in (True, False):
+            headway, floor = apart(compare, size, collector, repetitions)
+            results.append(_end_to_end(size, collector, repetitions, headway, floor, options))
+    return [*results, *_core(options)]
+
+
+def _end_to_end(
+    size: int, collector: bool, repetitions: int, headway: float, floor: float, options: Options
+) -> Result:
+    state = "on, as Python sets it" if collector else "off"
+    return Result(
+        row="wake",
+        cell=f"{size:_} waiting, collector {'on' if collector else 'off'}",
+        unit="ns a waiter",
+        headway=headway,
+        floor=floor,
+        goal=GOAL,
+        met=headway <= 1.25 * floor,
+        method=(
+            f"{size} tasks await limiter.acquire(1) on a drained `bucket`, on the real clock; all of "
+            "it is given back at once, and the time runs from then until the last task has "
+            "finished. Floor: as many tasks on bare futures, resolved one by one in a loop. Garbage "
+            f"collector {state}, run once just before; median of {repetitions} repetitions in turns, "
+            "in one process."
+        ),
+        peers=measure_peers(size, collector, options.quick) if options.peers else {},
+    )
+
+
+def _core(options: Options) -> list[Result]:
+    found = run_cpp(options, "^BM_Wake/", 3 if options.quick else 5)
+    small, middle, large = (found[f"Wake/{size}"] for size in (10_000, 100_000, 1_000_000))
+    flat = large.median("real_time") / small.median("real_time")
+    waiters = 20_000 if options.quick else 100_000
+    process = apart(resident, waiters, True)
+    futures = apart(resident, waiters, False)
+    return [
+        Result(
+            row="wake",
+            cell="the core's part, 1_000_000 waiting",
+            unit="ns a waiter",
+            headway=large.median("real_time"),
+            floor=small.median("real_time"),
+            goal=f"flat: at most {FLAT} x that at 10_000",
+            met=flat <= FLAT,
+            method=(
+                "C++: the scheduler admits, hands over and lets go of all waiters in one Advance. "
+                "Floor: the same with 10_000. Median of 5 repetitions in random order."
+            ),
+            more={
+                f"{name} at {size:_}": run.median(f"{name}_ns")
+                for name in ("queue", "admit", "claim")
+                for size, run in ((10_000, small), (100_000, middle), (1_000_000, large))
+            },
+            peers={},
+        ),
+        Result(
+            row="wake",
+            cell="the core's memory",
+            unit="bytes a waiter",
+            headway=large.median("bytes"),
+            floor=None,
+            goal=f"at most {CORE_BYTES}",
+            met=large.median("bytes") <= CORE_BYTES,
+            method=(
+                "C++: what the allocator has given out for 1 000 000 waits, its own overhead "
+                f"included. `more`: growth of a Python process's resident memory with {waiters} tasks "
+                "waiting in a Limiter, and with as many on bare futures."
+            ),
+            more={"process_with_limiter": process, "process_with_bare_futures": futures},
+        ),
+    ]
+
+
+def compare(size: int, collector: bool, repetitions: int) -> tuple[float, float]:
+    """Nanoseconds a waiter: through a Limiter, and on bare futures."""
+    ours: list[float] = []
+    bare: list[float] = []
+    for _ in range(repetitions):
+        bare.append(asyncio.run(timed(_bare, size, collector)))
+        ours.append(asyncio.run(timed(_limiter, size, collector)))
+    return median(ours), median(bare)
+
+
+Opening = Callable[[], object]
+"""What lets the waiters go."""
+Way = Callable[[int], tuple[Callable[[int], Awaitable[object]], Opening]]
+"""Given their number: what the i-th one awaits, and the opening."""
+
+
+async def timed(way: Way, size: int, collector: bool) -> float:
+    """From the opening to the end of the last task, in nanoseconds a task."""
+    wait, let_go = way(size)
+    done = asyncio.get_running_loop().create_future()
+    left = size
+
+    async def waiter(i: int) -> None:
+        nonlocal left
+        await wait(i)
+        left -= 1
+        if not left:
+            done.set_result(None)
+
+    gc.disable()
+    tasks = [asyncio.ensure_future(waiter(i)) for i in range(size)]
+    await asyncio.sleep(0.05)
+    gc.collect()
+    if collector:
+        gc.enable()
+    began = time.perf_counter_ns()
+    let_go()
+    await done
+    elapsed = time.perf_counter_ns() - began
+    del tasks
+    return elapsed / size
+
+
+def _bare(size: int) -> tuple[Callable[[int], Awaitable[object]], Opening]:
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(size)]
+
+    def resolve() -> None:
+        for future in futures:
+            future.set_result(None)
+
+    return futures.__getitem__, resolve
+
+
+def _limiter(size: int) -> tuple[Callable[[int], Awaitable[object]], Opening]:
+    from headway import Limiter, Reservation
+
+    limiter = Limiter(f"{size} requests/31day bucket")
+    all_of_it = limiter.try_reserve(size)
+    assert isinstance(all_of_it, Reservation)
+    return lambda _: limiter.acquire(1), lambda: all_of_it.settle(0)
+
+
+def resident(size: int, with_limiter: bool) -> float:
+    """By how many bytes a task the process has grown when all of them wait."""
+
+    async def grow() -> float:
+        way = _limiter if with_limiter else _bare
+        # The first waiter's costs (the thread, the mailbox) are not a waiter's.
+        await timed(way, 10, False)
+        before = resident_bytes()
+        wait, _ = way(size)
+
+        async def waiter(i: int) -> None:
+            await wait(i)
+
+        tasks = [asyncio.ensure_future(waiter(i)) for i in range(size)]
+        await asyncio.sleep(0.05)
+        grown = resident_bytes() - before
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return grown / size
+
+    gc.disable()
+    return asyncio.run(grow())

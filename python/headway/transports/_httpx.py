@@ -1,0 +1,128 @@
+"""One governed httpx request: tells its reservation when it was sent and when it was answered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, final
+
+import httpx
+
+from headway import Reservation
+from headway.transports._network import NetworkDelays, round_trip
+
+_TOO_MANY_REQUESTS = 429
+
+
+async def send(
+    call: Callable[[httpx.Request], Awaitable[httpx.Response]],
+    request: httpx.Request,
+    reservation: Reservation,
+    delays: NetworkDelays,
+    on_sent: Callable[[], None] | None = None,
+) -> httpx.Response:
+    """Sends `request` with `call`, for which `reservation` was made; gives the response's head.
+
+    call: a transport's `handle_async_request`, or a client's `send` with `stream=True`. It must not
+    send a second request of its own (a redirect, an authentication): that would need a second
+    reservation. on_sent: called once, when the last byte has gone out.
+
+    Reading the body and settling the reservation is left to the caller. Whatever `call` raises is
+    raised, with the reservation ended: given back where nothing was sent, else kept as estimated,
+    since the provider may have counted it.
+    """
+    marks = _Marks(request, reservation, delays, on_sent)
+    request.extensions = {**request.extensions, "trace": marks.trace}
+    try:
+        response = await call(request)
+    except BaseException:
+        if marks.begun:
+            marks.sent()
+            reservation.expire()
+        else:
+            reservation.cancel()
+        raise
+    # A transport that traces nothing has sent it all the same.
+    marks.sent()
+    reservation.answered(refused=response.status_code == _TOO_MANY_REQUESTS)
+    return response
+
+
+@final
+class _Marks:
+    """What the trace of one request tells about the instants that matter."""
+
+    __slots__ = (
+        "_connecting",
+        "_delay",
+        "_delays",
+        "_host",
+        "_next",
+        "_on_sent",
+        "_reservation",
+        "_tunnel",
+        "begun",
+    )
+
+    def __init__(
+        self,
+        request: httpx.Request,
+        reservation: Reservation,
+        delays: NetworkDelays,
+        on_sent: Callable[[], None] | None,
+    ) -> None:
+        self._reservation: Reservation | None = reservation
+        self._delays = delays
+        self._host = request.url.host
+        self._on_sent = on_sent
+        self._next: Callable[[str, Any], Awaitable[None]] | None = request.extensions.get("trace")
+        self._connecting: float | None = None
+        self._delay = 0.0
+        self._tunnel = False
+        self.begun = False
+
+    async def trace(self, event: str, info: dict[str, Any]) -> None:
+        """httpx's `trace` extension: called before and after each step of a request."""
+        # "http11.send_request_body.complete", or another protocol's name in the front.
+        step = _STEPS.get(event.partition(".")[2])
+        if step is not None:
+            step(self, info)
+        if self._next is not None:
+            await self._next(event, info)
+
+    def sent(self, _: object = None) -> None:
+        """The last byte has gone out, or has failed to: the provider may have counted it."""
+        reservation, self._reservation = self._reservation, None
+        if reservation is None or self._tunnel:
+            return
+        reservation.sent(network_delay=max(self._delay, self._delays.largest(self._host)))
+        if self._on_sent is not None:
+            self._on_sent()
+
+    def _connect_begins(self, _: object) -> None:
+        self._connecting = monotonic()
+
+    def _connected(self, info: dict[str, Any]) -> None:
+        stream = info.get("return_value")
+        measured = None if stream is None else round_trip(stream.get_extra_info("socket"))
+        if measured is not None:
+            self._delays.note(self._host, measured)
+
+    def _send_begins(self, info: dict[str, Any]) -> None:
+        request = info.get("request")
+        # What is said to a proxy, to be let through, is not the request yet.
+        self._tunnel = getattr(request, "method", None) == b"CONNECT"
+        if self._tunnel:
+            return
+        self.begun = True
+        if self._connecting is not None:
+            self._delay = 0.0 if __import__("os").environ.get("NOCOLD") else monotonic() - self._connecting
+
+_STEPS: dict[str, Callable[[_Marks, dict[str, Any]], None]] = {
+    "connect_tcp.started": _Marks._connect_begins,
+    "connect_tcp.complete": _Marks._connected,
+    "send_request_headers.started": _Marks._send_begins,
+    "send_request_headers.failed": _Marks.sent,
+    "send_request_body.failed": _Marks.sent,
+    "send_request_body.complete": _Marks.sent,
+}
