@@ -30,8 +30,8 @@ class Ticker(Protocol):
 class Floor(Protocol):
     """The built module."""
 
-    def Word(self, step: int, tolerance: int, /) -> Word: ...  # noqa: N802
-    def Ticker(self, fd: int, start: int, step: int, count: int, /) -> Ticker: ...  # noqa: N802
+    def Word(self, step: int, tolerance: int, /) -> Word: ...
+    def Ticker(self, fd: int, start: int, step: int, count: int, /) -> Ticker: ...
 
 
 def build_floor(options: Options) -> Path:

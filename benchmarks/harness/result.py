@@ -43,7 +43,7 @@ class Result:
             "ratio": None if self.ratio is None else _short(self.ratio),
             "goal": self.goal,
             "met": self.met,
-            "method": self.method,
+            "method": " ".join(self.method.split()),
             "more": dict(self.more),
         }
         if with_peers:

@@ -18,7 +18,7 @@ class CannotError(Exception):
 def each(
     function: Callable[Concatenate[str, _P], float], *args: _P.args, **kwargs: _P.kwargs
 ) -> dict[str, float | str]:
-    """What `function(name, ...)` says of each peer, in a process of its own; or why there is none."""
+    """What `function(name, ...)` says of each peer, in a process of its own, or why none."""
     found: dict[str, float | str] = {}
     for name in NAMES:
         try:

@@ -72,7 +72,7 @@ def through_gate(gate: Gate, client: httpx.AsyncClient, bound: str) -> Call:
 async def keep_busy(
     call: Call, cell: Cell, url: str, client: httpx.AsyncClient, end: float
 ) -> None:
-    """Two windows' worth waits in the limiter at the start, and as much as it can admit is added."""
+    """Two windows' worth waits from the start, and what can be admitted is added."""
 
     async def one(number: int, tokens: int) -> None:
         body = {
@@ -115,7 +115,10 @@ async def run(cell: Cell, url: str, limits: list[str], begin: float) -> dict[str
     ) as client:
         await asyncio.sleep(max(0.0, begin - time.monotonic()))
         if cell.limiter != "headway":
-            gate = await open_gate(cell.limiter, cell.shape, cell.amount, cell.period)
+            try:
+                gate = await open_gate(cell.limiter, cell.shape, cell.amount, cell.period)
+            except ImportError:
+                return {"missing": True}
             call = through_gate(gate, client, cell.bound)
         else:
             limiter = Limiter(limits)

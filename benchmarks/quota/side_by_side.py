@@ -69,11 +69,19 @@ class Running:
 
     def end(self) -> Outcome:
         """Waits for the client, asks the server and ends both."""
-        report = json.loads(self._read())
+        told = self._read()
+        if not told:
+            raise RuntimeError(f"the client of '{self.cell.name}' did not finish")
+        report = json.loads(told)
         self.client.wait()
         decisions = self.server.stats(decisions=True)["decisions"]
-        self.server.stop()
         return Outcome(self.cell, judge(self.cell, decisions, self.anchor), report)
+
+    def stop(self) -> None:
+        """Ends both processes, whatever they do."""
+        self.client.kill()
+        self.client.communicate()
+        self.server.stop()
 
     def _read(self) -> str:
         assert self.client.stdout is not None
@@ -86,10 +94,20 @@ def run_side_by_side(cells: Sequence[Cell]) -> tuple[list[Outcome], dict[str, fl
     The cells begin one after the other within the first of their windows, so that their bursts do
     not meet.
     """
-    with ThreadPoolExecutor(_STARTERS) as starters:
-        running = list(starters.map(Running, cells))
+    running: list[Running] = []
+    try:
+        with ThreadPoolExecutor(_STARTERS) as starters:
+            for each in starters.map(Running, cells):
+                running.append(each)
+        return _let_run(running)
+    finally:
+        for each in running:
+            each.stop()
+
+
+def _let_run(running: Sequence[Running]) -> tuple[list[Outcome], dict[str, float]]:
     first = time.monotonic() + 1.0
-    period, seconds = cells[0].period, cells[0].seconds
+    period, seconds = running[0].cell.period, running[0].cell.seconds
     for number, each in enumerate(running):
         each.begin(first + number * period / len(running))
     # The first window is the one in which all connections are made.
@@ -97,8 +115,7 @@ def run_side_by_side(cells: Sequence[Cell]) -> tuple[list[Outcome], dict[str, fl
     with CpuWatch() as watch:
         time.sleep(max(0.0, first + seconds - time.monotonic()))
     with ThreadPoolExecutor(len(running)) as pool:
-        outcomes = list(pool.map(Running.end, running))
-    return outcomes, watch.report()
+        return list(pool.map(Running.end, running)), watch.report()
 
 
 def _path() -> str:

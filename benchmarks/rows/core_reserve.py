@@ -7,12 +7,19 @@ from harness.options import Options
 from harness.result import Result
 from peers import NO_CORE
 
-GOAL = "at most 2 x floor"
+_METHOD = """
+C++, release build: Bucket::TryReserve on two `bucket` limits and Reservation::Settle with fewer
+tokens than estimated, time passed in. Floor: the 5 atomic read-modify-writes that this executes
+(a compare-and-swap on each meter's word, an or on the reservation's state for answered and for
+ended, a compare-and-swap for the refund) on words laid out alike. CPU time, median of
+{repetitions} repetitions of both in random order. No Python, so no garbage collector.
+"""
 
 
 def measure(options: Options) -> list[Result]:
     """One thread, nobody else on the bucket."""
-    found = run_cpp(options, "^BM_Reserve(Floor)?$", 3 if options.quick else 15)
+    repetitions = 3 if options.quick else 15
+    found = run_cpp(options, "^BM_Reserve(Floor)?$", repetitions)
     headway = found["Reserve"].median("cpu_time")
     floor = found["ReserveFloor"].median("cpu_time")
     return [
@@ -22,16 +29,9 @@ def measure(options: Options) -> list[Result]:
             unit="ns",
             headway=headway,
             floor=floor,
-            goal=GOAL,
+            goal="at most 2 x floor",
             met=headway <= 2 * floor,
-            method=(
-                "C++, release build: Bucket::TryReserve on two `bucket` limits and "
-                "Reservation::Settle with fewer tokens than estimated, time passed in. Floor: the 5 "
-                "atomic read-modify-writes that this executes (a compare-and-swap on each meter's "
-                "word, an or on the reservation's state for answered and for ended, a "
-                "compare-and-swap for the refund) on words laid out alike. CPU time, median of 15 "
-                "repetitions of both, in random order. No Python, so no garbage collector."
-            ),
+            method=_METHOD.format(repetitions=repetitions),
             peers=NO_CORE,
         )
     ]

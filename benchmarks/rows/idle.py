@@ -13,6 +13,12 @@ from peers.idle import measure_peers
 
 GOAL = 1.0
 
+_METHOD = """
+{waiting} tasks wait on an empty `bucket` that admits the next one in days; CPU time of the whole
+process, all threads, over {seconds:g} s. Floor: a process whose event loop sleeps for that time
+with no task, beside it. Garbage collector on.
+"""
+
 
 def measure(options: Options) -> list[Result]:
     """Both processes idle side by side."""
@@ -30,11 +36,7 @@ def measure(options: Options) -> list[Result]:
             floor=bare,
             goal="less than 1 ms a second",
             met=headway < GOAL,
-            method=(
-                f"{waiting} tasks wait on an empty `bucket` that admits the next one in days; CPU "
-                f"time of the whole process, all threads, over {seconds:g} s. Floor: a process whose "
-                "event loop sleeps for that time with no task. Garbage collector on."
-            ),
+            method=_METHOD.format(waiting=waiting, seconds=seconds),
             peers=measure_peers(seconds, options.quick) if options.peers else {},
         )
     ]

@@ -14,13 +14,29 @@ from peers.idle_buckets import measure_peers
 LIMIT = 256.0
 WORDS = 16.0
 
+_METHOD = """
+C++: growth of the process's resident memory by 1 000 000 buckets, each of which reserved and
+settled once, divided by their number; median of {repetitions} repetitions. Floor: the two words.
+`more`: the same as the allocator counts it.
+"""
+_GROWTH_METHOD = """
+Growth of resident memory while the same buckets serve 1 000 000 requests more; the worst
+repetition. Floor: none.
+"""
+_OBJECTS_METHOD = """
+Growth of a Python process's resident memory by {count} Limiters of the same two limits, each used
+once. Floor: the two words. Garbage collector off.
+"""
+
 
 def measure(options: Options) -> list[Result]:
     """In C++, a million buckets; then what a Limiter object around one adds."""
-    found = run_cpp(options, "^BM_IdleBuckets/", 1 if options.quick else 3)["IdleBuckets/1000000"]
+    repetitions = 1 if options.quick else 3
+    found = run_cpp(options, "^BM_IdleBuckets/", repetitions)["IdleBuckets/1000000"]
     headway = found.median("resident")
     growth = found.highest("resident_growth")
-    objects = apart(limiters, 10_000 if options.quick else 100_000)
+    count = 10_000 if options.quick else 100_000
+    objects = apart(limiters, count)
     peers = measure_peers(options.quick) if options.peers else {}
     return [
         Result(
@@ -31,11 +47,7 @@ def measure(options: Options) -> list[Result]:
             floor=WORDS,
             goal="at most 256 MB",
             met=headway <= LIMIT,
-            method=(
-                "C++: growth of the process's resident memory by 1 000 000 buckets, each of which "
-                "reserved and settled once, divided by their number; median of 3 processes' worth of "
-                "repetitions. Floor: the two words. `more`: the same as the allocator counts it."
-            ),
+            method=_METHOD.format(repetitions=repetitions),
             more={"allocated": found.median("allocated")},
             peers=peers,
         ),
@@ -47,12 +59,9 @@ def measure(options: Options) -> list[Result]:
             floor=0.0,
             goal="nothing grows",
             met=growth <= 0.01 and found.highest("allocated_growth") <= 0.0,
-            method=(
-                "Growth of resident memory while the same buckets serve 1 000 000 requests more; the "
-                "worst repetition. Floor: none."
-            ),
+            method=_GROWTH_METHOD,
             more={"allocated": found.highest("allocated_growth")},
-            peers={},
+            peers=peers,
         ),
         Result(
             row="idle-buckets",
@@ -62,10 +71,7 @@ def measure(options: Options) -> list[Result]:
             floor=WORDS,
             goal="to be read: the goal is for buckets",
             met=None,
-            method=(
-                "Growth of a Python process's resident memory by 100 000 Limiters of the same two "
-                "limits, each used once. Floor: the two words. Garbage collector off."
-            ),
+            method=_OBJECTS_METHOD.format(count=count),
             peers=peers,
         ),
     ]

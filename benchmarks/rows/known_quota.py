@@ -13,15 +13,15 @@ from peers import NAMES
 from quota.cells import SHAPES, Cell, all_cells, quick_cells
 from quota.side_by_side import Outcome, run_side_by_side
 
-_METHOD = (
-    "A `headway simulate` process enforces both limits (requests and tokens, of the cell's shape); a "
-    "client process of its own (httpx) has the same limits, and always two windows' worth waiting. "
-    "{call} {count} cells side by side, beginning one after the other within one window so that "
-    "their bursts do not meet; `more` says how busy the machine was. Judged from the server's own "
-    "decisions. use: admitted in the whole windows after the first ÷ rate x time; pace: (m - 1) "
-    "windows' worth ÷ rate x the time between the N-th and the m·N-th admission. Floor: what the "
-    "limit allows. Garbage collector on."
-)
+_METHOD = """
+A `headway simulate` process enforces both limits (requests and tokens, of the cell's shape); a
+client process of its own (httpx) has the same limits, and always two windows' worth waiting.
+{call} {count} cells side by side, beginning one after the other within one window so that their
+bursts do not meet; `more` says how busy the machine was. Judged from the server's own decisions.
+use: admitted in the whole windows after the first ÷ rate x time; pace: (m - 1) windows' worth ÷
+rate x the time between the N-th and the m·N-th admission. Floor: what the limit allows. Garbage
+collector on.
+"""
 _CALLS = {
     "transport": "Through the transport's marks.",
     "opaque": "Opaque: `async with limiter.acquire(...)` around the call.",

@@ -14,11 +14,25 @@ from harness.native import build_floor, load_floor
 from harness.options import Options
 from harness.result import Result
 from harness.statistics import quantile
+from peers import NO_CORE
 from peers.lateness import measure_peers
 
 STEP = 5_000_000
 CHUNK = 100
 MARGIN = 100.0
+GOAL = "p99 at most the floor's + 100 µs; never early"
+
+_METHOD = """
+{count} admissions of a `bucket` of 200/s, one each 5 ms, all waiting at once: from the ideal
+instant (the first plus multiples of 5 ms; burst 2, so that being late moves no later instant) to
+the task's next step. Floor: a thread that sleeps in ppoll until each such instant with the same
+timer slack of 1 ns and writes an eventfd that the same kind of loop watches, a future, a task's
+next step. In turns, {chunk} of each; p99 of all. Garbage collector on.
+"""
+_CORE_METHOD = """
+The same without Python: 1 000 admissions posted to a thread's mailbox, and 1 000 ticks of a
+thread in ppoll that writes the same kind of descriptor, in turns.
+"""
 
 
 def measure(options: Options) -> list[Result]:
@@ -29,14 +43,7 @@ def measure(options: Options) -> list[Result]:
         "into an event loop",
         ours,
         floor,
-        (
-            f"{len(ours)} admissions of a `bucket` of 200/s, one each 5 ms, all waiting at once: from "
-            "the ideal instant (the first plus multiples of 5 ms; burst 2, so that being late moves "
-            "no later instant) to the task's next step. Floor: a thread that sleeps in ppoll until "
-            "each such instant with the same timer slack of 1 ns and writes an eventfd that the same "
-            f"kind of loop watches, a future, a task's next step. In turns, {CHUNK} of each; "
-            "p99 of all. Garbage collector on."
-        ),
+        _METHOD.format(count=len(ours), chunk=CHUNK),
         measure_peers(options.quick) if options.peers else {},
     )
     found = run_cpp(options, "^BM_Lateness", 1)["Lateness"]
@@ -46,13 +53,11 @@ def measure(options: Options) -> list[Result]:
         unit="µs, p99",
         headway=found.median("p99_us"),
         floor=found.median("floor_p99_us"),
-        goal="p99 at most the floor's + 100 µs; never early",
+        goal=GOAL,
         met=found.median("p99_us") <= found.median("floor_p99_us") + MARGIN
         and not found.median("early"),
-        method=(
-            "The same without Python: 1 000 admissions posted to a thread's mailbox, and 1 000 ticks "
-            "of a thread in ppoll that writes the same kind of descriptor, in turns."
-        ),
+        method=_CORE_METHOD,
+        peers=NO_CORE,
         more={
             "p50": found.median("p50_us"),
             "floor_p50": found.median("floor_p50_us"),
@@ -73,7 +78,7 @@ def _result(
         unit="µs, p99",
         headway=headway,
         floor=bare,
-        goal="p99 at most the floor's + 100 µs; never early",
+        goal=GOAL,
         met=headway <= bare + MARGIN and not early,
         method=method,
         more={

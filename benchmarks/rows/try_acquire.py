@@ -15,6 +15,13 @@ from harness.options import Options
 from harness.result import Result
 from peers.try_acquire import measure_peers
 
+_METHOD = """
+Limiter.try_acquire(1) on one `bucket` limit that admits every call. Floor: a METH_FASTCALL method
+in C that reads the int, reads the clock, loads one word, compares and swaps it and returns a
+bool. Called alike, net of the empty loop; {calls} calls a repetition, median of {repetitions}
+repetitions in turns; garbage collector off (neither makes an object).
+"""
+
 
 def measure(options: Options) -> list[Result]:
     """The figures are net of the loop around the call."""
@@ -29,13 +36,7 @@ def measure(options: Options) -> list[Result]:
             floor=floor,
             goal="at most 2 x floor",
             met=headway <= 2 * floor,
-            method=(
-                "Limiter.try_acquire(1) on one `bucket` limit that admits every call. Floor: a "
-                "METH_FASTCALL method in C that reads the int, reads the clock, loads one word, "
-                "compares and swaps it and returns a bool. Called alike, net of the empty loop; "
-                f"{calls} calls a repetition, median of {repetitions} repetitions in turns; garbage "
-                "collector off (neither makes an object)."
-            ),
+            method=_METHOD.format(calls=calls, repetitions=repetitions),
             peers=measure_peers(calls, repetitions) if options.peers else {},
         )
     ]

@@ -13,28 +13,41 @@ from harness.cpp import run_cpp
 from harness.memory import resident_bytes
 from harness.options import Options
 from harness.result import Result
+from peers import NO_CORE
 from peers.wake import measure_peers
 
 GOAL = "at most 1.25 x floor"
 FLAT = 1.25
 CORE_BYTES = 200
 
+_METHOD = """
+{size} tasks await limiter.acquire(1) on a drained `bucket`, on the real clock; all of it is given
+back at once, and the time runs from then until the last task has finished. Floor: as many tasks
+on bare futures, resolved one by one in a loop. Garbage collector {state}, run once just before;
+median of {repetitions} repetitions in turns, in one process.
+"""
+_CORE_METHOD = """
+C++: the scheduler takes in, admits, hands over and lets go of all waiters in one Advance. Floor:
+the same with 10 000. Median of {repetitions} repetitions in random order. `more`: the parts,
+queueing (not in the figure) too.
+"""
+_MEMORY_METHOD = """
+C++: what the allocator has given out for 1 000 000 waits, its own overhead included. `more`:
+growth of a Python process's resident memory with {waiters} tasks waiting in a Limiter, and with
+as many on bare futures.
+"""
+
 
 def measure(options: Options) -> list[Result]:
     """End to end by number and collector; then the core's part of it, and its memory."""
     sizes = (10_000, 100_000) if options.quick else (10_000, 100_000, 1_000_000)
-    results = []
-    for size in sizes:
-        repetitions = 3 if options.quick or size > 100_000 else 7
-        for collector in (True, False):
-            headway, floor = apart(compare, size, collector, repetitions)
-            results.append(_end_to_end(size, collector, repetitions, headway, floor, options))
-    return [*results, *_core(options)]
+    ends = [_end_to_end(size, collector, options) for size in sizes for collector in (True, False)]
+    return [*ends, *_core(options)]
 
 
-def _end_to_end(
-    size: int, collector: bool, repetitions: int, headway: float, floor: float, options: Options
-) -> Result:
+def _end_to_end(size: int, collector: bool, options: Options) -> Result:
+    repetitions = 3 if options.quick or size > 100_000 else 7
+    headway, floor = apart(compare, size, collector, repetitions)
     state = "on, as Python sets it" if collector else "off"
     return Result(
         row="wake",
@@ -44,19 +57,14 @@ def _end_to_end(
         floor=floor,
         goal=GOAL,
         met=headway <= 1.25 * floor,
-        method=(
-            f"{size} tasks await limiter.acquire(1) on a drained `bucket`, on the real clock; all of "
-            "it is given back at once, and the time runs from then until the last task has "
-            "finished. Floor: as many tasks on bare futures, resolved one by one in a loop. Garbage "
-            f"collector {state}, run once just before; median of {repetitions} repetitions in turns, "
-            "in one process."
-        ),
+        method=_METHOD.format(size=size, state=state, repetitions=repetitions),
         peers=measure_peers(size, collector, options.quick) if options.peers else {},
     )
 
 
 def _core(options: Options) -> list[Result]:
-    found = run_cpp(options, "^BM_Wake/", 3 if options.quick else 5)
+    repetitions = 3 if options.quick else 5
+    found = run_cpp(options, "^BM_Wake/", repetitions)
     small, middle, large = (found[f"Wake/{size}"] for size in (10_000, 100_000, 1_000_000))
     flat = large.median("real_time") / small.median("real_time")
     waiters = 20_000 if options.quick else 100_000
@@ -71,16 +79,13 @@ def _core(options: Options) -> list[Result]:
             floor=small.median("real_time"),
             goal=f"flat: at most {FLAT} x that at 10_000",
             met=flat <= FLAT,
-            method=(
-                "C++: the scheduler admits, hands over and lets go of all waiters in one Advance. "
-                "Floor: the same with 10_000. Median of 5 repetitions in random order."
-            ),
+            peers=NO_CORE,
+            method=_CORE_METHOD.format(repetitions=repetitions),
             more={
                 f"{name} at {size:_}": run.median(f"{name}_ns")
                 for name in ("queue", "admit", "claim")
                 for size, run in ((10_000, small), (100_000, middle), (1_000_000, large))
             },
-            peers={},
         ),
         Result(
             row="wake",
@@ -90,11 +95,8 @@ def _core(options: Options) -> list[Result]:
             floor=None,
             goal=f"at most {CORE_BYTES}",
             met=large.median("bytes") <= CORE_BYTES,
-            method=(
-                "C++: what the allocator has given out for 1 000 000 waits, its own overhead "
-                f"included. `more`: growth of a Python process's resident memory with {waiters} tasks "
-                "waiting in a Limiter, and with as many on bare futures."
-            ),
+            peers=NO_CORE,
+            method=_MEMORY_METHOD.format(waiters=waiters),
             more={"process_with_limiter": process, "process_with_bare_futures": futures},
         ),
     ]

@@ -12,12 +12,11 @@ PyTypeObject* acquire_type = nullptr;
 
 namespace {
 
-// Awaited once: it is its own iterator. Admitted at once with nobody waiting, its first step returns
-// the reservation: no future, no queue, no task switch. Else the first step submits a wait and yields
-// a future of the running loop, which the loop's mailbox resolves.
+// Awaited once: it is its own iterator. Admitted at once with nobody waiting, its first step
+// returns the reservation: no future, no queue, no task switch. Else the first step submits a wait
+// and yields a future of the running loop, which the loop's mailbox resolves.
 struct AcquireObject {
-  PyObject_HEAD
-  State* state;
+  PyObject_HEAD State* state;
   PyObject* future;       // while waiting
   PyObject* reservation;  // after admission, for `async with`
   Waiter* waiter;         // while waiting
@@ -98,7 +97,8 @@ PyObject* ReturnOutcome(AcquireObject* self) {
       result = Return(self, waiter->Claim());
       break;
     case Outcome::kDeadline:
-      RaiseDeadline(self->timeout, waiter->at() >= kUntold ? kUntold : waiter->at() - waiter->submitted(),
+      RaiseDeadline(self->timeout,
+                    waiter->at() >= kUntold ? kUntold : waiter->at() - waiter->submitted(),
                     *self->state, 0);
       break;
     case Outcome::kNever: {
@@ -113,8 +113,8 @@ PyObject* ReturnOutcome(AcquireObject* self) {
   return result;
 }
 
-// The first step. Returns true and leaves `*yielded` null when it is over (result in `*result`, or an
-// error set), else the future to yield.
+// The first step. Returns true and leaves `*yielded` null when it is over (result in `*result`, or
+// an error set), else the future to yield.
 PyObject* Begin(AcquireObject* self, PyObject** yielded) {
   State& state = *self->state;
   const Nanos now = state.Now();
@@ -140,7 +140,8 @@ PyObject* Begin(AcquireObject* self, PyObject** yielded) {
   if (state.time == nullptr) Dispatcher::Get().Start();
   self->future = Py_NewRef(future);
   self->step = Step::kWaiting;
-  self->waiter = state.scheduler().Submit(state.bucket, Wanted(self), self->priority, now, deadline, mailbox, self);
+  self->waiter = state.scheduler().Submit(state.bucket, Wanted(self), self->priority, now, deadline,
+                                          mailbox, self);
   state.Serve();
   *yielded = future;
   return nullptr;
@@ -150,7 +151,8 @@ PySendResult Send(PyObject* object, PyObject* /*value*/, PyObject** result) {
   AcquireObject* self = Self(object);
   *result = nullptr;
   if (self->step == Step::kOver) {
-    PyErr_SetString(PyExc_RuntimeError, "this acquire() was awaited already: each one is for one await");
+    PyErr_SetString(PyExc_RuntimeError,
+                    "this acquire() was awaited already: each one is for one await");
     return PYGEN_ERROR;
   }
   if (self->step == Step::kNew) {
@@ -204,10 +206,12 @@ PyObject* Throw(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   if (PyExceptionInstance_Check(args[0])) {
     PyErr_SetObject(PyExceptionInstance_Class(args[0]), args[0]);
   } else if (PyExceptionClass_Check(args[0])) {
-    PyErr_Restore(Py_NewRef(args[0]), count > 1 && args[1] != Py_None ? Py_NewRef(args[1]) : nullptr,
+    PyErr_Restore(Py_NewRef(args[0]),
+                  count > 1 && args[1] != Py_None ? Py_NewRef(args[1]) : nullptr,
                   count > 2 && args[2] != Py_None ? Py_NewRef(args[2]) : nullptr);
   } else {
-    PyErr_SetString(PyExc_TypeError, "exceptions must be classes or instances deriving from BaseException");
+    PyErr_SetString(PyExc_TypeError,
+                    "exceptions must be classes or instances deriving from BaseException");
   }
   return nullptr;
 }
@@ -225,7 +229,8 @@ PyObject* AExit(PyObject* object, PyObject* const* /*args*/, Py_ssize_t /*count*
     if (settled == nullptr) return nullptr;
     Py_DECREF(settled);
   }
-  // An awaitable that is satisfied: this object again, past its end, would raise; a tiny iterator does.
+  // An awaitable that is satisfied: this object again, past its end, would raise; a tiny iterator
+  // does.
   static PyObject* done = nullptr;
   if (done == nullptr) {
     PyObject* module = PyImport_ImportModule("headway._loop");
@@ -239,10 +244,12 @@ PyObject* AExit(PyObject* object, PyObject* const* /*args*/, Py_ssize_t /*count*
 
 PyMethodDef methods[] = {
     {"send", &SendMethod, METH_O, nullptr},
-    {"throw", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Throw)), METH_FASTCALL, nullptr},
+    {"throw", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Throw)), METH_FASTCALL,
+     nullptr},
     {"close", &Close, METH_NOARGS, nullptr},
     {"__aenter__", &AEnter, METH_NOARGS, nullptr},
-    {"__aexit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&AExit)), METH_FASTCALL, nullptr},
+    {"__aexit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&AExit)), METH_FASTCALL,
+     nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -255,7 +262,9 @@ PyType_Slot slots[] = {
     {Py_tp_iter, reinterpret_cast<void*>(&Await)},
     {Py_tp_iternext, reinterpret_cast<void*>(&Next)},
     {Py_tp_methods, methods},
-    {Py_tp_doc, const_cast<char*>("What Limiter.acquire returns: `await` it once, or use it in one `async with`.")},
+    {Py_tp_doc,
+     const_cast<char*>(
+         "What Limiter.acquire returns: `await` it once, or use it in one `async with`.")},
     {0, nullptr},
 };
 
@@ -316,7 +325,8 @@ void Complete(void* cookie) {
 PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   WaitOptions options;
   Amounts amounts;
-  if (!ReadAmounts(*state, args, count, amounts) || !ReadWaitOptions(args + count, names, options)) return nullptr;
+  if (!ReadAmounts(*state, args, count, amounts) || !ReadWaitOptions(args + count, names, options))
+    return nullptr;
   auto* self = reinterpret_cast<AcquireObject*>(acquire_type->tp_alloc(acquire_type, 0));
   if (self == nullptr) return nullptr;
   state->Ref();
@@ -333,11 +343,13 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   thread_local ThreadMailbox thread_mailbox;
   WaitOptions options;
   Amounts amounts;
-  if (!ReadAmounts(*state, args, count, amounts) || !ReadWaitOptions(args + count, names, options)) return nullptr;
+  if (!ReadAmounts(*state, args, count, amounts) || !ReadWaitOptions(args + count, names, options))
+    return nullptr;
   const auto wanted = amounts.span(*state);
   const Nanos now = state->Now();
   auto reservation = std::make_unique<Reservation>();
-  const std::optional<Denial> denial = state->bucket->TryReserve(now, wanted, /*privileged=*/false, *reservation);
+  const std::optional<Denial> denial =
+      state->bucket->TryReserve(now, wanted, /*privileged=*/false, *reservation);
   if (!denial) return MakeReservation(state, std::move(reservation));
   state->Serve();
   if (denial->never()) return RaiseNever(*state, denial->meter, wanted);
@@ -345,15 +357,15 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   if (state->time == nullptr) Dispatcher::Get().Start();
   const Nanos deadline = options.timeout == kNever ? kNever : now + options.timeout;
   state->Ref();  // the limiter may go while the GIL is released
-  Waiter* waiter = state->scheduler().Submit(state->bucket, wanted, options.priority, now, deadline, mailbox, nullptr);
+  Waiter* waiter = state->scheduler().Submit(state->bucket, wanted, options.priority, now, deadline,
+                                             mailbox, nullptr);
   state->Serve();
   bool interrupted = false;
   while (waiter->outcome() == Outcome::kWaiting && !interrupted) {
     WakeFd::Wake wake{};
-    Py_BEGIN_ALLOW_THREADS
-    wake = mailbox->wake().Wait(kNever);
-    Py_END_ALLOW_THREADS
-    interrupted = wake == WakeFd::Wake::kInterrupted && PyErr_CheckSignals() < 0;
+    Py_BEGIN_ALLOW_THREADS wake = mailbox->wake().Wait(kNever);
+    Py_END_ALLOW_THREADS interrupted =
+        wake == WakeFd::Wake::kInterrupted && PyErr_CheckSignals() < 0;
     for (Waiter* done = mailbox->Drain(); done != nullptr;) {
       Waiter* next = done->next_in_mailbox;
       done->Unref();
@@ -366,7 +378,9 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   } else if (waiter->outcome() == Outcome::kAdmitted) {
     result = MakeReservation(state, waiter->Claim());
   } else if (waiter->outcome() == Outcome::kDeadline) {
-    RaiseDeadline(options.timeout, waiter->at() >= kUntold ? kUntold : waiter->at() - waiter->submitted(), *state, 0);
+    RaiseDeadline(options.timeout,
+                  waiter->at() >= kUntold ? kUntold : waiter->at() - waiter->submitted(), *state,
+                  0);
   } else if (waiter->outcome() == Outcome::kNever) {
     RaiseNever(*state, state->bucket->Look(state->Now(), wanted).meter, wanted);
   } else {

@@ -13,8 +13,7 @@ PyTypeObject* denial_type = nullptr;
 namespace {
 
 struct DenialObject {
-  PyObject_HEAD
-  PyObject* limit;
+  PyObject_HEAD PyObject* limit;
   double retry_after;
 };
 
@@ -32,7 +31,8 @@ int IsTrue(PyObject* /*self*/) { return 0; }
 PyObject* Repr(PyObject* object) {
   PyObject* seconds = PyFloat_FromDouble(Self(object)->retry_after);
   if (seconds == nullptr) return nullptr;
-  PyObject* out = PyUnicode_FromFormat("<headway.Denial: '%S' binds, retry_after=%R>", Self(object)->limit, seconds);
+  PyObject* out = PyUnicode_FromFormat("<headway.Denial: '%S' binds, retry_after=%R>",
+                                       Self(object)->limit, seconds);
   Py_DECREF(seconds);
   return out;
 }
@@ -40,8 +40,10 @@ PyObject* Repr(PyObject* object) {
 PyMemberDef members[] = {
     {"limit", T_OBJECT, offsetof(DenialObject, limit), READONLY, "The Limit that binds."},
     {"retry_after", T_DOUBLE, offsetof(DenialObject, retry_after), READONLY,
-     "Seconds until it would fit if nothing else happened; inf where it never can. Where that depends on\n"
-     "answers still out (a full concurrency limit, a window of calls in flight) it is 0.0: nobody knows."},
+     "Seconds until it would fit if nothing else happened; inf where it never can. Where that "
+     "depends on\n"
+     "answers still out (a full concurrency limit, a window of calls in flight) it is 0.0: nobody "
+     "knows."},
     {nullptr, 0, 0, 0, nullptr},
 };
 
@@ -50,12 +52,14 @@ PyType_Slot slots[] = {
     {Py_tp_repr, reinterpret_cast<void*>(&Repr)},
     {Py_nb_bool, reinterpret_cast<void*>(&IsTrue)},
     {Py_tp_members, members},
-    {Py_tp_doc, const_cast<char*>("Why a cost is not admitted now. Falsy, so that `if r := limiter.try_reserve(1):` reads well.")},
+    {Py_tp_doc, const_cast<char*>("Why a cost is not admitted now. Falsy, so that `if r := "
+                                  "limiter.try_reserve(1):` reads well.")},
     {0, nullptr},
 };
 
-PyType_Spec spec = {"headway._core.Denial", sizeof(DenialObject), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
+PyType_Spec spec = {
+    "headway._core.Denial", sizeof(DenialObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
 
 }  // namespace
 
@@ -69,9 +73,10 @@ PyObject* MakeDenial(State* state, const Denial& denial, Nanos now) {
     Py_DECREF(self);
     return nullptr;
   }
-  self->retry_after = denial.never()               ? std::numeric_limits<double>::infinity()
-                      : denial.ready_at >= kUntold ? 0.0
-                                                   : Seconds(std::max<Nanos>(0, denial.ready_at - now));
+  self->retry_after = denial.never() ? std::numeric_limits<double>::infinity()
+                      : denial.ready_at >= kUntold
+                          ? 0.0
+                          : Seconds(std::max<Nanos>(0, denial.ready_at - now));
   return reinterpret_cast<PyObject*>(self);
 }
 

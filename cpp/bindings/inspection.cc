@@ -21,7 +21,8 @@ Amounts AmountsOf(const State& state, const py::args& given) {
   Amounts amounts;
   std::vector<PyObject*> raw;
   for (const auto& a : given) raw.push_back(a.ptr());
-  if (!ReadAmounts(state, raw.data(), static_cast<Py_ssize_t>(raw.size()), amounts)) throw py::error_already_set();
+  if (!ReadAmounts(state, raw.data(), static_cast<Py_ssize_t>(raw.size()), amounts))
+    throw py::error_already_set();
   return amounts;
 }
 
@@ -49,7 +50,8 @@ py::dict Snapshot(const py::object& limiter, const py::args& given) {
     one["used"] = used;
     one["capacity"] = capacity;
     one["available"] = std::max<std::int64_t>(0, capacity - used);
-    one["ready_in"] = Wait(meter.ReadyAt(now, state.bucket->amount(static_cast<int>(i), wanted)), now);
+    one["ready_in"] =
+        Wait(meter.ReadyAt(now, state.bucket->amount(static_cast<int>(i), wanted)), now);
     limits.append(one);
   }
   py::dict out;
@@ -73,17 +75,25 @@ void SetLimit(const py::object& limiter, int meter, const Limit& limit, bool pro
 }  // namespace
 
 void AddInspection(py::module_& m) {
-  m.def("snapshot", &Snapshot, py::arg("limiter"), "The state of a limiter at one look, as a dict.");
-  m.def("set_limit", &SetLimit, py::arg("limiter"), py::arg("meter"), py::arg("limit"), py::arg("proportional"),
-        "Changes one limit, by its place in limits(limiter).");
-  m.def("limits", [](const py::object& limiter) { return StateOf(limiter).limits; }, py::arg("limiter"),
-        "The limits as they are now, in the order in which they are taken.");
-  m.def("resources", [](const py::object& limiter) { return py::tuple(py::cast(StateOf(limiter).resources)); },
-        py::arg("limiter"), "The resources, in the order in which amounts are given.");
-  m.def("before_fork", [] { Dispatcher::Get().BeforeFork(); }, "Holds the scheduler still around a fork.");
-  m.def("after_fork_in_parent", [] { Dispatcher::Get().AfterForkInParent(); }, "Lets it go on.");
-  m.def("after_fork_in_child", [] { Dispatcher::Get().AfterForkInChild(); },
-        "Makes the child's scheduler empty and stopped; the next wait starts it.");
+  m.def("snapshot", &Snapshot, py::arg("limiter"),
+        "The state of a limiter at one look, as a dict.");
+  m.def("set_limit", &SetLimit, py::arg("limiter"), py::arg("meter"), py::arg("limit"),
+        py::arg("proportional"), "Changes one limit, by its place in limits(limiter).");
+  m.def(
+      "limits", [](const py::object& limiter) { return StateOf(limiter).limits; },
+      py::arg("limiter"), "The limits as they are now, in the order in which they are taken.");
+  m.def(
+      "resources",
+      [](const py::object& limiter) { return py::tuple(py::cast(StateOf(limiter).resources)); },
+      py::arg("limiter"), "The resources, in the order in which amounts are given.");
+  m.def(
+      "before_fork", [] { Dispatcher::Get().BeforeFork(); },
+      "Holds the scheduler still around a fork.");
+  m.def(
+      "after_fork_in_parent", [] { Dispatcher::Get().AfterForkInParent(); }, "Lets it go on.");
+  m.def(
+      "after_fork_in_child", [] { Dispatcher::Get().AfterForkInChild(); },
+      "Makes the child's scheduler empty and stopped; the next wait starts it.");
   m.def(
       "stop_dispatcher", [] { Dispatcher::Get().Stop(); }, py::call_guard<py::gil_scoped_release>(),
       "Ends the thread that admits; the next wait starts it again. Called at interpreter exit.");

@@ -19,7 +19,8 @@ Limit Check(absl::StatusOr<Limit> limit) {
 
 Nanos ToNanos(double seconds, const char* what) {
   if (!std::isfinite(seconds) || std::abs(seconds) > 9.2e9)
-    throw py::value_error(std::string(what) + " " + py::repr(py::float_(seconds)).cast<std::string>() +
+    throw py::value_error(std::string(what) + " " +
+                          py::repr(py::float_(seconds)).cast<std::string>() +
                           ": must be a finite number of seconds");
   return static_cast<Nanos>(std::llround(seconds * 1e9));
 }
@@ -67,7 +68,8 @@ std::string Repr(const Limit& l) { return "Limit('" + l.Format() + "')"; }
 }  // namespace
 
 void AddLimitAndClock(py::module_& m) {
-  py::class_<Limit>(m, "Limit", R"(An amount of a resource per period, and how the provider counts it.
+  py::class_<Limit>(m, "Limit",
+                    R"(An amount of a resource per period, and how the provider counts it.
 
 amount: units, 0 to 2**53. resource: "requests", "tokens", "input_tokens", "output_tokens",
 "concurrency", or a name of your own. per: seconds, 0.001 to 31 days. shape: "bucket" (continuous
@@ -79,10 +81,12 @@ midnight UTC.
 Immutable and hashable. Also written as text, wherever a Limit is taken:
 "500 requests/min", "200_000 tokens/60s window", "100 requests/s bucket burst 10",
 "10_000 requests/day fixed", "32 concurrency". Raises ValueError naming the value and the rule.)")
-      .def(py::init(&MakeLimit), py::arg("amount"), py::arg("resource") = "requests", py::arg("per") = 60.0,
-           py::arg("shape") = py::none(), py::arg("burst") = py::none(), py::arg("anchor") = py::none())
+      .def(py::init(&MakeLimit), py::arg("amount"), py::arg("resource") = "requests",
+           py::arg("per") = 60.0, py::arg("shape") = py::none(), py::arg("burst") = py::none(),
+           py::arg("anchor") = py::none())
       .def_static(
-          "parse", [](const std::string& text) { return Check(Limit::Parse(text)); }, py::arg("text"),
+          "parse", [](const std::string& text) { return Check(Limit::Parse(text)); },
+          py::arg("text"),
           "The limit that `text` says; ValueError quotes the text. str(limit) gives it back.")
       .def_readonly("amount", &Limit::amount, "Units per period.")
       .def_readonly("resource", &Limit::resource, "What is counted.")
@@ -114,9 +118,10 @@ Immutable and hashable. Also written as text, wherever a Limit is taken:
       .def(py::self == py::self)
       .def("__hash__", [](const Limit& l) { return py::hash(py::str(l.Format())); })
       .def("__reduce__", [](const py::object& self) {
-        return py::make_tuple(py::type::of(self),
-                              py::make_tuple(self.attr("amount"), self.attr("resource"), self.attr("per"),
-                                             self.attr("shape"), self.attr("burst"), self.attr("anchor")));
+        return py::make_tuple(
+            py::type::of(self),
+            py::make_tuple(self.attr("amount"), self.attr("resource"), self.attr("per"),
+                           self.attr("shape"), self.attr("burst"), self.attr("anchor")));
       });
 
   py::class_<VirtualTime, std::shared_ptr<VirtualTime>>(
@@ -128,11 +133,13 @@ soon as their loop turns. Thread-safe.)")
       .def(py::init([](double start) {
              const Nanos at = ToNanos(start, "start");
              if (at < 0 || at > (Nanos{1} << 59))
-               throw py::value_error("start " + std::to_string(start) + ": must be from 0 to 5e8 seconds");
+               throw py::value_error("start " + std::to_string(start) +
+                                     ": must be from 0 to 5e8 seconds");
              return std::make_shared<VirtualTime>(at);
            }),
            py::arg("start") = 0.0)
-      .def("now", [](const VirtualTime& t) { return Seconds(t.clock.Now()); }, "Seconds.")
+      .def(
+          "now", [](const VirtualTime& t) { return Seconds(t.clock.Now()); }, "Seconds.")
       .def(
           "advance",
           [](VirtualTime& t, double seconds) {

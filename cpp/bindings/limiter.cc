@@ -33,7 +33,8 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
   std::vector<Limit> limits = given;
   std::vector<std::uint8_t> resource_of;
   for (const Limit& limit : given)
-    if (std::find(state->resources.begin(), state->resources.end(), limit.resource) == state->resources.end())
+    if (std::find(state->resources.begin(), state->resources.end(), limit.resource) ==
+        state->resources.end())
       state->resources.push_back(limit.resource);
   std::stable_partition(limits.begin(), limits.end(),
                         [](const Limit& l) { return l.shape == Shape::kConcurrency; });
@@ -45,7 +46,8 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
   for (const std::string& name : state->resources)
     state->defaults.push_back(name == "requests" || name == "concurrency" ? 1 : 0);
   state->limits = std::move(limits);
-  state->bucket = Bucket::Make(state->limits, resource_of, state->WallOffset(), &state->scheduler());
+  state->bucket =
+      Bucket::Make(state->limits, resource_of, state->WallOffset(), &state->scheduler());
   return state;
 }
 
@@ -53,7 +55,9 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"limits", "clock", nullptr};
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO", const_cast<char**>(names), &limits, &clock) == 0) return -1;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO", const_cast<char**>(names), &limits, &clock) ==
+      0)
+    return -1;
   if (Self(object)->state != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was called twice");
     return -1;
@@ -77,7 +81,8 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return -1;
   } catch (const py::cast_error&) {
-    PyErr_SetString(PyExc_TypeError, "limits must be Limit objects, and clock a ManualClock or None");
+    PyErr_SetString(PyExc_TypeError,
+                    "limits must be Limit objects, and clock a ManualClock or None");
     return -1;
   }
   return 0;
@@ -97,7 +102,8 @@ PyObject* TryAcquire(PyObject* object, PyObject* const* args, Py_ssize_t count) 
   if (state == nullptr || !ReadAmounts(*state, args, count, amounts)) return nullptr;
   if (state->has_concurrency) {
     PyErr_SetString(PyExc_ValueError,
-                    "try_acquire() with a concurrency limit would leave nothing to give back: use try_reserve()");
+                    "try_acquire() with a concurrency limit would leave nothing to give back: use "
+                    "try_reserve()");
     return nullptr;
   }
   const bool took = state->bucket->TryTake(state->Now(), amounts.span(*state));
@@ -117,43 +123,58 @@ PyObject* TryReserve(PyObject* object, PyObject* const* args, Py_ssize_t count) 
   state->Serve();
   if (denial->never()) return MakeDenial(state, *denial, now);
   // With others waiting, what counts is when its turn would come behind them.
-  return MakeDenial(state, state->scheduler().Estimate(*state->bucket, now, 0, amounts.span(*state)), now);
+  return MakeDenial(state,
+                    state->scheduler().Estimate(*state->bucket, now, 0, amounts.span(*state)), now);
 }
 
-PyObject* AcquireMethod(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+PyObject* AcquireMethod(PyObject* object, PyObject* const* args, Py_ssize_t count,
+                        PyObject* names) {
   State* state = StateOf(object);
   return state == nullptr ? nullptr : MakeAcquire(state, args, count, names);
 }
 
-PyObject* AcquireSyncMethod(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+PyObject* AcquireSyncMethod(PyObject* object, PyObject* const* args, Py_ssize_t count,
+                            PyObject* names) {
   State* state = StateOf(object);
   return state == nullptr ? nullptr : AcquireSync(state, args, count, names);
 }
 
 PyMethodDef methods[] = {
-    {"try_acquire", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&TryAcquire)), METH_FASTCALL,
+    {"try_acquire", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&TryAcquire)),
+     METH_FASTCALL,
      "try_acquire($self, *amounts)\n--\n\n"
-     "Takes the amounts (in the order of `resources`) if all of it fits now and nobody waits; returns\n"
-     "whether it did. A missing amount is 1 for requests, else 0. Never waits. Counts as answered at\n"
-     "once, so it is not for a provider's `window`: there use try_reserve and say when it was answered.\n"
-     "ValueError where a concurrency limit would leave nothing to give back. About as fast as a dict\n"
+     "Takes the amounts (in the order of `resources`) if all of it fits now and nobody waits; "
+     "returns\n"
+     "whether it did. A missing amount is 1 for requests, else 0. Never waits. Counts as answered "
+     "at\n"
+     "once, so it is not for a provider's `window`: there use try_reserve and say when it was "
+     "answered.\n"
+     "ValueError where a concurrency limit would leave nothing to give back. About as fast as a "
+     "dict\n"
      "look-up; thread-safe."},
-    {"try_reserve", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&TryReserve)), METH_FASTCALL,
+    {"try_reserve", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&TryReserve)),
+     METH_FASTCALL,
      "try_reserve($self, *amounts)\n--\n\n"
-     "As try_acquire, but returns a Reservation (truthy), or a Denial (falsy) that says which limit\n"
+     "As try_acquire, but returns a Reservation (truthy), or a Denial (falsy) that says which "
+     "limit\n"
      "binds and for how long. Never waits. Thread-safe."},
     {"acquire", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&AcquireMethod)),
      METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, *amounts, priority=0, timeout=None)\n--\n\n"
-     "Waits in turn until the amounts fit: `await` it for a Reservation, or use it in `async with`.\n\n"
-     "priority: higher is more urgent; first in, first out among equals. timeout: seconds, or None.\n"
-     "Raises CapacityExceededError where it can never fit, DeadlineExceededError where the wait is or\n"
-     "will be longer than timeout. Nothing is taken before it is awaited; a wait that is cancelled gives\n"
+     "Waits in turn until the amounts fit: `await` it for a Reservation, or use it in `async "
+     "with`.\n\n"
+     "priority: higher is more urgent; first in, first out among equals. timeout: seconds, or "
+     "None.\n"
+     "Raises CapacityExceededError where it can never fit, DeadlineExceededError where the wait is "
+     "or\n"
+     "will be longer than timeout. Nothing is taken before it is awaited; a wait that is cancelled "
+     "gives\n"
      "its place back."},
     {"acquire_sync", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&AcquireSyncMethod)),
      METH_FASTCALL | METH_KEYWORDS,
      "acquire_sync($self, *amounts, priority=0, timeout=None)\n--\n\n"
-     "As acquire, for threads: blocks the calling thread, without the GIL, and returns the Reservation,\n"
+     "As acquire, for threads: blocks the calling thread, without the GIL, and returns the "
+     "Reservation,\n"
      "which is a context manager. Do not call it on an event loop's thread."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -202,7 +223,8 @@ std::string FormatSeconds(Nanos nanos) {
 bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Amounts& out) {
   const auto n = static_cast<Py_ssize_t>(state.resources.size());
   if (count > n) {
-    PyErr_Format(PyExc_TypeError, "%zd amounts were given, but there are %zd resources (see .resources)", count, n);
+    PyErr_Format(PyExc_TypeError,
+                 "%zd amounts were given, but there are %zd resources (see .resources)", count, n);
     return false;
   }
   for (Py_ssize_t i = 0; i < count; ++i) {
@@ -224,7 +246,8 @@ bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Am
     }
     out.values[i] = value;
   }
-  for (Py_ssize_t i = count; i < n; ++i) out.values[i] = state.defaults[static_cast<std::size_t>(i)];
+  for (Py_ssize_t i = count; i < n; ++i)
+    out.values[i] = state.defaults[static_cast<std::size_t>(i)];
   return true;
 }
 
@@ -232,7 +255,8 @@ bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out) {
   const double value = PyFloat_AsDouble(seconds);
   if (value == -1.0 && PyErr_Occurred() != nullptr) return false;
   if (!(value >= 0) || value > 1e9) {
-    PyErr_Format(PyExc_ValueError, "%s %R: must be a number of seconds from 0 to 1e9", what, seconds);
+    PyErr_Format(PyExc_ValueError, "%s %R: must be a number of seconds from 0 to 1e9", what,
+                 seconds);
     return false;
   }
   out = static_cast<Nanos>(std::llround(value * 1e9));
@@ -254,7 +278,8 @@ bool ReadWaitOptions(PyObject* const* values, PyObject* names, WaitOptions& out)
       }
       out.priority = static_cast<std::int32_t>(value);
     } else {
-      PyErr_Format(PyExc_TypeError, "unexpected keyword argument %R: there are priority and timeout", name);
+      PyErr_Format(PyExc_TypeError,
+                   "unexpected keyword argument %R: there are priority and timeout", name);
       return false;
     }
   }
@@ -265,9 +290,9 @@ PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_
   const Limit& limit = state.limits[static_cast<std::size_t>(meter)];
   const std::int64_t wanted = amounts[static_cast<std::size_t>(state.bucket->resource(meter))];
   return Raise("CapacityExceededError",
-               "can never fit: needs " + std::to_string(wanted) + " " + limit.resource + ", the limit '" +
-                   limit.Format() + "' admits " + std::to_string(state.bucket->meter(meter).Capacity()) +
-                   " at once");
+               "can never fit: needs " + std::to_string(wanted) + " " + limit.resource +
+                   ", the limit '" + limit.Format() + "' admits " +
+                   std::to_string(state.bucket->meter(meter).Capacity()) + " at once");
 }
 
 PyObject* RaiseDeadline(Nanos timeout, Nanos would_take, const State& /*state*/, int /*meter*/) {
@@ -276,7 +301,9 @@ PyObject* RaiseDeadline(Nanos timeout, Nanos would_take, const State& /*state*/,
   return Raise("DeadlineExceededError", message);
 }
 
-PyObject* RaiseStopped() { return Raise("SchedulerStoppedError", "the scheduler was stopped while this waited"); }
+PyObject* RaiseStopped() {
+  return Raise("SchedulerStoppedError", "the scheduler was stopped while this waited");
+}
 
 bool AddLimiter(PyObject* module) {
   limiter_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));

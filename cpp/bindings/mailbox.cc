@@ -7,8 +7,7 @@ namespace headway::python {
 namespace {
 
 struct MailboxObject {
-  PyObject_HEAD
-  Mailbox* mailbox;
+  PyObject_HEAD Mailbox* mailbox;
   unsigned fork_generation;
 };
 
@@ -23,7 +22,8 @@ MailboxObject* Self(PyObject* self) { return reinterpret_cast<MailboxObject*>(se
 PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"socketpair", nullptr};
   int pair = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "|p", const_cast<char**>(names), &pair) == 0) return nullptr;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "|p", const_cast<char**>(names), &pair) == 0)
+    return nullptr;
   auto* self = reinterpret_cast<MailboxObject*>(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
   try {
@@ -70,10 +70,8 @@ PyObject* DrainMethod(PyObject* object, PyObject* /*unused*/) {
 
 PyObject* WaitMethod(PyObject* object, PyObject* /*unused*/) {
   WakeFd& wake = Self(object)->mailbox->wake();
-  Py_BEGIN_ALLOW_THREADS
-  wake.Wait(kNever);
-  Py_END_ALLOW_THREADS
-  Py_RETURN_NONE;
+  Py_BEGIN_ALLOW_THREADS wake.Wait(kNever);
+  Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 PyObject* SignalMethod(PyObject* object, PyObject* /*unused*/) {
@@ -87,11 +85,15 @@ PyObject* ClearMethod(PyObject* object, PyObject* /*unused*/) {
 }
 
 PyMethodDef methods[] = {
-    {"fileno", &Fileno, METH_NOARGS, "fileno($self)\n--\n\nThe descriptor that is readable while something is in it."},
-    {"drain", &DrainMethod, METH_NOARGS, "drain($self)\n--\n\nResolves the futures of all finished waits. On the loop's thread only."},
-    {"wait", &WaitMethod, METH_NOARGS, "wait($self)\n--\n\nBlocks until something is in it, without the GIL."},
+    {"fileno", &Fileno, METH_NOARGS,
+     "fileno($self)\n--\n\nThe descriptor that is readable while something is in it."},
+    {"drain", &DrainMethod, METH_NOARGS,
+     "drain($self)\n--\n\nResolves the futures of all finished waits. On the loop's thread only."},
+    {"wait", &WaitMethod, METH_NOARGS,
+     "wait($self)\n--\n\nBlocks until something is in it, without the GIL."},
     {"signal", &SignalMethod, METH_NOARGS, "signal($self)\n--\n\nMakes wait() return."},
-    {"clear", &ClearMethod, METH_NOARGS, "clear($self)\n--\n\nMakes the descriptor unreadable until the next post."},
+    {"clear", &ClearMethod, METH_NOARGS,
+     "clear($self)\n--\n\nMakes the descriptor unreadable until the next post."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -99,7 +101,8 @@ PyType_Slot slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(&New)},
     {Py_tp_dealloc, reinterpret_cast<void*>(&Dealloc)},
     {Py_tp_methods, methods},
-    {Py_tp_doc, const_cast<char*>("Mailbox(socketpair=False)\n--\n\nWhere the core hands finished waits over to one event loop.")},
+    {Py_tp_doc, const_cast<char*>("Mailbox(socketpair=False)\n--\n\nWhere the core hands finished "
+                                  "waits over to one event loop.")},
     {0, nullptr},
 };
 

@@ -7,8 +7,8 @@ PYBIND11_MODULE(_core, m) {
   using namespace headway::python;
   m.doc() = "Headway's core: metering, admission, scheduling. Use it through the package headway.";
   AddLimitAndClock(m);
-  if (!AddReservation(m.ptr()) || !AddDenial(m.ptr()) || !AddAcquire(m.ptr()) || !AddMailbox(m.ptr()) ||
-      !AddLimiter(m.ptr()))
+  if (!AddReservation(m.ptr()) || !AddDenial(m.ptr()) || !AddAcquire(m.ptr()) ||
+      !AddMailbox(m.ptr()) || !AddLimiter(m.ptr()))
     throw pybind11::error_already_set();
   AddInspection(m);
 }

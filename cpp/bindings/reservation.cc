@@ -10,8 +10,7 @@ PyTypeObject* reservation_type = nullptr;
 namespace {
 
 struct ReservationObject {
-  PyObject_HEAD
-  State* state;
+  PyObject_HEAD State* state;
   Reservation* reservation;
 };
 
@@ -38,20 +37,21 @@ PyObject* Sent(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObje
   ReservationObject* self = Self(object);
   Nanos delay = -1;
   const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
-  if (count + named > 1 ||
-      (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "network_delay") != 0)) {
+  if (count + named > 1 || (named == 1 && PyUnicode_CompareWithASCIIString(
+                                              PyTuple_GET_ITEM(names, 0), "network_delay") != 0)) {
     PyErr_SetString(PyExc_TypeError, "sent() takes one argument at most, network_delay");
     return nullptr;
   }
-  if (count + named == 1 && args[0] != Py_None && !ReadSeconds(args[0], "network_delay", delay)) return nullptr;
+  if (count + named == 1 && args[0] != Py_None && !ReadSeconds(args[0], "network_delay", delay))
+    return nullptr;
   return Done(self, self->reservation->Sent(self->state->Now(), delay));
 }
 
 PyObject* Answered(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   ReservationObject* self = Self(object);
   const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
-  if (count + named > 1 ||
-      (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "refused") != 0)) {
+  if (count + named > 1 || (named == 1 && PyUnicode_CompareWithASCIIString(
+                                              PyTuple_GET_ITEM(names, 0), "refused") != 0)) {
     PyErr_SetString(PyExc_TypeError, "answered() takes one argument at most, refused");
     return nullptr;
   }
@@ -106,12 +106,16 @@ PyObject* Repr(PyObject* object) {
 }
 
 PyMethodDef methods[] = {
-    {"sent", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Sent)), METH_FASTCALL | METH_KEYWORDS,
+    {"sent", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Sent)),
+     METH_FASTCALL | METH_KEYWORDS,
      "sent($self, network_delay=None)\n--\n\n"
      "The request goes out now: it cannot be cancelled any more.\n\n"
-     "network_delay: the largest time, in seconds, that this host's connections recently took to carry\n"
-     "a request there; a transport knows it. With it, a slot of a `window` or `fixed` limit is free one\n"
-     "period after sent + network_delay (20 ms at least) or after the answer, whichever is earlier.\n"
+     "network_delay: the largest time, in seconds, that this host's connections recently took to "
+     "carry\n"
+     "a request there; a transport knows it. With it, a slot of a `window` or `fixed` limit is "
+     "free one\n"
+     "period after sent + network_delay (20 ms at least) or after the answer, whichever is "
+     "earlier.\n"
      "Returns whether the reservation was held."},
     {"answered", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Answered)),
      METH_FASTCALL | METH_KEYWORDS,
@@ -120,17 +124,22 @@ PyMethodDef methods[] = {
      "Returns whether that is new."},
     {"settle", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Settle)), METH_FASTCALL,
      "settle($self, *actual)\n--\n\n"
-     "Ends it with what was really used, in the order of limiter.resources; what is not said stays as\n"
-     "estimated. Less than the estimate is given back, more is taken. Returns whether this call ended it."},
+     "Ends it with what was really used, in the order of limiter.resources; what is not said stays "
+     "as\n"
+     "estimated. Less than the estimate is given back, more is taken. Returns whether this call "
+     "ended it."},
     {"cancel", &Cancel, METH_NOARGS,
      "cancel($self)\n--\n\n"
      "Gives everything back, if it was not sent yet. Returns whether this call ended it."},
     {"expire", &Expire, METH_NOARGS,
      "expire($self)\n--\n\n"
-     "Ends it at the estimate: rates keep it and heal by time, concurrency is given back. This is also\n"
-     "what happens to a reservation that is garbage-collected. Returns whether this call ended it."},
+     "Ends it at the estimate: rates keep it and heal by time, concurrency is given back. This is "
+     "also\n"
+     "what happens to a reservation that is garbage-collected. Returns whether this call ended "
+     "it."},
     {"__enter__", &Enter, METH_NOARGS, nullptr},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Exit)), METH_FASTCALL, nullptr},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Exit)), METH_FASTCALL,
+     nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -144,21 +153,25 @@ PyType_Slot slots[] = {
     {Py_tp_repr, reinterpret_cast<void*>(&Repr)},
     {Py_tp_methods, methods},
     {Py_tp_getset, properties},
-    {Py_tp_doc, const_cast<char*>(
-                    "An admitted cost: held, then sent, answered and ended, exactly once.\n\n"
-                    "Made by Limiter.acquire, acquire_sync and try_reserve. Leaving its `with` block answers\n"
-                    "and settles it at the estimate, whether or not the body raised, if nothing else was said.\n"
-                    "Thread-safe: the first verb that ends it wins, later ones return False.")},
+    {Py_tp_doc,
+     const_cast<char*>(
+         "An admitted cost: held, then sent, answered and ended, exactly once.\n\n"
+         "Made by Limiter.acquire, acquire_sync and try_reserve. Leaving its `with` block answers\n"
+         "and settles it at the estimate, whether or not the body raised, if nothing else was "
+         "said.\n"
+         "Thread-safe: the first verb that ends it wins, later ones return False.")},
     {0, nullptr},
 };
 
-PyType_Spec spec = {"headway._core.Reservation", sizeof(ReservationObject), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
+PyType_Spec spec = {
+    "headway._core.Reservation", sizeof(ReservationObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, slots};
 
 }  // namespace
 
 PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation) {
-  auto* self = reinterpret_cast<ReservationObject*>(reservation_type->tp_alloc(reservation_type, 0));
+  auto* self =
+      reinterpret_cast<ReservationObject*>(reservation_type->tp_alloc(reservation_type, 0));
   if (self == nullptr) {
     reservation->Cancel(state->Now());
     return nullptr;

@@ -20,10 +20,12 @@ namespace headway::python {
 
 namespace py = pybind11;
 
-// A clock that is moved by hand, and the scheduler that it drives: `Limiter(clock=...)` waits on it.
+// A clock that is moved by hand, and the scheduler that it drives: `Limiter(clock=...)` waits on
+// it.
 //
-// Its scheduler asks to be driven at any time and from anywhere, even from inside its own Advance, so
-// that is only noted; every verb of the Python face that may have caused it calls Serve at its end.
+// Its scheduler asks to be driven at any time and from anywhere, even from inside its own Advance,
+// so that is only noted; every verb of the Python face that may have caused it calls Serve at its
+// end.
 class VirtualTime {
  public:
   explicit VirtualTime(Nanos start)
@@ -45,8 +47,8 @@ class VirtualTime {
   std::atomic<bool> asked_{false};
 };
 
-// One limiter's own state. Reference-counted under the GIL, because reservations outlive limiters and
-// must not keep the Python object (and whatever a subclass hung on it) alive.
+// One limiter's own state. Reference-counted under the GIL, because reservations outlive limiters
+// and must not keep the Python object (and whatever a subclass hung on it) alive.
 struct State {
   static constexpr std::size_t kMaxResources = Bucket::kMaxResources;
 
@@ -60,7 +62,9 @@ struct State {
 
   Nanos Now() const { return time == nullptr ? MonotonicNow() : time->clock.Now(); }
   Nanos WallOffset() const { return time == nullptr ? headway::WallOffset() : 0; }
-  Scheduler& scheduler() const { return time == nullptr ? Dispatcher::Get().scheduler() : time->scheduler; }
+  Scheduler& scheduler() const {
+    return time == nullptr ? Dispatcher::Get().scheduler() : time->scheduler;
+  }
   // After a verb that may have given something back or submitted something.
   void Serve() const {
     if (time != nullptr) time->Serve();
@@ -82,15 +86,16 @@ struct State {
 };
 
 struct LimiterObject {
-  PyObject_HEAD
-  PyObject* weakrefs;
+  PyObject_HEAD PyObject* weakrefs;
   State* state;
 };
 
 // The amounts of a call, by resource.
 struct Amounts {
   std::int64_t values[State::kMaxResources];
-  absl::Span<const std::int64_t> span(const State& state) const { return {values, state.resources.size()}; }
+  absl::Span<const std::int64_t> span(const State& state) const {
+    return {values, state.resources.size()};
+  }
 };
 
 // Reads positional amounts, filling in the defaults. False with a Python error set.
@@ -114,7 +119,8 @@ PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation
 PyObject* MakeDenial(State* state, const Denial& denial, Nanos now);
 PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
 PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
-// The mailbox of the running loop, borrowed; null with a Python error set. Also gives the loop, new.
+// The mailbox of the running loop, borrowed; null with a Python error set. Also gives the loop,
+// new.
 Mailbox* MailboxOfRunningLoop(PyObject** loop);
 // What a drained mailbox tells the Acquire object that waits.
 void Complete(void* acquire);

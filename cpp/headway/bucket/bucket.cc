@@ -60,8 +60,8 @@ void Bucket::SignalIfOwed() {
     if (meter(i).TakeOwedSignal()) Signal();
 }
 
-// The last request that fits into a `window` for now is held back while nothing is known of how long
-// a call takes by itself; see Calls.
+// The last request that fits into a `window` for now is held back while nothing is known of how
+// long a call takes by itself; see Calls.
 bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial) {
   if (calls_ == nullptr || !calls_->HoldsLastBack()) return false;
   for (int i = 0; i < size_; ++i) {
@@ -81,8 +81,8 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
 
 // Which limit admits last, and when. The instants are those of each meter by itself, so the whole
 // may fit later still; whoever waits looks again then.
-Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead, absl::Span<const std::int64_t> amounts,
-                    bool privileged) {
+Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
+                    absl::Span<const std::int64_t> amounts, bool privileged) {
   Denial denial{0, now};
   for (int i = 0; i < size_; ++i) {
     const std::int64_t wanted = amount(i, amounts);
@@ -120,8 +120,8 @@ void Bucket::GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel) 
   if (signal) Signal();
 }
 
-bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
-                     absl::Span<Taken> taken) {
+bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged,
+                     bool answered, absl::Span<Taken> taken) {
   for (std::size_t i = 0; i < taken.size(); ++i) {
     const int k = static_cast<int>(i);
     if (meter(k).Take(now, amount(k, amounts), privileged, answered, taken[i])) continue;

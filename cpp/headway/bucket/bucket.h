@@ -18,13 +18,14 @@ namespace headway {
 
 // Why a cost is not admitted now: a value, not an error.
 struct Denial {
-  int meter = 0;           // the limit that binds: the one that would admit last
+  int meter = 0;            // the limit that binds: the one that would admit last
   Nanos ready_at = kNever;  // when it would fit; kUntold, kNever: see clock.h
 
   bool never() const { return ready_at == kNever; }
 };
 
-// Told when something has happened that can bring an admission nearer for whoever waits on a bucket.
+// Told when something has happened that can bring an admission nearer for whoever waits on a
+// bucket.
 class WaiterSignal {
  public:
   // Thread-safe, must not block and must not call back into the bucket.
@@ -36,13 +37,13 @@ class WaiterSignal {
 
 // A set of limits over a few resources (at most kMaxResources), counted together.
 //
-// Thread-safe and lock-free, except SetLimit, which takes a lock of its own. Reference-counted: made
-// by `Make` with one reference.
+// Thread-safe and lock-free, except SetLimit, which takes a lock of its own. Reference-counted:
+// made by `Make` with one reference.
 //
 // The commit protocol: look at every meter first and refuse without touching anything if one does
-// not fit; then take them in their order, and if one was lost to another thread meanwhile, give back
-// those taken and look again. All threads take in the same order (concurrency first), so a thread
-// that loses does so to one that has got further, and some thread always gets through.
+// not fit; then take them in their order, and if one was lost to another thread meanwhile, give
+// back those taken and look again. All threads take in the same order (concurrency first), so a
+// thread that loses does so to one that has got further, and some thread always gets through.
 class Bucket {
  public:
   static constexpr int kMaxResources = 32;
@@ -63,25 +64,27 @@ class Bucket {
     return amounts[static_cast<std::size_t>(resource(meter))];
   }
 
-  // Takes the amounts (one for each resource) if all of it fits and nobody waits. There is no answer
-  // to come: a `window` counts it at `now`. Concurrency must not be among the limits.
+  // Takes the amounts (one for each resource) if all of it fits and nobody waits. There is no
+  // answer to come: a `window` counts it at `now`. Concurrency must not be among the limits.
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
   // it may pass those who wait.
-  std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged,
-                                   Reservation& out);
+  std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
+                                   bool privileged, Reservation& out);
 
   // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
-  // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of several
-  // limits makes it wait, the others count it at that later instant, too: until then they admit less.
+  // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of
+  // several limits makes it wait, the others count it at that later instant, too: until then they
+  // admit less.
   Nanos ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out);
 
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
   Denial Look(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // As Look, with `ahead` (by resource) queued before it.
-  Denial Estimate(Nanos now, absl::Span<const std::int64_t> ahead, absl::Span<const std::int64_t> amounts);
+  Denial Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
+                  absl::Span<const std::int64_t> amounts);
 
   // Changes one limit (same shape and resource) while in use.
   void SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offset, Debt debt);
@@ -89,8 +92,9 @@ class Bucket {
   // Whether the amounts could ever be admitted together.
   bool EverFits(absl::Span<const std::int64_t> amounts) const;
 
-  // Of one limit, see Meter: units in use, and when `amount` would fit as far as this limit goes. To be
-  // preferred to the meter's own verbs, which cannot signal those who wait when they free a cell.
+  // Of one limit, see Meter: units in use, and when `amount` would fit as far as this limit goes.
+  // To be preferred to the meter's own verbs, which cannot signal those who wait when they free a
+  // cell.
   std::int64_t Used(int meter, Nanos now);
   Nanos ReadyAt(int meter, Nanos now, std::int64_t amount);
 
@@ -98,7 +102,8 @@ class Bucket {
   void Raise(int meter, std::int64_t bound, Nanos at);
   void Lower(int meter, std::int64_t bound, Nanos at);
 
-  // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of them.
+  // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of
+  // them.
   void SetWaiters(int meter) { this->meter(meter).SetWaiters(); }
   void ClearWaiters();
   bool has_waiters() const;
@@ -115,7 +120,8 @@ class Bucket {
   friend class Reservation;
 
   struct Slot {
-    Slot(const Limit& limit, Nanos wall_offset, std::uint8_t r) : meter(limit, wall_offset), resource(r) {}
+    Slot(const Limit& limit, Nanos wall_offset, std::uint8_t r)
+        : meter(limit, wall_offset), resource(r) {}
     Meter meter;
     const std::uint8_t resource;
   };
@@ -128,8 +134,8 @@ class Bucket {
 
   bool TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
                absl::Span<Taken> taken);
-  Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead, absl::Span<const std::int64_t> amounts,
-              bool privileged);
+  Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
+              absl::Span<const std::int64_t> amounts, bool privileged);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   void Begin(Nanos now, Reservation& out);
   void Signal() {

@@ -11,16 +11,17 @@
 
 namespace headway {
 
-// Client and server do not stamp a request at the same moment, and a `window` slot may be used again
-// one period after the *latest* instant at which the server can have counted it:
+// Client and server do not stamp a request at the same moment, and a `window` slot may be used
+// again one period after the *latest* instant at which the server can have counted it:
 //
 // - through a transport: headers-in, or sent + the network's delay, whichever is earlier;
-// - for an opaque call: the answer, less a margin: the least time that a call has taken that was
-//   started quietly, with fewer than 4 others within 50 ms before or after it, and after the first
-//   answer. The times of a burst contain connecting and the client's own queueing; subtracting them would free slots too early.
-//   Where calls take very different times, some call of a burst will have been faster than all quiet
-//   ones: then these do not tell yet how fast a call can be, and there is no margin until one of
-//   them does. From the margin, 20 ms are granted to the network at least.
+// - for an opaque call: the answer, less a margin: the least time that a call has taken, known once
+//   one was started quietly (fewer than 8 others within 50 ms before or after it, and after the
+//   first answer). The times of a burst contain connecting and the client's own queueing;
+//   subtracting them would free slots too early, and refuse a whole burst. From the margin goes how
+//   much the calls' own times differ, as seen from calls overtaking each other, and 20 ms at least.
+//   A quiet call is moreover counted soon after its admission, whatever time its answer takes: the
+//   client has nothing else to do, so what is left is the network (Meter::Answered says how soon).
 //   Until a quiet call has told, the last one that a window admits waits until the others are back,
 //   so that one does.
 //
@@ -28,31 +29,51 @@ namespace headway {
 // handshake and so sequentially consistent, like all of them here.
 class Calls {
  public:
-  // Connecting and sending take at least this long in the books, however fast the network was lately.
+  // Connecting and sending take at least this long in the books, however fast the network was
+  // lately.
   static constexpr Nanos kLeastNetworkDelay = 20 * kMillisecond;
   static constexpr Nanos kQuiet = 50 * kMillisecond;
 
-  // A call admitted at `now`. Returns its number if it may turn out to be a quiet one, else 0.
-  std::uint64_t Begin(Nanos now) {
+  // A call among the bucket's: its number, and whether it may turn out to be a quiet one.
+  struct Call {
+    std::uint64_t number = 0;
+    bool calm = false;
+  };
+
+  // A call admitted at `now`.
+  Call Begin(Nanos now) {
     const bool alone = in_flight_.fetch_add(1) == 0;
     const std::uint64_t number = admitted_.fetch_add(1) + 1;
     const bool crowd = number > kCrowd && now - Time(number - kCrowd).load() < kQuiet;
     Time(number).store(now);
-    return answered_.load() && (alone || !crowd) ? number : 0;
+    return Call{number, answered_.load() && (alone || !crowd)};
   }
 
-  // Returns whether nothing is in flight any more. `answered`: an answer came, rather than a cancel.
+  // Returns whether nothing is in flight any more. `answered`: an answer came, rather than a
+  // cancel.
   bool End(bool answered) {
     if (answered && !answered_.load()) answered_.store(true);
     return in_flight_.fetch_sub(1) == 1;
   }
 
-  // The call of this number (0: not a quiet one) took `latency`. Returns whether the margin has changed.
-  bool Learn(std::uint64_t number, Nanos latency) {
+  bool Quiet(const Call& call) { return call.calm && !FollowedByCrowd(call.number); }
+
+  // A call that was answered at `now` took `latency`. Returns whether the margin has changed.
+  bool Learn(const Call& call, bool quiet, Nanos now, Nanos latency) {
     const Nanos before = Margin();
     const bool knew = Knows();
+    // Calls are sent in the order of their admission, so one that is answered after a later one
+    // took longer than that one did, by at least the time between the two answers.
+    std::uint64_t latest = latest_answered_.load();
+    if (call.number > latest) {
+      latest_answered_at_.store(now);
+      while (call.number > latest && !latest_answered_.compare_exchange_weak(latest, call.number)) {
+      }
+    } else if (const Nanos since = now - latest_answered_at_.load(); since > variation_.load()) {
+      variation_.store(since);
+    }
     StoreLeast(least_, latency);
-    if (number != 0 && !FollowedByCrowd(number)) StoreLeast(least_quiet_, latency);
+    if (quiet) StoreLeast(least_quiet_, latency);
     return Margin() != before || Knows() != knew;
   }
 
@@ -61,13 +82,17 @@ class Calls {
 
   Nanos Margin() const {
     const Nanos quiet = least_quiet_.load();
-    const Nanos least = least_.load();
-    if (quiet == kNever || quiet > least + kLeastNetworkDelay) return 0;
-    return std::max<Nanos>(0, std::min(quiet, least) - kLeastNetworkDelay);
+    if (quiet == kNever) return 0;
+    return std::max<Nanos>(
+        0, std::min(quiet, least_.load()) - std::max(kLeastNetworkDelay, variation_.load()));
   }
 
   // Nothing is known yet of how long a call takes, and calls are out.
   bool HoldsLastBack() const { return !Knows() && !transport_.load() && in_flight_.load() > 0; }
+
+  // The server has refused a call: then nothing is assumed any more about when it counts.
+  void SawRefusal() { refused_.store(true); }
+  bool refused() const { return refused_.load(); }
 
   // Marks come from a transport. Returns whether that is new.
   bool SawTransport() { return !transport_.load() && !transport_.exchange(true); }
@@ -75,7 +100,7 @@ class Calls {
   std::int64_t in_flight() const { return in_flight_.load(); }
 
  private:
-  static constexpr std::uint64_t kCrowd = 4;
+  static constexpr std::uint64_t kCrowd = 8;
   // When so many of the latest calls were admitted is remembered.
   static constexpr std::uint64_t kRemembered = 256;
 
@@ -84,7 +109,8 @@ class Calls {
   bool FollowedByCrowd(std::uint64_t number) {
     const std::uint64_t admitted = admitted_.load();
     if (admitted - number >= kRemembered - kCrowd) return true;  // forgotten
-    return admitted >= number + kCrowd && Time(number + kCrowd).load() - Time(number).load() < kQuiet;
+    return admitted >= number + kCrowd &&
+           Time(number + kCrowd).load() - Time(number).load() < kQuiet;
   }
 
   static void StoreLeast(std::atomic<Nanos>& least, Nanos value) {
@@ -95,10 +121,14 @@ class Calls {
 
   std::atomic<std::int64_t> in_flight_{0};
   std::atomic<std::uint64_t> admitted_{0};
+  std::atomic<std::uint64_t> latest_answered_{0};
+  std::atomic<Nanos> latest_answered_at_{0};
+  std::atomic<Nanos> variation_{0};
   std::atomic<Nanos> least_{kNever};
   std::atomic<Nanos> least_quiet_{kNever};
   std::atomic<bool> answered_{false};
   std::atomic<bool> transport_{false};
+  std::atomic<bool> refused_{false};
   std::array<std::atomic<Nanos>, kRemembered> times_{};
 };
 

@@ -36,7 +36,8 @@ bool Reservation::Answered(Nanos now, bool refused) {
   if ((state_.load() & (kAnswered | kEnded)) != 0) return false;
   answered_at_.store(now);
   HEADWAY_PAUSE();
-  const std::uint8_t before = state_.fetch_or(refused ? kAnswered | kSent | kRefused : kAnswered | kSent);
+  const std::uint8_t before =
+      state_.fetch_or(refused ? kAnswered | kSent | kRefused : kAnswered | kSent);
   if ((before & (kAnswered | kEnded)) != 0) return false;
   if ((before & kMarking) == 0) TellAnswered(refused);
   return true;
@@ -48,20 +49,24 @@ void Reservation::TellAnswered(bool refused) {
   const Nanos answered_at = answered_at_.load();
   const Nanos counted_by = counted_by_.load();
   const bool pinned = counted_by == kNever;
-  const Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
+  const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
+  const bool quiet = calls.Quiet(call_) && !calls.transport() && !calls.refused();
+  Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
+  const bool learnt = answer == Answer::kOpaque && answered_at > began &&
+                      calls.Learn(call_, quiet, answered_at, answered_at - began);
+  if (answer == Answer::kOpaque && quiet) answer = Answer::kQuiet;
+  if (refused) calls.SawRefusal();
   // The answer may be in before the network's delay is over, and long after.
   const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
-  const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
-  const bool learnt =
-      answer == Answer::kOpaque && answered_at > began && calls.Learn(call_, answered_at - began);
   bool signal = calls.End(/*answered=*/true) || learnt;
   for (int i = 0; i < bucket_->size(); ++i) {
     Meter& meter = bucket_->meter(i);
     // Before the answer, so that it is never taken with more than what is known.
-    if (answer == Answer::kOpaque && calls.Knows()) meter.SetMargin(calls.Margin());
-    // With a transport's marks in the bucket, or after a refusal, nothing is assumed about the order.
+    if (pinned && !refused && calls.Knows()) meter.SetMargin(calls.Margin());
+    // With a transport's marks in the bucket, or after a refusal, nothing is assumed about the
+    // order.
     if (refused || calls.transport()) meter.StopTrustingOrder();
-    signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned);
+    signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned, began);
   }
   if (signal && bucket_->has_waiters()) bucket_->Signal();
 }
@@ -95,7 +100,8 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
 
 bool Reservation::Cancel(Nanos now) {
   std::uint8_t held = 0;
-  if (bucket_ == nullptr || !state_.compare_exchange_strong(held, kSent | kAnswered | kEnded)) return false;
+  if (bucket_ == nullptr || !state_.compare_exchange_strong(held, kSent | kAnswered | kEnded))
+    return false;
   HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
   bool signal = bucket_->calls_ != nullptr && bucket_->calls_->End(/*answered=*/false);

@@ -8,6 +8,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
 #include "headway/base/clock.h"
+#include "headway/bucket/calls.h"
 #include "headway/meter/meter.h"
 
 namespace headway {
@@ -25,10 +26,10 @@ class Bucket;
 // Owned by whoever was admitted; the bucket must outlive it. Thread-safe: the verbs may race, the
 // first one to end it wins, and every later one is a no-op that returns false.
 //
-// Memory ordering: `state_` is a set of bits moved by fetch_or (sequentially consistent); the thread
-// that sets a bit first does that bit's work. One thread at a time tells the meters: while `Sent` is
-// at it (kMarking), `Answered` leaves its instant behind, and whoever of the two clears the bit or
-// sets kAnswered last tells them of the answer.
+// Memory ordering: `state_` is a set of bits moved by fetch_or (sequentially consistent); the
+// thread that sets a bit first does that bit's work. One thread at a time tells the meters: while
+// `Sent` is at it (kMarking), `Answered` leaves its instant behind, and whoever of the two clears
+// the bit or sets kAnswered last tells them of the answer.
 class Reservation {
  public:
   Reservation() = default;
@@ -37,8 +38,8 @@ class Reservation {
   Reservation& operator=(const Reservation&) = delete;
 
   // The request goes out at `now`. `network_delay` is the largest time that this host's connections
-  // recently took to carry a request there (0 or more), or negative where nothing is known about it:
-  // then only the answer tells. Returns whether it was held.
+  // recently took to carry a request there (0 or more), or negative where nothing is known about
+  // it: then only the answer tells. Returns whether it was held.
   bool Sent(Nanos now, Nanos network_delay);
 
   // The first sign of an answer is there. `refused`: the server did not admit it.
@@ -77,7 +78,7 @@ class Reservation {
   Bucket* bucket_ = nullptr;
   Nanos admitted_at_ = 0;
   std::atomic<Nanos> sent_at_{kNever};
-  std::uint64_t call_ = 0;  // its number among the bucket's calls if its time may tell (Calls), else 0
+  Calls::Call call_;
   std::atomic<std::uint8_t> state_{0};
   // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
   std::atomic<Nanos> counted_by_{kNever};

@@ -47,8 +47,9 @@ Nanos CellMeter::CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, 
 
 // By when the members of all earlier cells were counted, as this cell's answers tell.
 Nanos CellMeter::Earlier(const Cell& cell, Nanos margin) {
-  const Nanos first = cell.opaque_first.load();
-  return first == kNever ? kUntold : std::max(cell.begin.load(), first - margin);
+  const Nanos opaque = cell.opaque_first.load();
+  const Nanos first = std::min(opaque == kNever ? kUntold : opaque - margin, cell.quiet_first.load());
+  return first >= kUntold ? kUntold : std::max(cell.begin.load(), first);
 }
 
 // Whether all members have left by `now`, or nothing is in it any more.
@@ -77,6 +78,7 @@ bool CellMeter::Empty(Meter& m, const Parameters& p, Nanos now, Cells& cells, Ce
   cell.pending_until.store(0);
   cell.opaque_last.store(0);
   cell.opaque_first.store(kNever);
+  cell.quiet_first.store(kNever);
   HEADWAY_PAUSE();
   // A closed cell that is still the newest stays closed until `open` has moved past it: whoever
   // finds it closed moves on. Any other becomes fresh.
@@ -130,10 +132,11 @@ bool CellMeter::Free(Meter& m, const Parameters& p, Nanos now) {
     const bool touched = holds || cell.begin.load() != kNever;
     // The open cell with nothing in it stays as it is: members may come.
     const bool stays = back == 0 && state % Cell::kGeneration == 0 && !holds;
-    HEADWAY_PAUSE();
-    if ((state & Cell::kEmptying) == 0 && touched && !stays &&
-        Due(m.shape_, p, now, cell, state, margin, later_first))
-      freed |= Empty(m, p, now, *cells, cell, state, margin, later_first);
+    if ((state & Cell::kEmptying) == 0 && touched && !stays) {
+      HEADWAY_PAUSE();
+      if (Due(m.shape_, p, now, cell, state, margin, later_first))
+        freed |= Empty(m, p, now, *cells, cell, state, margin, later_first);
+    }
     if (in_order) later_first = std::min(later_first, earlier);
   }
   if (freed) Owe(m);
@@ -245,8 +248,7 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
     const std::int64_t total = ahead + amount;
     if (word.value() <= p.amount - total) return now;
     if (Free(m, p, now)) continue;
-    Cells* cells = m.cells_.load(std::memory_order_acquire);
-    if (cells == nullptr) return kUntold;  // taken, but not yet entered: that thread will signal
+    Cells* cells = &m.cells();
     const std::int64_t rounds = (total - 1) / p.amount;
     std::int64_t over = word.value() + (total - rounds * p.amount) - p.amount;
     struct Leaving {
@@ -264,7 +266,7 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
       const Cell& cell = cells->at(open - back);
       const std::uint64_t state = cell.state.load();
       const std::int64_t sum = cell.sum.load();
-      HEADWAY_PAUSE();
+      if (sum > 0) HEADWAY_PAUSE();
       const Nanos earlier = Earlier(cell, margin);
       const Nanos counted = CountedBy(cell, state, margin, later_first);
       // Half emptied, a cell tells nothing; whoever empties it signals when it is done.
@@ -342,12 +344,19 @@ bool CellMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
   return Word{m.word_.load()}.waiters();
 }
 
-bool CellMeter::Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned) {
+bool CellMeter::Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned,
+                         Nanos began) {
   Cell& cell = m.cells().ring[taken.cell];
   if (!EnterAgain(cell, taken.cell_generation)) return Word{m.word_.load()}.waiters();
   if (answer == Answer::kOpaque) {
     StoreMax(cell.opaque_last, at);
     StoreMin(cell.opaque_first, at);
+  } else if (answer == Answer::kQuiet) {
+    const Nanos period = m.parameters().period;
+    const Nanos guard = std::clamp(period / 100, 20 * kMillisecond, 250 * kMillisecond);
+    const Nanos counted_by = std::min(at - m.cells().known_margin(), began + guard);
+    StoreMax(cell.last, counted_by);
+    StoreMin(cell.quiet_first, counted_by);
   } else {
     StoreMax(cell.last, at);
   }

@@ -54,6 +54,7 @@ struct Cell {
                                                // was Cells::margin earlier, as known when asked
   std::atomic<Nanos> opaque_first{kNever};     // the earliest such answer: all members of earlier
                                                // cells were counted a margin before it
+  std::atomic<Nanos> quiet_first{kNever};       // as opaque_first, less the margin already
 
   bool fresh() const { return state.load() % kGeneration == 0 && sum.load() == 0; }
 };
@@ -98,7 +99,8 @@ class CellMeter {
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static bool Sent(Meter& m, const Taken& taken, Nanos counted_by);
-  static bool Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned);
+  static bool Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned,
+                       Nanos began);
   static void SetMargin(Meter& m, Nanos margin);
   static void Raise(Meter& m, std::int64_t bound, Nanos at);
   static bool Lower(Meter& m, std::int64_t bound, Nanos at);

@@ -89,9 +89,9 @@ bool Meter::Sent(const Taken& taken, Nanos counted_by) {
   return CellMeter::Sent(*this, taken, counted_by);
 }
 
-bool Meter::Answered(const Taken& taken, Nanos at, Answer answer, bool pinned) {
+bool Meter::Answered(const Taken& taken, Nanos at, Answer answer, bool pinned, Nanos began) {
   if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return false;
-  return CellMeter::Answered(*this, taken, at, answer, pinned);
+  return CellMeter::Answered(*this, taken, at, answer, pinned, began);
 }
 
 void Meter::SetMargin(Nanos margin) {

@@ -18,6 +18,7 @@ class Cells;
 enum class Answer : std::uint8_t {
   kBounded,  // it was sent at a known instant over a network of known delay (Meter::Sent)
   kOpaque,   // nothing was known before; calls start in the order of their admission
+  kQuiet,    // as kOpaque, and started while the client had nothing else to do
   kRefused,  // the server refused it, at the instant of the answer
 };
 
@@ -85,8 +86,11 @@ class Meter {
   // The request was sent at an instant after which the server counts it by `counted_by` at the latest
   // (window, fixed; no effect on the others). Returns whether to signal.
   [[nodiscard]] bool Sent(const Taken& taken, Nanos counted_by);
-  // The request was answered at `at`; `pinned` unless `Sent` was called. Returns whether to signal.
-  [[nodiscard]] bool Answered(const Taken& taken, Nanos at, Answer answer, bool pinned);
+  // The request was answered at `at`; `pinned` unless `Sent` was called. kQuiet: it was started at
+  // `began`, and counted within a guard of that: 1 % of the period, at least 20 ms and at most 250 ms.
+  // Returns whether to signal.
+  [[nodiscard]] bool Answered(const Taken& taken, Nanos at, Answer answer, bool pinned,
+                              Nanos began = kNever);
   // How much earlier than answered an opaque call is counted, at least. The least that was ever told
   // holds; before, nothing.
   void SetMargin(Nanos margin);

@@ -48,11 +48,12 @@ class BucketOracle {
     burst_ = burst;
   }
 
-  // When `units` fit if nothing else happens, from `now` on.
-  Instant ReadyAt(Instant now, std::int64_t units) const {
+  // When `units` fit if nothing else happens, from `now` on; and when they would, had `ahead` units
+  // gone before them as soon as each fitted.
+  Instant ReadyAt(Instant now, std::int64_t units, std::int64_t ahead = 0) const {
     if (units > burst_) return kOracleNever;
     const auto [debt, price] = Replay(now);
-    const Wide over = debt + Time(price, units) - Time(price, burst_);
+    const Wide over = debt + Time(price, ahead) + Time(price, units) - Time(price, burst_);
     if (over > kFar * kFine) return now + kFar;
     return over <= 0 ? now : now + static_cast<Instant>((over + kFine - 1) / kFine);
   }

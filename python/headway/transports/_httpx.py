@@ -92,9 +92,9 @@ class _Marks:
 
     def sent(self, _: object = None) -> None:
         """The last byte has gone out, or has failed to: the provider may have counted it."""
-        reservation, self._reservation = self._reservation, None
-        if reservation is None or self._tunnel:
+        if self._tunnel or self._reservation is None:
             return
+        reservation, self._reservation = self._reservation, None
         reservation.sent(network_delay=max(self._delay, self._delays.largest(self._host)))
         if self._on_sent is not None:
             self._on_sent()
@@ -116,7 +116,9 @@ class _Marks:
             return
         self.begun = True
         if self._connecting is not None:
-            self._delay = 0.0 if __import__("os").environ.get("NOCOLD") else monotonic() - self._connecting
+            # A host that has only just accepted the connection may look at it as much later.
+            self._delay = monotonic() - self._connecting
+
 
 _STEPS: dict[str, Callable[[_Marks, dict[str, Any]], None]] = {
     "connect_tcp.started": _Marks._connect_begins,

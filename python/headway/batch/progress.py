@@ -1,0 +1,106 @@
+"""Says how far a run is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from types import TracebackType
+from typing import TextIO, final
+
+from headway.batch.summary import Tally
+
+REDRAW = 0.2
+"""Seconds between two pictures of the bar."""
+
+REPORT = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+_BAR = 24
+
+
+@final
+class Progress:
+    """Shows `tally` on `stream` while entered, for a run of about `total` requests.
+
+    Where the stream is no terminal, a line each `report` seconds. Everything else that is said to
+    people goes through `say`, so that the bar is not torn.
+    """
+
+    def __init__(self, stream: TextIO, tally: Tally, total: int, report: float = REPORT) -> None:
+        self._stream = stream
+        self._tally = tally
+        self._total = total
+        self._terminal = stream.isatty()
+        self._every = REDRAW if self._terminal else report
+        self._began = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._drawn = False
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._clear()
+        print(text, file=self._stream, flush=True)
+
+    def __enter__(self) -> Progress:
+        self._began = time.monotonic()
+        self._wait()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._clear()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._every, self._show)
+
+    def _show(self) -> None:
+        if self._terminal:
+            self._draw()
+        else:
+            print(f"headway run: {self._state()}", file=self._stream, flush=True)
+        self._wait()
+
+    def _draw(self) -> None:
+        share = min(1.0, self._tally.requests / self._total) if self._total else 0.0
+        full = round(share * _BAR)
+        line = f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}  {self._state()}"
+        columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+        self._stream.write(f"\r\x1b[K{line[: columns - 1]}")
+        self._stream.flush()
+        self._drawn = True
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._drawn = False
+
+    def _state(self) -> str:
+        tally = self._tally
+        done = tally.requests
+        parts = [f"{done:,} of {self._total:,}", f"{tally.in_flight:,} in flight"]
+        for number, word in (
+            (tally.failed, "failed"),
+            (tally.refusals, "refused"),
+            (tally.retries, "retries"),
+        ):
+            if number:
+                parts.append(f"{number:,} {word}")
+        elapsed = time.monotonic() - self._began
+        left = self._total - done
+        if done and left > 0:
+            parts.append(f"about {_clock(elapsed / done * left)} left")
+        return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,101 @@
+"""A strict window on a real server refuses nobody, wherever the server's clock hands stand.
+
+1 320 requests at 600 a minute, all of them waiting from the start, over cold connections, against a
+server that counts them up to 5 ms after they arrive: through a transport that marks when a request was
+sent and answered, and with a plain call in `async with limiter.acquire()`. A limiter that stamps at
+admission loses its second burst to such a server, wholly or in part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from headway import Limiter
+from headway.simulate import SimulatorProcess
+from headway.transports._connections import Connections
+from headway.transports._httpx import send
+from headway.transports._network import NetworkDelays
+
+LIMIT = "600 requests/min window"
+REQUESTS = 1320
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
+
+Call = Callable[[Limiter, httpx.AsyncClient, str], Awaitable[int]]
+
+
+def _transport() -> Call:
+    delays = NetworkDelays()
+
+    async def call(limiter: Limiter, client: httpx.AsyncClient, url: str) -> int:
+        reservation = await limiter.acquire()
+        request = client.build_request("POST", url, json=BODY)
+
+        async def go(request: httpx.Request) -> httpx.Response:
+            return await client.send(request, stream=True)
+
+        response = await send(go, request, reservation, delays)
+        await response.aread()
+        await response.aclose()
+        reservation.settle()
+        return response.status_code
+
+    return call
+
+
+async def _opaque(limiter: Limiter, client: httpx.AsyncClient, url: str) -> int:
+    async with limiter.acquire():
+        return (await client.post(url, json=BODY)).status_code
+
+
+async def _all(call: Call, url: str, stagger: float) -> tuple[int, float]:
+    """Every request; how many were not answered with 200, and the seconds it took."""
+    # So that the bursts of the six, on two cores, do not fall together.
+    await asyncio.sleep(stagger)
+    limiter = Limiter(LIMIT)
+    began = time.monotonic()
+    async with httpx.AsyncClient(transport=Connections(), timeout=120) as client:
+        statuses = await asyncio.gather(*(call(limiter, client, url) for _ in range(REQUESTS)))
+    return sum(status != 200 for status in statuses), time.monotonic() - began
+
+
+def test_1320_requests_at_600_a_minute_are_refused_by_no_strict_window() -> None:
+    latencies = ["0.05", "2", "lognormal:4:0.5"]
+    cells = [(latency, kind) for latency in latencies for kind in ("transport", "opaque")]
+    simulators = [
+        SimulatorProcess("--limits", LIMIT, "--latency", latency, "--arrival-jitter", "0.005")
+        for latency, _ in cells
+    ]
+
+    async def main() -> list[tuple[int, float]]:
+        return await asyncio.gather(
+            *(
+                _all(
+                    _transport() if kind == "transport" else _opaque,
+                    simulator.url + "/v1/chat/completions",
+                    2.0 * i,
+                )
+                for i, ((_, kind), simulator) in enumerate(zip(cells, simulators, strict=True))
+            )
+        )
+
+    for simulator in simulators:
+        simulator.start()
+    try:
+        outcomes = asyncio.run(asyncio.wait_for(main(), 300))
+        for (latency, kind), simulator, (failed, took) in zip(
+            cells, simulators, outcomes, strict=True
+        ):
+            stats = simulator.stats()
+            name = f"{kind} at latency {latency}"
+            assert (stats["refused"], failed) == (0, 0), name
+            assert stats["admitted"] == REQUESTS, name
+            # 600 at once, 600 after one minute, 120 after two; waiting another window would be
+            # 60 s more.
+            assert took < 150, name
+    finally:
+        for simulator in simulators:
+            simulator.stop()
