@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,6 +17,11 @@ class CppRun:
     """The repetitions of one C++ benchmark."""
 
     runs: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[CppRun]) -> CppRun:
+        """The repetitions of several runs."""
+        return cls(tuple(run for part in parts for run in part.runs))
 
     def median(self, name: str) -> float:
         """The median over the repetitions of `real_time`, `cpu_time` (ns) or a counter."""

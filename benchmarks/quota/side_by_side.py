@@ -21,6 +21,8 @@ from quota.judge import Verdict, judge
 _HERE = Path(__file__).parent.parent
 _STARTERS = 4
 """Processes that are started at once."""
+_SPREAD = 30.0
+"""Seconds, at most, over which the cells of a batch begin."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _let_run(running: Sequence[Running]) -> tuple[list[Outcome], dict[str, float
     first = time.monotonic() + 1.0
     period, seconds = running[0].cell.period, running[0].cell.seconds
     for number, each in enumerate(running):
-        each.begin(first + number * period / len(running))
+        each.begin(first + number * min(period, _SPREAD) / len(running))
     # The first window is the one in which all connections are made.
     time.sleep(max(0.0, first + period - time.monotonic()))
     with CpuWatch() as watch:

@@ -17,7 +17,7 @@ only where each thread has a core to itself: see the load in the machine's file.
 
 def measure(options: Options) -> list[Result]:
     """Two threads that do nothing else."""
-    repetitions = 3 if options.quick else 15
+    repetitions = 3 if options.quick else 11
     found = run_cpp(options, "^BM_Contended(Floor)?/", repetitions)
     headway = found["Contended"].median("real_time")
     floor = found["ContendedFloor"].median("real_time")

@@ -18,7 +18,7 @@ ended, a compare-and-swap for the refund) on words laid out alike. CPU time, med
 
 def measure(options: Options) -> list[Result]:
     """One thread, nobody else on the bucket."""
-    repetitions = 3 if options.quick else 15
+    repetitions = 3 if options.quick else 11
     found = run_cpp(options, "^BM_Reserve(Floor)?$", repetitions)
     headway = found["Reserve"].median("cpu_time")
     floor = found["ReserveFloor"].median("cpu_time")

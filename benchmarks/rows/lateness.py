@@ -18,7 +18,7 @@ from peers import NO_CORE
 from peers.lateness import measure_peers
 
 STEP = 5_000_000
-CHUNK = 100
+CHUNK = 25
 MARGIN = 100.0
 GOAL = "p99 at most the floor's + 100 µs; never early"
 
@@ -37,7 +37,7 @@ thread in ppoll that writes the same kind of descriptor, in turns.
 
 def measure(options: Options) -> list[Result]:
     """Into an event loop, as users see it, and into a blocked thread, in C++."""
-    rounds = 2 if options.quick else 10
+    rounds = 8 if options.quick else 40
     ours, floor = apart(compare, build_floor(options), rounds)
     result = _result(
         "into an event loop",

@@ -25,6 +25,10 @@ Nanos WindowStart(const Parameters& p, Nanos at) {
   return at - (phase < 0 ? phase + p.period : phase);
 }
 
+// How much later than by the book a call may be counted where nothing but a rule speaks for the book:
+// 1 % of the period, so that it costs no more, at least what any network takes.
+Nanos Guard(Nanos period) { return std::clamp(period / 100, 20 * kMillisecond, 250 * kMillisecond); }
+
 }  // namespace
 
 Nanos CellMeter::Leaves(Shape shape, const Parameters& p, Nanos counted) {
@@ -46,9 +50,11 @@ Nanos CellMeter::CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, 
 }
 
 // By when the members of all earlier cells were counted, as this cell's answers tell.
-Nanos CellMeter::Earlier(const Cell& cell, Nanos margin) {
+Nanos CellMeter::Earlier(const Cell& cell, Nanos margin, Nanos period) {
   const Nanos opaque = cell.opaque_first.load();
-  const Nanos first = std::min(opaque == kNever ? kUntold : opaque - margin, cell.quiet_first.load());
+  // In a crowd, connections overtake each other a little.
+  const Nanos first = std::min(opaque == kNever ? kUntold : opaque - margin + Guard(period),
+                               cell.quiet_first.load());
   return first >= kUntold ? kUntold : std::max(cell.begin.load(), first);
 }
 
@@ -127,7 +133,7 @@ bool CellMeter::Free(Meter& m, const Parameters& p, Nanos now) {
   for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
     Cell& cell = cells->at(open - back);
     const std::uint64_t state = cell.state.load();
-    const Nanos earlier = Earlier(cell, margin);
+    const Nanos earlier = Earlier(cell, margin, p.period);
     const bool holds = cell.sum.load() != 0;
     const bool touched = holds || cell.begin.load() != kNever;
     // The open cell with nothing in it stays as it is: members may come.
@@ -267,7 +273,7 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
       const std::uint64_t state = cell.state.load();
       const std::int64_t sum = cell.sum.load();
       if (sum > 0) HEADWAY_PAUSE();
-      const Nanos earlier = Earlier(cell, margin);
+      const Nanos earlier = Earlier(cell, margin, p.period);
       const Nanos counted = CountedBy(cell, state, margin, later_first);
       // Half emptied, a cell tells nothing; whoever empties it signals when it is done.
       const bool emptying = (state & Cell::kEmptying) != 0;
@@ -352,8 +358,7 @@ bool CellMeter::Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, 
     StoreMax(cell.opaque_last, at);
     StoreMin(cell.opaque_first, at);
   } else if (answer == Answer::kQuiet) {
-    const Nanos period = m.parameters().period;
-    const Nanos guard = std::clamp(period / 100, 20 * kMillisecond, 250 * kMillisecond);
+    const Nanos guard = Guard(m.parameters().period);
     const Nanos counted_by = std::min(at - m.cells().known_margin(), began + guard);
     StoreMax(cell.last, counted_by);
     StoreMin(cell.quiet_first, counted_by);

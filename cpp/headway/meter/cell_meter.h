@@ -109,7 +109,7 @@ class CellMeter {
  private:
   static Nanos Leaves(Shape shape, const Parameters& p, Nanos counted);
   static Nanos CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, Nanos later_first);
-  static Nanos Earlier(const Cell& cell, Nanos margin);
+  static Nanos Earlier(const Cell& cell, Nanos margin, Nanos period);
   // Frees every cell whose time has come. Returns whether any was.
   static bool Free(Meter& m, const Parameters& p, Nanos now);
   static bool FreeForeign(Meter& m, const Parameters& p, Nanos now, Cells& cells);

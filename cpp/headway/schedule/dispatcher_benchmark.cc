@@ -17,8 +17,8 @@ namespace headway {
 namespace {
 
 constexpr Nanos kStep = 5 * kMillisecond;
-constexpr int kChunk = 100;  // hand-overs of one kind before it is the other's turn
-constexpr int kRounds = 10;  // chunks of each kind
+constexpr int kChunk = 25;   // hand-overs of one kind before it is the other's turn
+constexpr int kRounds = 40;  // chunks of each kind
 
 // How much later than `ideal` it is now.
 double LateMicros(Nanos ideal) { return static_cast<double>(MonotonicNow() - ideal) / 1e3; }

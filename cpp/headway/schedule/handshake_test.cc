@@ -118,7 +118,7 @@ void ExpectWoken(const std::string& what, Shape shape, const std::function<void(
                         [n]() -> std::string {
                           const std::string wrong = n->Morning();
                           if (!wrong.empty()) return wrong;
-                          return n->bucket->Used(0, kNow) <= 1 ? "" : "too many";
+                          return n->bucket->Used(0, kNow) <= n->bucket->meter(0).Capacity() ? "" : "too many";
                         }};
   });
 }

@@ -28,6 +28,7 @@ Waiter* Scheduler::Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts
   auto* waiter = new Waiter(bucket, amounts, priority, now, deadline, mailbox, cookie);
   const std::uint32_t asks = Asks(amounts);
   intake_.Push(waiter);
+  HEADWAY_PAUSE();
   // Behind a blocked head nothing is to be done until that head's time comes, so nobody is woken: a
   // submission then costs the push. Looked at after the push: whoever unblocks the bucket looks into
   // the intake afterwards.
@@ -37,7 +38,9 @@ Waiter* Scheduler::Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts
 
 void Scheduler::Cancel(Waiter* waiter, Nanos now) {
   if (waiter->Finish(Outcome::kCancelled)) {
+    HEADWAY_PAUSE();
     cancelled_.Push(waiter);
+    HEADWAY_PAUSE();
     wake_();
     return;
   }
@@ -48,8 +51,10 @@ void Scheduler::Cancel(Waiter* waiter, Nanos now) {
 
 void Scheduler::Signal(Bucket& bucket) {
   if (bucket.touched.exchange(true)) return;
+  HEADWAY_PAUSE();
   bucket.Ref();
   touched_.Push(&bucket);
+  HEADWAY_PAUSE();
   wake_();
 }
 
@@ -76,6 +81,7 @@ void Scheduler::Drop(BucketQueue& queue) {
   SetTimer(queue, kNever);
   Bucket* bucket = queue.bucket();
   bucket->ClearWaiters();
+  HEADWAY_PAUSE();
   bucket->blocked.store(0);
   queues_.erase(bucket);
 }
@@ -129,6 +135,7 @@ void Scheduler::TakeTouched() {
   for (Bucket* bucket = touched_.TakeAll(); bucket != nullptr;) {
     Bucket* next = bucket->next_touched;
     bucket->touched.store(false);
+    HEADWAY_PAUSE();
     if (const auto found = queues_.find(bucket); found != queues_.end()) MarkDirty(*found->second);
     bucket->Unref();
     bucket = next;
@@ -139,6 +146,7 @@ void Scheduler::TakeIn(Nanos now) {
   TakeTouched();
   // The cancelled ones are taken before the intake, so that each of them has been taken in by then.
   Waiter* cancelled = cancelled_.TakeAll();
+  HEADWAY_PAUSE();
   for (Waiter* waiter = intake_.TakeAll(); waiter != nullptr;) {
     Waiter* next = waiter->next_;
     Queue(waiter, now);

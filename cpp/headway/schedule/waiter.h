@@ -97,11 +97,14 @@ class Mailbox {
   WakeFd& wake() { return wake_; }
 
   void Post(Waiter* newest, Waiter* oldest) {
-    if (finished_.PushChain(newest, oldest)) wake_.Signal();
+    if (!finished_.PushChain(newest, oldest)) return;
+    HEADWAY_PAUSE();
+    wake_.Signal();
   }
   // What was posted, oldest first; the caller takes over a reference to each.
   Waiter* Drain() {
     wake_.Clear();
+    HEADWAY_PAUSE();
     return finished_.TakeAll();
   }
 

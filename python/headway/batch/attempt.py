@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from time import monotonic
+from types import TracebackType
 from typing import NoReturn, final
 
 import httpx
@@ -21,17 +22,15 @@ from headway.transports import NetworkDelays, send
 
 @final
 class Attempts:
-    """Sends lines to an endpoint.
+    """Sends lines to an endpoint, over connections that are closed when it is left.
 
-    transport: the way there. timeout: seconds from an attempt's admission until its answer must
-    have been read.
+    timeout: seconds from an attempt's admission until its answer must have been read. ImportError
+    where the environment names a proxy that needs a package which is not installed.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, transport: httpx.AsyncBaseTransport, timeout: float
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self._endpoint = endpoint
-        self._transport = transport
+        self._transport = endpoint.transport()
         self._timeout = timeout
         self._delays = NetworkDelays()
 
@@ -84,6 +83,17 @@ class Attempts:
             retried=retried,
             told=told_wait(response.headers) if retried else None,
         )
+
+    async def __aenter__(self) -> Attempts:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._transport.aclose()
 
 
 def _failure(code: str, message: str, retried: bool) -> Outcome:

@@ -13,7 +13,7 @@ from headway.batch.lines import Broken, Line
 from headway.batch.results import Outcome, Results
 from headway.batch.retry import RetryBudget, backoff
 from headway.batch.summary import Tally
-from headway.batch.tokens import estimate_tokens
+from headway.batch.tokens import cost
 
 READ_AHEAD = 1024
 """Requests that may have been read and not gone out yet.
@@ -28,9 +28,6 @@ _START_AT_ONCE = 4
 If a whole burst began in one turn, each step of each request would wait for that step of all the
 others: connections would look slow and requests would go out late and out of order.
 """
-
-RESOURCES = ("requests", "tokens", "concurrency")
-"""What a batch knows the cost of a request in."""
 
 
 @final
@@ -65,20 +62,23 @@ class Batch:
         self._waiting: set[asyncio.Task[None]] = set()  # of the tasks: nothing is in flight
         self._change = asyncio.Event()  # there is more room, fewer tasks, or an interrupt
         self._fault: BaseException | None = None
+        self._told_of_files = False
+        self._closing = False  # nothing new starts
+        self._abandoned = False  # nor does anything go on
         self.interrupted = False
-        self._abandoned = False
 
     async def run(self, lines: Iterable[Line | Broken]) -> None:
         """Sends the lines; returns when each has its result or the run was interrupted.
 
-        Raises what `lines` raises, or OSError where a result cannot be written, when nothing is in
-        flight any more.
+        Raises what `lines` raises when nothing is in flight any more, and OSError where a result
+        cannot be written, with everything cancelled.
         """
         self._tally.begin()
         try:
             await self._start_all(lines)
         except Exception as error:
-            self._stop(error)
+            self._fault = error
+            self._start_nothing_more()
         while self._tasks:
             self._change.clear()
             await self._change.wait()
@@ -91,14 +91,24 @@ class Batch:
             self._abandon()
             return
         self.interrupted = True
-        for task in tuple(self._waiting):
-            task.cancel()
-        self._change.set()
+        self._start_nothing_more()
         flying = len(self._tasks) - len(self._waiting)
         self._say(
             f"interrupted: {flying} in flight are finished and written; "
             "interrupt again to cancel them"
         )
+
+    def _start_nothing_more(self) -> None:
+        self._closing = True
+        for task in tuple(self._waiting):
+            task.cancel()
+        self._change.set()
+
+    def _abandon(self) -> None:
+        self._abandoned = self._closing = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        self._change.set()
 
     async def _start_all(self, lines: Iterable[Line | Broken]) -> None:
         for number, line in enumerate(lines):
@@ -106,19 +116,28 @@ class Batch:
                 self._tally.broken += 1
                 self._say(f"broken {line}")
             else:
-                while not self._has_room() and not self.interrupted:
-                    self._change.clear()
-                    await self._change.wait()
-                if self.interrupted:
-                    return
-                self._start(line)
+                await self._room()
             if number % _START_AT_ONCE == 0:
                 await asyncio.sleep(0)
-                if self.interrupted:
-                    return
+            if self._closing:
+                return
+            if isinstance(line, Line):
+                self._start(line)
 
-    def _has_room(self) -> bool:
-        return len(self._unsent) < READ_AHEAD and len(self._tasks) < self._most_at_once
+    async def _room(self) -> None:
+        """Returns when another request may begin, or nothing new may."""
+        while not self._closing:
+            full = len(self._tasks) >= self._most_at_once
+            if full and not self._told_of_files:
+                self._told_of_files = True
+                self._say(
+                    f"no more than {self._most_at_once} requests at once: the system allows this "
+                    "process no more open files (see `ulimit -n`)"
+                )
+            if not full and len(self._unsent) < READ_AHEAD:
+                return
+            self._change.clear()
+            await self._change.wait()
 
     def _start(self, line: Line) -> None:
         self._budget.note_request()
@@ -137,8 +156,7 @@ class Batch:
             self._change.set()
 
         resources = self._limiter.resources
-        tokens = estimate_tokens(line.url, line.body)
-        amounts = [tokens if resource == "tokens" else 1 for resource in resources]
+        amounts = cost(resources, line)
         outcome: Outcome | None = None
         for retry in count():
             try:
@@ -161,10 +179,12 @@ class Batch:
             self._tally.in_flight += 1
             try:
                 outcome = await self._attempts.make(line, reservation, sent)
+            except Exception as error:  # nobody foresaw it; the other requests go on
+                outcome = Outcome(error=("internal_error", f"{type(error).__name__}: {error}"))
             finally:
                 self._tally.in_flight -= 1
             self._tally.attempt(outcome)
-            if not outcome.retried or self.interrupted:
+            if not outcome.retried or self._closing:
                 break
             if retry == self._max_retries or not self._budget.take():
                 break
@@ -178,21 +198,8 @@ class Batch:
             those.discard(task)
         self._change.set()
         if task.cancelled():
-            self._tally.unsent += 1
             return
         error = task.exception()
-        if error is not None:
-            self._stop(error)
-
-    def _stop(self, error: BaseException) -> None:
-        """Nothing can go on: the first error is what the run ends with."""
-        if self._fault is None:
+        if error is not None and self._fault is None:
             self._fault = error
-        self.interrupted = True
-        self._abandon()
-
-    def _abandon(self) -> None:
-        self._abandoned = True
-        for task in tuple(self._tasks):
-            task.cancel()
-        self._change.set()
+            self._abandon()

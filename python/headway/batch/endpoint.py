@@ -32,7 +32,9 @@ class Endpoint:
         if url.query or url.fragment:
             raise ValueError(f"base URL {base_url!r}: must not contain '?' or '#'")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise ValueError("API key: must be printable ASCII without spaces (it is not shown here)")
+            raise ValueError(
+                "API key: must be printable ASCII without spaces (it is not shown here)"
+            )
         self._base = str(url).rstrip("/")
         self._host = url.host
         self._scheme = url.scheme
@@ -49,7 +51,7 @@ class Endpoint:
             self._headers["authorization"] = f"Bearer {key}"
 
     def url(self, path: str) -> httpx.URL:
-        """`path` behind the base URL; a `/v1` that both have is there once. May raise InvalidURL."""
+        """`path` behind the base URL; a `/v1` that both have is there once. InvalidURL if it is."""
         url = self._urls.get(path)
         if url is None:
             rest = path

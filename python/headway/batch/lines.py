@@ -56,14 +56,9 @@ def read_lines(raw_lines: Iterable[bytes]) -> Iterator[Line | Broken]:
 
 
 def count_lines(path: str) -> int:
-    """How many lines the file has, empty ones too."""
-    lines = 0
-    last = b"\n"
+    """How many lines the file has that are not empty."""
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
+        return sum(1 for raw in file if raw.strip())
 
 
 def _parse(number: int, text: bytes) -> Line:
@@ -72,7 +67,9 @@ def _parse(number: int, text: bytes) -> Line:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: byte {error.start + 1} is {text[error.start]:#04x}") from error
+        raise ValueError(
+            f"not UTF-8: byte {error.start + 1} is {text[error.start]:#04x}"
+        ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{_shown(value)}: must be an object with {', '.join(_FIELDS)}")
     for name in _FIELDS:

@@ -12,7 +12,7 @@ else:
     from typing import final
 
     @final
-    class patience:  # noqa: N801
+    class patience:
         """Cancels the block when its seconds are over, and raises asyncio.TimeoutError from it.
 
         What `asyncio.timeout` is from Python 3.11 on.

@@ -21,16 +21,15 @@ _BAR = 24
 
 @final
 class Progress:
-    """Shows `tally` on `stream` while entered, for a run of about `total` requests.
+    """Shows `tally` on `stream` while entered.
 
     Where the stream is no terminal, a line each `report` seconds. Everything else that is said to
     people goes through `say`, so that the bar is not torn.
     """
 
-    def __init__(self, stream: TextIO, tally: Tally, total: int, report: float = REPORT) -> None:
+    def __init__(self, stream: TextIO, tally: Tally, report: float = REPORT) -> None:
         self._stream = stream
         self._tally = tally
-        self._total = total
         self._terminal = stream.isatty()
         self._every = REDRAW if self._terminal else report
         self._began = time.monotonic()
@@ -44,6 +43,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
+        if self._terminal:
+            self._draw()
         self._wait()
         return self
 
@@ -68,7 +69,7 @@ class Progress:
         self._wait()
 
     def _draw(self) -> None:
-        share = min(1.0, self._tally.requests / self._total) if self._total else 0.0
+        share = min(1.0, self._tally.requests / self._tally.total) if self._tally.total else 0.0
         full = round(share * _BAR)
         line = f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}  {self._state()}"
         columns = os.get_terminal_size(self._stream.fileno()).columns or 80
@@ -85,7 +86,7 @@ class Progress:
     def _state(self) -> str:
         tally = self._tally
         done = tally.requests
-        parts = [f"{done:,} of {self._total:,}", f"{tally.in_flight:,} in flight"]
+        parts = [f"{done:,} of {self._tally.total:,}", f"{tally.in_flight:,} in flight"]
         for number, word in (
             (tally.failed, "failed"),
             (tally.refusals, "refused"),
@@ -94,7 +95,7 @@ class Progress:
             if number:
                 parts.append(f"{number:,} {word}")
         elapsed = time.monotonic() - self._began
-        left = self._total - done
+        left = self._tally.total - done
         if done and left > 0:
             parts.append(f"about {_clock(elapsed / done * left)} left")
         return ", ".join(parts)

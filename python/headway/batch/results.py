@@ -42,7 +42,7 @@ class Results:
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
-        self._file = open(path, "wb" if overwrite else "xb")
+        self._file = open(path, "wb" if overwrite else "xb")  # noqa: SIM115 - closed by close()
         # Unique among runs, whose results may be put together.
         self._prefix = f"batch_req_{secrets.token_hex(8)}"
         self._numbers = count(1)

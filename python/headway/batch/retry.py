@@ -55,7 +55,7 @@ def backoff(retry: int, told: float | None, random_share: float | None = None) -
     failed together do not come back together. random_share: the share of the bound, from 0 to 1.
     """
     share = random.random() if random_share is None else random_share
-    own = share * min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** (min(retry, 30) - 1))
+    own = share * min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** (min(retry, 30) - 1))
     return own if told is None else max(own, told)
 
 

@@ -21,11 +21,12 @@ from headway.batch.tokens import used_tokens
 class Summary:
     """The numbers of a run, by the names that `--summary` writes.
 
-    requests: those that ended, as succeeded or failed; a broken line is none. refusals: answers 429.
-    retries: attempts beyond each request's first. tokens: what the answers say was used. elapsed_s:
-    from the start to the last result. ideal_s: what the binding limit needs for the requests sent,
-    with its first burst, plus the median latency of the answers that are no failures. use: ideal_s / elapsed_s. wait_p50_s, wait_p99_s:
-    from the start, when all of them stood in the file, until a request was first let through.
+    requests: those that ended, succeeded or failed; a broken line is none. refusals: answers 429.
+    retries: attempts beyond each request's first. tokens: what the answers say was used.
+    elapsed_s: from the start to the last result. ideal_s: what the binding limit needs for the
+    requests sent, with its first burst, plus the median latency of those that succeeded.
+    use: ideal_s / elapsed_s. wait_p50_s, wait_p99_s: from the start, when all of them stood in the
+    file, until a request was first let through.
     None where nothing was sent that could tell.
     """
 
@@ -51,13 +52,13 @@ class Summary:
 
 @final
 class Tally:
-    """What has happened so far. Times are seconds of the monotonic clock."""
+    """What has happened so far to the `total` lines of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int) -> None:
+        self.total = total
         self.succeeded = 0
         self.failed = 0
         self.broken = 0
-        self.unsent = 0
         self.refusals = 0
         self.retries = 0
         self.tokens = 0
@@ -104,9 +105,7 @@ class Tally:
         """The limit that what was sent needs the most time for, and that time in seconds."""
         if not self._latencies:
             return None
-        return binding(
-            limits, Work(dict(self._amounts), self._began_wall, fmean(self._latencies))
-        )
+        return binding(limits, Work(dict(self._amounts), self._began_wall, fmean(self._latencies)))
 
     def summary(self, limits: tuple[Limit, ...]) -> Summary:
         """The numbers so far."""

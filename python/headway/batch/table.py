@@ -12,9 +12,10 @@ def table(summary: Summary, tally: Tally, bound: str | None, path: str) -> str:
         ("succeeded", f"{summary.succeeded:,}"),
         ("failed", f"{summary.failed:,}"),
     ]
-    # Only where there were some: they are no requests that ended.
+    # Only where there were some: neither are requests that ended.
     rows += [("broken lines", f"{tally.broken:,}")] * (tally.broken > 0)
-    rows += [("not sent", f"{tally.unsent:,}")] * (tally.unsent > 0)
+    missing = tally.total - tally.broken - summary.requests
+    rows += [("without result", f"{missing:,}")] * (missing > 0)
     rows += [
         ("refusals (429)", f"{summary.refusals:,}"),
         ("retries", f"{summary.retries:,}"),

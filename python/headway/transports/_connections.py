@@ -31,7 +31,9 @@ class Connections(httpx.AsyncBaseTransport):
     keep_alive: seconds for which an idle connection is kept.
     """
 
-    def __init__(self, verify: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE) -> None:
+    def __init__(
+        self, verify: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE
+    ) -> None:
         self._ssl = verify
         self._keep_alive = keep_alive
         self._idle: dict[_Origin, deque[httpcore.AsyncHTTPConnection]] = {}

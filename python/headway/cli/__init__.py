@@ -1,0 +1,1 @@
+"""The command `headway`: a room for each of its subcommands."""
