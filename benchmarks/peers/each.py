@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
@@ -27,6 +28,9 @@ def each(
             found[name] = "is not installed: token-throttle, for one, needs Python 3.12"
         except CannotError as why:
             found[name] = f"cannot: {why}"
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):
             found[name] = "did not finish in the time it was given"
+        except Exception as error:
+            # Other people's code: whatever it says is its result.
+            found[name] = f"failed: {type(error).__name__}: {error}"
     return found

@@ -122,7 +122,7 @@ def _token_throttle(count: int) -> Callable[[int], Awaitable[object]]:
     )
 
     async def use(i: int) -> object:
-        reservation = await limiter.acquire_capacity(model=f"model {i}", usage=usage)
+        reservation = await limiter.acquire_capacity(model=f"model-{i}", usage=usage)
         await limiter.refund_capacity(actual_usage=usage, reservation=reservation)
         return None
 

@@ -16,8 +16,13 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
   if (!state_.compare_exchange_strong(held, marks ? kSent | kMarking : kSent)) return false;
   HEADWAY_PAUSE();
   sent_at_.store(now);
-  if (!marks) return true;
+  if (network_delay < 0) return true;
   const Nanos counted_by = now + std::max(network_delay, Calls::kLeastNetworkDelay);
+  if (!marks) {
+    for (int i = 0; i < bucket_->size(); ++i)
+      if (bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by)) bucket_->Signal();
+    return true;
+  }
   bool signal = calls->SawTransport();
   counted_by_.store(counted_by);
   HEADWAY_PAUSE();

@@ -88,6 +88,27 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
   }
 }
 
+// The server's word is at least counted + increment, where ours is base + increment with base at
+// the admission for a bucket that was full. In a burst only the first few are affected, and what one
+// of them has moved the others count as done (the low 32 bits of the sum tell: 4 s of moves).
+void BucketMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
+  const Parameters p = m.slots_.Load(Word{m.word_.load()}.generation());
+  if (taken.future || p.tolerance == 0) return;
+  const Nanos guard = std::min(p.tolerance / 10, 250 * kMillisecond);
+  const Nanos wanted = std::min(counted_by - (taken.after - taken.increment), guard);
+  Nanos shifted = m.shifted_.load();
+  Nanos missing = 0;
+  do {
+    missing = wanted - static_cast<std::uint32_t>(static_cast<std::uint32_t>(shifted) - taken.cell);
+    if (missing <= 0) return;
+  } while (!m.shifted_.compare_exchange_weak(shifted, shifted + missing));
+  HEADWAY_PAUSE();
+  std::uint64_t bits = m.word_.load();
+  while (!m.word_.compare_exchange_weak(
+      bits, Word{bits}.with_value(std::min(Word{bits}.value() + missing, Word::kMaxValue)).bits)) {
+  }
+}
+
 void BucketMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   for (;;) {

@@ -36,10 +36,13 @@ class BucketMeter {
         bits = again;
         continue;
       }
+      const Nanos shifted = m.shifted_.load(std::memory_order_relaxed);
       HEADWAY_PAUSE();
       if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) {
         taken.amount = amount;
         taken.increment = increment;
+        taken.after = after;
+        taken.cell = static_cast<std::uint32_t>(shifted);
         taken.period = p.period;
         taken.generation = static_cast<std::uint8_t>(word.generation());
         taken.future = false;
@@ -53,6 +56,7 @@ class BucketMeter {
   }
   static Nanos ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static bool GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel);
+  static void Sent(Meter& m, const Taken& taken, Nanos counted_by);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Raise(Meter& m, Nanos bound);
   static bool Lower(Meter& m, Nanos bound);

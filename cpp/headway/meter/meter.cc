@@ -12,7 +12,9 @@ Meter::Meter(const Limit& limit, Nanos wall_offset)
   slots_.Store(0, Parameters::From(limit, wall_offset));
 }
 
-Meter::~Meter() { delete cells_.load(std::memory_order_relaxed); }
+Meter::~Meter() {
+  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) delete cells_.load(std::memory_order_relaxed);
+}
 
 // Made by the first thread that needs them; a thread that loses the race throws its own away.
 Cells& Meter::cells() {
@@ -85,8 +87,10 @@ void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
 }
 
 bool Meter::Sent(const Taken& taken, Nanos counted_by) {
-  if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return false;
-  return CellMeter::Sent(*this, taken, counted_by);
+  if (taken.amount == 0 || shape_ == Shape::kConcurrency) return false;
+  if (shape_ != Shape::kBucket) return CellMeter::Sent(*this, taken, counted_by);
+  BucketMeter::Sent(*this, taken, counted_by);
+  return false;
 }
 
 bool Meter::Answered(const Taken& taken, Nanos at, Answer answer, bool pinned, Nanos began) {
@@ -145,6 +149,7 @@ bool Meter::TakeOwedSignal() {
 }
 
 void Meter::StopTrustingOrder() {
+  if (shape_ != Shape::kWindow && shape_ != Shape::kFixed) return;
   if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) cells().in_order.store(false);
 }
 

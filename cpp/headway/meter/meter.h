@@ -32,9 +32,9 @@ enum class Debt : std::uint8_t {
 struct Taken {
   std::int64_t amount = 0;     // units; 0: this meter was not asked
   Nanos increment = 0;         // bucket: the time that was added to the word
-  Nanos after = 0;             // bucket, ReserveAt: the word's instant after this take
+  Nanos after = 0;             // bucket: the word's instant after this take
   Nanos period = 0;            // bucket: the limit's period then
-  std::uint32_t cell = 0;      // window, fixed: which cell, and its generation
+  std::uint32_t cell = 0;      // window, fixed: which cell, and its generation; bucket: Meter::shifted_
   std::uint16_t cell_generation = 0;
   std::uint8_t generation = 0;  // of the parameters
   bool future = false;          // taken by ReserveAt
@@ -83,8 +83,10 @@ class Meter {
   // Takes `amount` more than was reserved, whether or not it fits: it has been used.
   void Charge(Nanos now, const Taken& taken, std::int64_t amount);
 
-  // The request was sent at an instant after which the server counts it by `counted_by` at the latest
-  // (window, fixed; no effect on the others). Returns whether to signal.
+  // The request was sent at an instant after which the server counts it by `counted_by` at the latest.
+  // window, fixed: then its slot may leave a period after that. bucket: the server's debt runs from
+  // that instant, not from the admission, so the word moves there where it was behind: once for a
+  // burst, by a tenth of the tolerance and 250 ms at most. Returns whether to signal.
   [[nodiscard]] bool Sent(const Taken& taken, Nanos counted_by);
   // The request was answered at `at`; `pinned` unless `Sent` was called. kQuiet: it was started at
   // `began`, and counted within a guard of that: 1 % of the period, at least 20 ms and at most 250 ms.
@@ -134,7 +136,10 @@ class Meter {
 
   std::atomic<std::uint64_t> word_{0};
   ParameterSlots slots_;
-  std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
+  union {
+    std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
+    std::atomic<Nanos> shifted_;          // bucket: by how much Sent has moved the word, in all
+  };
   std::atomic<Nanos> promised_{0};      // bucket: what the latest slot ever reserved for later stands on
   const Shape shape_;
 };

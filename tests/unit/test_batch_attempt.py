@@ -1,0 +1,135 @@
+"""One attempt: what an answer, a refusal, a silence and a fault become."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import httpx
+import pytest
+
+from headway import Limiter
+from headway.batch.attempt import Attempts
+from headway.batch.endpoint import Endpoint
+from headway.batch.lines import Line
+from headway.batch.results import Outcome
+
+Answer = Callable[[httpx.Request], Awaitable[httpx.Response]]
+LINE = Line(1, "a", "/v1/chat/completions", {"model": "m"})
+
+
+class Answered(Endpoint):
+    """An endpoint that `answer` answers for."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__("http://h/v1")
+        self._answer = answer
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        return httpx.MockTransport(self._answer)
+
+
+def attempt(answer: Answer, timeout: float = 5.0, line: Line = LINE) -> tuple[Outcome, bool, int]:
+    """What one attempt comes to, whether it was sent, and the concurrency that is taken after."""
+
+    async def run() -> tuple[Outcome, bool, int]:
+        limiter = Limiter(["1 concurrency", "100 requests/s"])
+        sent = asyncio.Event()
+        async with Attempts(Answered(answer), timeout) as attempts:
+            reservation = await limiter.acquire()
+            outcome = await attempts.make(line, reservation, sent.set)
+        assert reservation.state == "ended"
+        return outcome, sent.is_set(), limiter.explain().limits[0].used
+
+    return asyncio.run(run())
+
+
+def always(response: httpx.Response) -> Answer:
+    async def answer(_: httpx.Request) -> httpx.Response:
+        return response
+
+    return answer
+
+
+def raising(error: Exception) -> Answer:
+    async def answer(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    return answer
+
+
+def test_an_answer_is_its_status_its_id_and_its_body() -> None:
+    response = httpx.Response(200, headers={"x-request-id": "req_1"}, json={"x": 1})
+    outcome, sent, taken = attempt(always(response))
+    assert (outcome.status, outcome.request_id, outcome.body) == (200, "req_1", {"x": 1})
+    assert outcome.latency is not None
+    assert 0 <= outcome.latency < 5
+    assert (outcome.retried, outcome.error, sent, taken) == (False, None, True, 0)
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b'{"x": NaN}', b"\xff{"])
+def test_an_answer_that_is_no_json_is_its_text(content: bytes) -> None:
+    outcome, _, _ = attempt(always(httpx.Response(502, content=content)))
+    assert outcome.body == content.decode(errors="replace")
+    assert outcome.retried
+
+
+def test_a_refusal_says_when_to_try_again() -> None:
+    response = httpx.Response(429, headers={"retry-after-ms": "1500"}, json={})
+    outcome, _, taken = attempt(always(response))
+    assert (outcome.status, outcome.retried, outcome.told, taken) == (429, True, 1.5, 0)
+
+
+def test_a_silence_ends_with_the_timeout() -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    outcome, _, taken = attempt(never, timeout=0.05)
+    assert outcome.error == ("timeout", "no answer within 0.05 s")
+    assert outcome.retried
+    assert taken == 0
+
+
+def test_a_broken_connection_is_tried_again_and_named() -> None:
+    outcome, _, taken = attempt(raising(httpx.ReadError("gone")))
+    assert outcome.error == ("connection_error", "ReadError: gone")
+    assert outcome.retried
+    assert taken == 0
+
+
+def test_what_httpx_will_not_send_is_not_tried_again() -> None:
+    outcome, _, _ = attempt(raising(httpx.LocalProtocolError("no")))
+    assert outcome.error is not None
+    assert not outcome.retried
+
+
+def test_a_url_that_httpx_cannot_read_is_not_tried_again() -> None:
+    line = Line(1, "a", "/" + "x" * 100_000, {})
+    outcome, sent, taken = attempt(always(httpx.Response(200)), line=line)
+    assert outcome.error is not None
+    assert outcome.error[0] == "invalid_url"
+    assert (outcome.retried, sent, taken) == (False, False, 0)
+
+
+def test_an_attempt_that_is_cancelled_gives_its_concurrency_back() -> None:
+    async def run() -> None:
+        limiter = Limiter(["1 concurrency"])
+        begun = asyncio.Event()
+
+        async def never(_: httpx.Request) -> httpx.Response:
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with Attempts(Answered(never), 5.0) as attempts:
+            reservation = await limiter.acquire()
+            task = asyncio.ensure_future(attempts.make(LINE, reservation, lambda: None))
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert reservation.state == "ended"
+        assert limiter.explain().limits[0].used == 0
+
+    asyncio.run(run())
