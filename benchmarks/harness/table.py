@@ -35,12 +35,16 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def peer_lines(results: Sequence[Result]) -> str:
-    """What the peers did, a line each."""
+    """What the peers did, a line a result; why some could not is in the JSON."""
     out = []
     for result in results:
-        for name, value in result.peers.items():
-            told = value if isinstance(value, str) else f"{_figure(value)} {result.unit}"
-            out.append(f"{result.row}, {result.cell}: {name}: {told}")
+        told = [
+            f"{name} {_figure(value)}"
+            for name, value in result.peers.items()
+            if not isinstance(value, str)
+        ]
+        if told:
+            out.append(f"{result.row}, {result.cell}, {result.unit}: {', '.join(told)}")
     return "\n".join(out)
 
 

@@ -14,6 +14,8 @@ NAMES = (
     "token-throttle",
 )
 
+NOT_INSTALLED = "is not installed: token-throttle, for one, needs Python 3.12"
+
 _ONE_LIMIT = "cannot: counts one limit, by Python code that reads its own clock; see try-acquire"
 _NO_REFUND = "cannot: gives nothing back, and is Python code that reads its own clock"
 
@@ -27,3 +29,8 @@ NO_CORE: dict[str, float | str] = {
     "which reserves and refunds",
 }
 """Why none has a core that could be measured without Python."""
+
+NO_PART: dict[str, float | str] = dict.fromkeys(
+    NAMES, "cannot: it has no such part to be measured alone; see the row's other cells"
+)
+"""For a cell that measures one part of Headway."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
 from harness.apart import apart
-from peers import NAMES
+from peers import NAMES, NOT_INSTALLED
 
 _P = ParamSpec("_P")
 
@@ -25,7 +25,7 @@ def each(
         try:
             found[name] = apart(function, name, *args, **kwargs)
         except ImportError:
-            found[name] = "is not installed: token-throttle, for one, needs Python 3.12"
+            found[name] = NOT_INSTALLED
         except CannotError as why:
             found[name] = f"cannot: {why}"
         except (TimeoutError, asyncio.TimeoutError):

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from typing import Any
 
 from harness.memory import resident_bytes
 from peers.each import each
@@ -71,18 +72,30 @@ def _limits(_: int) -> Callable[[int], Awaitable[object]]:
 
 
 def _pyrate_limiter(_: int) -> Callable[[int], Awaitable[object]]:
+    """One limiter whose factory makes a bucket for each new name, as its documents have it."""
     library = import_module("pyrate_limiter")
+    clock = library.MonotonicClock()
+    buckets: dict[str, Any] = {}
 
-    async def use(_: int) -> object:
-        pair = [
-            library.Limiter(
-                library.StateBucket([library.Rate(n, 60_000)], algorithm=library.TokenBucket())
+    def wrap_item(_: object, name: str, weight: int = 1) -> object:
+        return library.RateItem(name, clock.now(), weight=weight)
+
+    def get(self: Any, item: Any) -> object:
+        if item.name not in buckets:
+            amount = 500 if item.weight == 1 else 200_000
+            rates = [library.Rate(amount, 60_000)]
+            buckets[item.name] = self.create(
+                library.StateBucket, rates, algorithm=library.TokenBucket()
             )
-            for n in (500, 200_000)
-        ]
-        for limiter, weight in zip(pair, (1, 1_000), strict=True):
-            limiter.try_acquire("key", weight, blocking=False)
-        return pair
+        return buckets[item.name]
+
+    factory = type("Factory", (library.BucketFactory,), {"wrap_item": wrap_item, "get": get})
+    limiter = library.Limiter(factory())
+
+    async def use(i: int) -> object:
+        limiter.try_acquire(f"bucket {i} requests", blocking=False)
+        limiter.try_acquire(f"bucket {i} tokens", 1_000, blocking=False)
+        return None
 
     return use
 

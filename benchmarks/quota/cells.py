@@ -98,5 +98,5 @@ def quick_cells() -> list[Cell]:
     return [
         Cell(shape, latency, bound, call, 6, 4)
         for shape in SHAPES
-        for latency, bound, call in (("0.05", "requests", "transport"), ("2", "tokens", "opaque"))
+        for latency, bound, call in (("0.05", "requests", "opaque"), ("2", "tokens", "transport"))
     ]

@@ -9,6 +9,7 @@ from harness.cpp import CppRun, run_cpp
 from harness.memory import resident_bytes
 from harness.options import Options
 from harness.result import Result
+from peers import NO_PART
 from peers.idle_buckets import measure_peers
 
 LIMIT = 256.0
@@ -64,7 +65,7 @@ def measure(options: Options) -> list[Result]:
             met=growth <= 0.01 and found.highest("allocated_growth") <= 0.0,
             method=_GROWTH_METHOD,
             more={"allocated": found.highest("allocated_growth")},
-            peers=peers,
+            peers=NO_PART,
         ),
         Result(
             row="idle-buckets",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.options import Options
 from harness.result import Result
-from peers import NAMES
+from peers import NAMES, NOT_INSTALLED
 from quota.cells import SHAPES, Cell, all_cells, quick_cells
 from quota.side_by_side import Outcome, run_side_by_side
 
@@ -26,6 +26,14 @@ _CALLS = {
     "transport": "Through the transport's marks.",
     "opaque": "Opaque: `async with limiter.acquire(...)` around the call.",
 }
+
+
+Figures = dict[str, dict[str, float | str]]
+"""By unit, what each peer did."""
+_NOT_ASKED: Figures = dict.fromkeys(
+    ("use", "pace", "refusals"),
+    dict.fromkeys(NAMES, "was run in the cells of 0.05 s, requests, opaque, 6 s windows only"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def measure(options: Options) -> list[Result]:
     for cells in batches:
         outcomes, busy = _run(cells)
         for outcome in outcomes:
-            results += _results(outcome, len(cells), busy, peers.get(outcome.cell.shape, {}))
+            results += _results(outcome, len(cells), busy, peers.get(outcome.cell, _NOT_ASKED))
     return results
 
 
@@ -60,9 +68,7 @@ def _run(cells: Sequence[Cell]) -> tuple[list[Outcome], dict[str, float]]:
     return run_side_by_side(cells)
 
 
-def _results(
-    outcome: Outcome, count: int, busy: dict[str, float], peers: dict[str, dict[str, float | str]]
-) -> list[Result]:
+def _results(outcome: Outcome, count: int, busy: dict[str, float], peers: Figures) -> list[Result]:
     cell, verdict, goal = outcome.cell, outcome.verdict, Goal.of(outcome.cell)
     method = _METHOD.format(call=_CALLS[cell.call], count=count)
     more = {**busy, "first_burst": verdict.first_burst, "client": outcome.client}
@@ -82,32 +88,28 @@ def _results(
             met=met,
             method=method,
             more=more,
-            peers=peers.get(unit, {}),
+            peers=peers[unit],
         )
         for unit, value, floor, text, met in figures
     ]
 
 
-def _peers(options: Options) -> dict[str, dict[str, dict[str, float | str]]]:
-    """By shape, figure and peer: an opaque call of 50 ms, bound by requests, windows of 6 s."""
-    cells = [
-        Cell(shape, "0.05", "requests", "opaque", 6, 4 if options.quick else 20, name)
-        for name in NAMES
-        for shape in SHAPES
-    ]
-    outcomes, _ = _run(cells)
-    found: dict[str, dict[str, dict[str, float | str]]] = {
-        shape: {"use": {}, "pace": {}, "refusals": {}} for shape in SHAPES
-    }
+def _peers(options: Options) -> dict[Cell, Figures]:
+    """An opaque call of 50 ms, bound by requests, in windows of 6 s, of each shape."""
+    windows = 4 if options.quick else 20
+    cells = [Cell(shape, "0.05", "requests", "opaque", 6, windows) for shape in SHAPES]
+    found: dict[Cell, Figures] = {cell: {unit: {} for unit in _NOT_ASKED} for cell in cells}
+    outcomes, _ = _run([replace(cell, limiter=name) for name in NAMES for cell in cells])
     for outcome in outcomes:
-        name, of_shape = outcome.cell.limiter, found[outcome.cell.shape]
+        name, verdict = outcome.cell.limiter, outcome.verdict
+        figures = found[replace(outcome.cell, limiter="headway")]
         if outcome.client.get("missing"):
-            for figures in of_shape.values():
-                figures[name] = "is not installed: token-throttle, for one, needs Python 3.12"
+            for each in figures.values():
+                each[name] = NOT_INSTALLED
             continue
-        of_shape["use"][name] = outcome.verdict.use
-        of_shape["pace"][name] = outcome.verdict.pace
-        of_shape["refusals"][name] = float(outcome.verdict.refusals)
+        figures["use"][name] = verdict.use
+        figures["pace"][name] = verdict.pace
+        figures["refusals"][name] = float(verdict.refusals)
     return found
 
 

@@ -14,7 +14,7 @@ from harness.native import build_floor, load_floor
 from harness.options import Options
 from harness.result import Result
 from harness.statistics import quantile
-from peers import NO_CORE
+from peers import NO_PART
 from peers.lateness import measure_peers
 
 STEP = 5_000_000
@@ -57,7 +57,7 @@ def measure(options: Options) -> list[Result]:
         met=found.median("p99_us") <= found.median("floor_p99_us") + MARGIN
         and not found.median("early"),
         method=_CORE_METHOD,
-        peers=NO_CORE,
+        peers=NO_PART,
         more={
             "p50": found.median("p50_us"),
             "floor_p50": found.median("floor_p50_us"),

@@ -13,7 +13,7 @@ from harness.cpp import run_cpp
 from harness.memory import resident_bytes
 from harness.options import Options
 from harness.result import Result
-from peers import NO_CORE
+from peers import NO_PART
 from peers.wake import measure_peers
 
 GOAL = "at most 1.25 x floor"
@@ -79,7 +79,7 @@ def _core(options: Options) -> list[Result]:
             floor=small.median("real_time"),
             goal=f"flat: at most {FLAT} x that at 10_000",
             met=flat <= FLAT,
-            peers=NO_CORE,
+            peers=NO_PART,
             method=_CORE_METHOD.format(repetitions=repetitions),
             more={
                 f"{name} at {size:_}": run.median(f"{name}_ns")
@@ -95,7 +95,7 @@ def _core(options: Options) -> list[Result]:
             floor=None,
             goal=f"at most {CORE_BYTES}",
             met=large.median("bytes") <= CORE_BYTES,
-            peers=NO_CORE,
+            peers=NO_PART,
             method=_MEMORY_METHOD.format(waiters=waiters),
             more={"process_with_limiter": process, "process_with_bare_futures": futures},
         ),

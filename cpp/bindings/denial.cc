@@ -42,8 +42,8 @@ PyMemberDef members[] = {
     {"retry_after", T_DOUBLE, offsetof(DenialObject, retry_after), READONLY,
      "Seconds until it would fit if nothing else happened; inf where it never can. Where that "
      "depends on\n"
-     "answers still out (a full concurrency limit, a window of calls in flight) it is 0.0: nobody "
-     "knows."},
+     "answers still out (a full concurrency limit, a window of calls in flight) it is 0.1: nobody "
+     "knows, and whoever sleeps that long and asks again does not spin."},
     {nullptr, 0, 0, 0, nullptr},
 };
 
@@ -75,7 +75,7 @@ PyObject* MakeDenial(State* state, const Denial& denial, Nanos now) {
   }
   self->retry_after = denial.never() ? std::numeric_limits<double>::infinity()
                       : denial.ready_at >= kUntold
-                          ? 0.0
+                          ? 0.1
                           : Seconds(std::max<Nanos>(0, denial.ready_at - now));
   return reinterpret_cast<PyObject*>(self);
 }

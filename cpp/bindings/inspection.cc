@@ -42,16 +42,16 @@ py::dict Snapshot(const py::object& limiter, const py::args& given) {
   const Denial behind = state.scheduler().Estimate(*state.bucket, now, 0, wanted);
   py::list limits;
   for (std::size_t i = 0; i < state.limits.size(); ++i) {
-    Meter& meter = state.bucket->meter(static_cast<int>(i));
-    const std::int64_t used = meter.Used(now);
-    const std::int64_t capacity = meter.Capacity();
+    const int meter = static_cast<int>(i);
+    const std::int64_t used = state.bucket->Used(meter, now);
+    const std::int64_t capacity = state.bucket->meter(meter).Capacity();
     py::dict one;
     one["limit"] = state.limits[i];
     one["used"] = used;
     one["capacity"] = capacity;
     one["available"] = std::max<std::int64_t>(0, capacity - used);
     one["ready_in"] =
-        Wait(meter.ReadyAt(now, state.bucket->amount(static_cast<int>(i), wanted)), now);
+        Wait(state.bucket->ReadyAt(meter, now, state.bucket->amount(meter, wanted)), now);
     limits.append(one);
   }
   py::dict out;

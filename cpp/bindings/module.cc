@@ -6,6 +6,7 @@
 PYBIND11_MODULE(_core, m) {
   using namespace headway::python;
   m.doc() = "Headway's core: metering, admission, scheduling. Use it through the package headway.";
+  m.attr("__version__") = HEADWAY_VERSION;
   AddLimitAndClock(m);
   if (!AddReservation(m.ptr()) || !AddDenial(m.ptr()) || !AddAcquire(m.ptr()) ||
       !AddMailbox(m.ptr()) || !AddLimiter(m.ptr()))

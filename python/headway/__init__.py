@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway._core import Denial, Limit, ManualClock, Reservation
+from headway._core import Denial, Limit, ManualClock, Reservation, __version__
 from headway.errors import (
     CapacityExceededError,
     DeadlineExceededError,
@@ -23,4 +23,5 @@ __all__ = [
     "RateLimiterError",
     "Reservation",
     "SchedulerStoppedError",
+    "__version__",
 ]

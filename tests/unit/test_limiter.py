@@ -275,6 +275,18 @@ def test_a_reservation_that_is_dropped_keeps_its_rate_and_gives_its_concurrency_
     assert used == {"requests": 4, "concurrency": 0}
 
 
+def test_a_denial_that_only_an_answer_can_end_names_its_limit_and_makes_nobody_spin() -> None:
+    limiter = Limiter(["1000 tokens/s bucket", "3 requests/min window"], clock=ManualClock())
+    held = [limiter.try_reserve(0, 1), limiter.try_reserve(0, 1)]
+    denial = limiter.try_reserve(0, 1)  # the last one waits until a call has told how long it takes
+    assert denial.limit == Limit.parse("3 requests/min window")
+    assert denial.retry_after == 0.1
+    look = limiter.explain(0, 1)
+    assert (look.binds, look.ready_in) == (denial.limit, None)
+    assert all(each.settle() for each in held)
+    assert limiter.try_reserve(0, 1)
+
+
 def test_each_acquire_is_for_one_await() -> None:
     limiter = Limiter("10 requests/min", clock=ManualClock())
 

@@ -130,6 +130,11 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
     return Bad("resource", absl::StrCat("'", limit.resource, "'"),
                "must be lower-case letters, digits, '_', '-' or '.', begin with a letter and have "
                "at most 64 characters");
+  // A typing error that would make a resource of its own, of which nobody then asks anything.
+  for (const absl::string_view singular : {"request", "token", "input_token", "output_token"})
+    if (limit.resource == singular)
+      return Bad("resource", absl::StrCat("'", limit.resource, "'"),
+                 absl::StrCat("is spelt '", singular, "s'"));
   if (limit.amount < 0 || limit.amount > kMaxAmount)
     return Bad("amount", absl::StrCat(limit.amount), "must be from 0 to 2**53");
   const bool concurrency = limit.resource == "concurrency";

@@ -97,7 +97,8 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
 }
 
 Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts) {
-  const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true);
+  Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true);
+  if (denial.ready_at <= now) HeldBack(now, amounts, denial);
   SignalIfOwed();
   return denial;
 }

@@ -8,12 +8,42 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include <ucontext.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+#endif
+
+#if defined(__x86_64__)
+// Saves what a called function must keep, and goes on with the other stack. `swapcontext` does this
+// too, with two system calls each time for the signal mask.
+extern "C" void headway_switch_stack(void** saved, void* other);
+asm(R"(
+  .text
+  .hidden headway_switch_stack
+  .globl headway_switch_stack
+  .type headway_switch_stack, @function
+headway_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size headway_switch_stack, . - headway_switch_stack
+)");
+#else
+#include <ucontext.h>
 #endif
 
 namespace headway::simulate {
@@ -23,104 +53,132 @@ constexpr std::size_t kStack = 256 * 1024;
 // A run that takes more steps than this does not end.
 constexpr std::uint64_t kMostSteps = 5'000;
 
-// One fiber. Its stack is used again by later runs.
+// One of several stacks of one system thread.
+class Stack {
+ public:
+#if defined(__x86_64__)
+  void Prepare(char* bottom, void (*entry)()) {
+    // As if `entry` had been called, with nothing to return to.
+    auto top = reinterpret_cast<std::uintptr_t>(bottom + kStack) & ~std::uintptr_t{15};
+    auto** at = reinterpret_cast<void**>(top);
+    *--at = nullptr;
+    *--at = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--at = nullptr;
+    saved_ = at;
+  }
+  void SwitchTo(Stack& other) { headway_switch_stack(&saved_, other.saved_); }
+
+ private:
+  void* saved_ = nullptr;
+#else
+  void Prepare(char* bottom, void (*entry)()) {
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = bottom;
+    context_.uc_stack.ss_size = kStack;
+    context_.uc_link = nullptr;
+    makecontext(&context_, entry, 0);
+  }
+  void SwitchTo(Stack& other) { swapcontext(&context_, &other.context_); }
+
+ private:
+  ucontext_t context_;
+#endif
+};
+
+// One logical thread. It outlives a run: having ended one body, it waits for the next.
 struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStack);
+  Stack stack;
+  std::unique_ptr<char[]> memory{new char[kStack]};
   std::function<void()> body;
   bool done = true;
   void* fake_stack = nullptr;
   void* tsan = nullptr;
 };
 
-class Run {
+// The fibers of one exploration, and the controller that goes from one to the next.
+class Fibers {
  public:
-  explicit Run(std::vector<std::unique_ptr<Fiber>>& fibers) : fibers_(fibers) {}
+  Fibers() { running = this; }
+  ~Fibers() {
+#if defined(__SANITIZE_THREAD__)
+    for (const auto& fiber : all_) __tsan_destroy_fiber(fiber->tsan);
+#endif
+    running = nullptr;
+  }
+  Fibers(const Fibers&) = delete;
+  Fibers& operator=(const Fibers&) = delete;
+
+  // Gives fiber `i` something to do.
+  void Start(std::size_t i, std::function<void()> body) {
+    if (i == all_.size()) {
+      all_.push_back(std::make_unique<Fiber>());
+      all_[i]->stack.Prepare(all_[i]->memory.get(), [] { running->Main(); });
+#if defined(__SANITIZE_THREAD__)
+      all_[i]->tsan = __tsan_create_fiber(0);
+#endif
+    }
+    all_[i]->body = std::move(body);
+    all_[i]->done = false;
+  }
 
   // Runs fiber `i` to its next pause point. Returns whether it has ended.
   bool Step(std::size_t i) {
-    current_ = fibers_[i].get();
-    thread_pause = {[](void* self) { static_cast<Run*>(self)->Yield(); }, this};
-    SwitchTo(*current_);
+    current_ = all_[i].get();
+    thread_pause = {[](void* self) { static_cast<Fibers*>(self)->Yield(); }, this};
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&fake_stack_, current_->memory.get(), kStack);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    tsan_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(current_->tsan, 0);
+#endif
+    controller_.SwitchTo(current_->stack);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake_stack_, nullptr, nullptr);
+#endif
     thread_pause = {};
     return current_->done;
   }
 
-  void Start(std::size_t i, std::function<void()> body) {
-    if (i == fibers_.size()) fibers_.push_back(std::make_unique<Fiber>());
-    Fiber& fiber = *fibers_[i];
-    fiber.body = std::move(body);
-    fiber.done = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    // makecontext passes ints only.
-    const auto self = reinterpret_cast<std::uintptr_t>(this);
-    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Run::Main), 2, static_cast<unsigned>(self >> 32),
-                static_cast<unsigned>(self));
-#if defined(__SANITIZE_THREAD__)
-    fiber.tsan = __tsan_create_fiber(0);
-#endif
-  }
-
-  void End(std::size_t i) {
-    static_cast<void>(i);
-#if defined(__SANITIZE_THREAD__)
-    __tsan_destroy_fiber(fibers_[i]->tsan);
-#endif
-  }
-
  private:
-  void SwitchTo(Fiber& fiber) {
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&fake_stack_, fiber.stack.get(), kStack);
-#endif
-#if defined(__SANITIZE_THREAD__)
-    tsan_ = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(fiber.tsan, 0);
-#endif
-    swapcontext(&context_, &fiber.context);
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(fake_stack_, nullptr, nullptr);
-#endif
-  }
-
   void Yield() {
     Fiber& fiber = *current_;
 #if defined(__SANITIZE_ADDRESS__)
-    // A fiber that has ended leaves its fake stack for good.
-    __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.fake_stack, stack_bottom_, stack_size_);
+    __sanitizer_start_switch_fiber(&fiber.fake_stack, stack_bottom_, stack_size_);
 #endif
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(tsan_, 0);
 #endif
-    swapcontext(&fiber.context, &context_);
+    fiber.stack.SwitchTo(controller_);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &stack_bottom_, &stack_size_);
 #endif
   }
 
-  static void Main(unsigned high, unsigned low) {
-    auto* self = reinterpret_cast<Run*>((static_cast<std::uintptr_t>(high) << 32) | low);
+  [[noreturn]] void Main() {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &self->stack_bottom_, &self->stack_size_);
+    __sanitizer_finish_switch_fiber(nullptr, &stack_bottom_, &stack_size_);
 #endif
-    self->current_->body();
-    self->current_->body = nullptr;
-    self->current_->done = true;
-    self->Yield();
-    std::abort();  // nobody resumes a fiber that has ended
+    for (;;) {
+      current_->body();
+      current_->body = nullptr;
+      current_->done = true;
+      Yield();
+    }
   }
 
-  std::vector<std::unique_ptr<Fiber>>& fibers_;
+  static thread_local Fibers* running;
+
+  std::vector<std::unique_ptr<Fiber>> all_;
   Fiber* current_ = nullptr;
-  ucontext_t context_;
+  Stack controller_;
   void* fake_stack_ = nullptr;
   const void* stack_bottom_ = nullptr;
   std::size_t stack_size_ = 0;
   void* tsan_ = nullptr;
 };
+
+thread_local Fibers* Fibers::running = nullptr;
 
 // A point at which there was something to choose: who could go on, and which of them did.
 struct Choice {
@@ -133,13 +191,12 @@ struct Choice {
 Explorer::Result Explorer::Explore(const std::function<Interleaving()>& make, int preemptions,
                                    std::uint64_t most) {
   Result result;
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  Fibers fibers;
   std::vector<Choice> path;
   for (;;) {
     const Interleaving interleaving = make();
     const std::size_t count = interleaving.threads.size();
-    Run run(fibers);
-    for (std::size_t i = 0; i < count; ++i) run.Start(i, interleaving.threads[i]);
+    for (std::size_t i = 0; i < count; ++i) fibers.Start(i, interleaving.threads[i]);
 
     std::vector<bool> done(count, false);
     std::string trace;
@@ -164,9 +221,8 @@ Explorer::Result Explorer::Explore(const std::function<Interleaving()>& make, in
       if (goes_on && next != last) ++used;
       last = next;
       trace += static_cast<char>('A' + next);
-      done[next] = run.Step(next);
+      done[next] = fibers.Step(next);
     }
-    for (std::size_t i = 0; i < count; ++i) run.End(i);
     ++result.schedules;
     result.steps += steps;
     const std::string wrong = steps > kMostSteps ? "does not end" : interleaving.check();

@@ -42,7 +42,9 @@ class Results:
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
-        self._file = open(path, "wb" if overwrite else "xb")  # noqa: SIM115 - closed by close()
+        # Without a buffer: what cannot be written is an error now, and not once more when closing.
+        mode = "wb" if overwrite else "xb"
+        self._file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by close()
         # Unique among runs, whose results may be put together.
         self._prefix = f"batch_req_{secrets.token_hex(8)}"
         self._numbers = count(1)
@@ -65,8 +67,9 @@ class Results:
             "response": response,
             "error": error,
         }
-        self._file.write(json.dumps(result).encode() + b"\n")
-        self._file.flush()
+        rest = memoryview(json.dumps(result).encode() + b"\n")
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Closes the file."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import version
 
+from headway import __version__
 from headway.cli import run, simulate
 
 
@@ -27,19 +27,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="headway",
         description="Keeps outgoing calls just under every limit that their provider counts.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument("--version", action="version", version=f"headway {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run.add_parser(subparsers)
     simulate.add_parser(subparsers)
     return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"headway {version('headway')}")
-        parser.exit()
 
 
 if __name__ == "__main__":
