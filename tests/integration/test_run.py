@@ -42,8 +42,8 @@ def test_three_thousand_lines_are_sent_as_fast_as_the_limits_allow_and_none_is_r
     assert summary["ideal_s"] == pytest.approx(8.05, abs=0.05)
     assert summary["use"] == pytest.approx(summary["ideal_s"] / summary["elapsed_s"], rel=1e-4)
     assert 0.8 < summary["use"] < 1.02
-    assert summary["wait_p50_s"] == pytest.approx(summary["elapsed_s"] / 2, rel=0.2)
-    assert summary["wait_p99_s"] <= summary["elapsed_s"]
+    assert 0.3 * summary["elapsed_s"] < summary["wait_p50_s"] < 0.6 * summary["elapsed_s"]
+    assert summary["wait_p50_s"] < summary["wait_p99_s"] <= summary["elapsed_s"]
 
 
 def test_results_have_the_shape_of_openais_batch_output(requests: Path) -> None:
