@@ -84,7 +84,7 @@ build_cpp() {
   case $variant in
     dev) ;;
     # The same storms as without, five to fifteen times slower.
-    thread | address) options+=("-DHEADWAY_SANITIZE=$variant" -DHEADWAY_TEST_TIMEOUT=300) ;;
+    thread | address) options+=("-DHEADWAY_SANITIZE=$variant" -DHEADWAY_TEST_TIMEOUT=600) ;;
     bench) options+=(-DHEADWAY_BUILD_TESTS=OFF -DHEADWAY_BUILD_BENCHMARKS=ON) ;;
     *) die "no such variant: $variant" ;;
   esac

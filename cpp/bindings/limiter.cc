@@ -123,8 +123,7 @@ PyObject* TryReserve(PyObject* object, PyObject* const* args, Py_ssize_t count) 
   state->Serve();
   if (denial->never()) return MakeDenial(state, *denial, now);
   // With others waiting, what counts is when its turn would come behind them.
-  const Denial behind =
-      state->scheduler().Estimate(*state->bucket, now, 0, amounts.span(*state));
+  const Denial behind = state->scheduler().Estimate(*state->bucket, now, 0, amounts.span(*state));
   return MakeDenial(state, behind.ready_at > denial->ready_at ? behind : *denial, now);
 }
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import typing_extensions
 
+__version__: str
+
 class Limit:
     def __init__(
         self,

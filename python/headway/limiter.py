@@ -66,9 +66,7 @@ class Explanation:
                 f"  {state.limit}: {state.used} of {state.capacity} used ({share:.0%}), "
                 f"{state.available} left, {_when(state.ready_in)}"
             )
-        lines.append(
-            "  fits now: " + ", ".join(f"{n} {name}" for name, n in self.fits_now.items())
-        )
+        lines.append("  fits now: " + ", ".join(f"{n} {name}" for name, n in self.fits_now.items()))
         return "\n".join(lines)
 
 
@@ -143,9 +141,7 @@ class Limiter(_core.LimiterCore):
         old = present[found[0]]
         if wanted.shape is None and old.shape is not None:
             burst = None if old.shape != "bucket" or old.burst == old.amount else old.burst
-            wanted = Limit(
-                wanted.amount, wanted.resource, wanted.per, old.shape, burst, old.anchor
-            )
+            wanted = Limit(wanted.amount, wanted.resource, wanted.per, old.shape, burst, old.anchor)
         if (wanted.shape or "window") != (old.shape or "window"):
             raise ValueError(
                 f"limit '{wanted}': shape must stay {old.shape or 'window'!r}, as in '{old}'"

@@ -128,10 +128,14 @@ def limits(draw: st.DrawFn) -> list[Limit]:
 
 COSTS = st.tuples(st.integers(0, 3), st.integers(0, 40))
 STEPS = st.one_of(
-    st.tuples(st.just("advance"), st.sampled_from([1, 1000, NS // 7, NS, 5 * NS, 61 * NS, 3600 * NS])),
+    st.tuples(
+        st.just("advance"), st.sampled_from([1, 1000, NS // 7, NS, 5 * NS, 61 * NS, 3600 * NS])
+    ),
     st.tuples(st.just("reserve"), COSTS),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
-    st.tuples(st.just("settle"), st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(0, 40))),
+    st.tuples(
+        st.just("settle"), st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(0, 40))
+    ),
     st.tuples(st.just("expire"), st.integers(0, 30)),
 )
 
@@ -154,9 +158,7 @@ def test_admission_over_several_limits_is_exactly_what_plain_counting_says(
         elif verb == "reserve":
             requests, tokens = value
             cost = {"requests": requests, "tokens": tokens, "concurrency": 1}
-            expected = all(
-                cost[r] == 0 or oracle.fits(now, cost[r]) for r, oracle in oracles
-            )
+            expected = all(cost[r] == 0 or oracle.fits(now, cost[r]) for r, oracle in oracles)
             got = limiter.try_reserve(*(cost[r] for r in limiter.resources))
             assert bool(got) == expected
             if expected:

@@ -34,9 +34,10 @@ struct Unit {
 };
 // The first name of each length is the canonical one.
 constexpr Unit kUnits[] = {
-    {"s", kSecond},          {"sec", kSecond},         {"second", kSecond},
-    {"min", 60 * kSecond},   {"minute", 60 * kSecond}, {"hour", 3600 * kSecond},
-    {"h", 3600 * kSecond},   {"day", kDay},
+    {"s", kSecond},           {"sec", kSecond},
+    {"second", kSecond},      {"min", 60 * kSecond},
+    {"minute", 60 * kSecond}, {"hour", 3600 * kSecond},
+    {"h", 3600 * kSecond},    {"day", kDay},
 };
 
 // A decimal number of `unit`s, in integers: exact where it is a whole number of nanoseconds, else
@@ -89,7 +90,8 @@ std::optional<std::int64_t> ParseAmount(absl::string_view text) {
 
 std::string FormatSeconds(Nanos nanos) {
   const bool negative = nanos < 0;
-  const auto magnitude = negative ? -static_cast<std::uint64_t>(nanos) : static_cast<std::uint64_t>(nanos);
+  const auto magnitude =
+      negative ? -static_cast<std::uint64_t>(nanos) : static_cast<std::uint64_t>(nanos);
   std::string out = absl::StrCat(negative ? "-" : "", magnitude / kSecond);
   if (const std::uint64_t rest = magnitude % kSecond; rest != 0) {
     std::string fraction = absl::StrCat(rest + kSecond).substr(1);
@@ -116,11 +118,16 @@ std::optional<Nanos> ParseSigned(absl::string_view text) {
 
 absl::string_view ShapeName(Shape shape) {
   switch (shape) {
-    case Shape::kBucket: return "bucket";
-    case Shape::kFixed: return "fixed";
-    case Shape::kWindow: return "window";
-    case Shape::kConcurrency: return "concurrency";
-    case Shape::kUnknown: break;
+    case Shape::kBucket:
+      return "bucket";
+    case Shape::kFixed:
+      return "fixed";
+    case Shape::kWindow:
+      return "window";
+    case Shape::kConcurrency:
+      return "concurrency";
+    case Shape::kUnknown:
+      break;
   }
   return "unknown";
 }
@@ -161,7 +168,8 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
     return Bad("per", absl::StrCat(FormatSeconds(limit.period), " s"),
                "must be from 0.001 s to 31 days (2678400 s)");
   if (limit.shape == Shape::kBucket && limit.amount > 0) {
-    const auto refill = static_cast<__int128>(limit.burst_or_amount()) * limit.period / limit.amount;
+    const auto refill =
+        static_cast<__int128>(limit.burst_or_amount()) * limit.period / limit.amount;
     if (refill > kMaxRefill)
       return Bad("burst", absl::StrCat(limit.burst_or_amount()),
                  "would take more than 2**57 ns (4.5 years) to refill at this rate");
@@ -174,11 +182,12 @@ absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
   const auto fail = [&](absl::string_view why) {
     return absl::InvalidArgumentError(absl::StrCat("limit '", text, "': ", why));
   };
-  const std::vector<std::string> words =
-      absl::StrSplit(absl::StrReplaceAll(text, {{"/", " / "}}), absl::ByAnyChar(" \t"), absl::SkipEmpty());
+  const std::vector<std::string> words = absl::StrSplit(absl::StrReplaceAll(text, {{"/", " / "}}),
+                                                        absl::ByAnyChar(" \t"), absl::SkipEmpty());
   if (words.size() < 2)
-    return fail("must read '<amount> <resource>/<period> [bucket|fixed|window] [burst <n>] [anchor "
-                "<seconds>]' or '<amount> concurrency'");
+    return fail(
+        "must read '<amount> <resource>/<period> [bucket|fixed|window] [burst <n>] [anchor "
+        "<seconds>]' or '<amount> concurrency'");
   Limit limit;
   const std::optional<std::int64_t> amount = ParseAmount(words[0]);
   if (!amount) return fail(absl::StrCat("amount '", words[0], "' is not a whole number"));
@@ -195,7 +204,8 @@ absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
       period += words[i++];
     const std::optional<Nanos> parsed = ParsePeriod(period);
     if (!parsed)
-      return fail(absl::StrCat("per '", period, "' is not a period: a number if wanted, then s, sec, "
+      return fail(absl::StrCat("per '", period,
+                               "' is not a period: a number if wanted, then s, sec, "
                                "second, min, minute, h, hour or day"));
     limit.period = *parsed;
     if (limit.resource == "concurrency") return fail("'concurrency' has no period");
@@ -212,7 +222,8 @@ absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
       if (!limit.burst) return fail(absl::StrCat("burst '", words[i], "' is not a whole number"));
     } else if (words[i] == "anchor" && more && !limit.anchor) {
       limit.anchor = ParseSigned(words[++i]);
-      if (!limit.anchor) return fail(absl::StrCat("anchor '", words[i], "' is not a number of seconds"));
+      if (!limit.anchor)
+        return fail(absl::StrCat("anchor '", words[i], "' is not a number of seconds"));
     } else {
       return fail(absl::StrCat("'", words[i], "' is not expected there"));
     }

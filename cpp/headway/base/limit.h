@@ -40,10 +40,10 @@ struct Limit {
 
   std::int64_t amount = 0;
   std::string resource;
-  Nanos period = 0;                          // 0 for kConcurrency
+  Nanos period = 0;  // 0 for kConcurrency
   Shape shape = Shape::kUnknown;
-  std::optional<std::int64_t> burst;         // kBucket only; unset: the amount
-  std::optional<Nanos> anchor;               // kFixed only, ns since the Unix epoch; unset: midnight UTC
+  std::optional<std::int64_t> burst;  // kBucket only; unset: the amount
+  std::optional<Nanos> anchor;        // kFixed only, ns since the Unix epoch; unset: midnight UTC
 
   std::int64_t burst_or_amount() const { return burst.value_or(amount); }
 

@@ -35,8 +35,15 @@ TEST(LimitText, ReadsTheFormsThatPeopleWrite) {
 }
 
 TEST(LimitText, KnowsAllUnits) {
-  for (const auto& [unit, seconds] : std::vector<std::pair<std::string, std::int64_t>>{
-           {"s", 1}, {"sec", 1}, {"second", 1}, {"min", 60}, {"minute", 60}, {"h", 3600}, {"hour", 3600}, {"day", 86'400}})
+  for (const auto& [unit, seconds] :
+       std::vector<std::pair<std::string, std::int64_t>>{{"s", 1},
+                                                         {"sec", 1},
+                                                         {"second", 1},
+                                                         {"min", 60},
+                                                         {"minute", 60},
+                                                         {"h", 3600},
+                                                         {"hour", 3600},
+                                                         {"day", 86'400}})
     EXPECT_EQ(Parsed("7 requests/" + unit).period, seconds * kSecond) << unit;
 }
 
@@ -44,7 +51,8 @@ TEST(LimitText, RoundTripsEveryLimit) {
   for (std::uint64_t run = 0; run < 20'000; ++run) {
     simulate::Random random(simulate::Random::Seed(run));
     SCOPED_TRACE(random.Describe());
-    constexpr Shape kShapes[] = {Shape::kUnknown, Shape::kBucket, Shape::kFixed, Shape::kWindow, Shape::kConcurrency};
+    constexpr Shape kShapes[] = {Shape::kUnknown, Shape::kBucket, Shape::kFixed, Shape::kWindow,
+                                 Shape::kConcurrency};
     Limit limit = simulate::AnyLimit(random, kShapes[random.From(0, 4)]);
     if (limit.period != 0 && random.OneIn(2)) {
       // Any number of nanoseconds.
@@ -66,7 +74,9 @@ TEST(LimitText, ABurstAsLargeAsTheAmountIsTheDefault) {
   EXPECT_EQ(Parsed("100 requests/s bucket burst 100"), Parsed("100 requests/s bucket"));
 }
 
-std::string Refusal(Limit limit) { return std::string(Limit::Make(std::move(limit)).status().message()); }
+std::string Refusal(Limit limit) {
+  return std::string(Limit::Make(std::move(limit)).status().message());
+}
 
 Limit Bucket() {
   Limit limit;
@@ -85,22 +95,48 @@ Limit But(Change change) {
 }
 
 TEST(LimitErrors, NameTheFieldTheValueAndTheRule) {
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = "Tokens"; })), AllOf(HasSubstr("resource 'Tokens'"), HasSubstr("lower-case")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = "Tokens"; })),
+              AllOf(HasSubstr("resource 'Tokens'"), HasSubstr("lower-case")));
   EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = ""; })), HasSubstr("resource ''"));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = std::string(65, 'a'); })), HasSubstr("at most 64"));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.amount = -1; })), AllOf(HasSubstr("amount -1"), HasSubstr("0 to 2**53")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.amount = Limit::kMaxAmount + 1; })), AllOf(HasSubstr("amount 9007199254740993"), HasSubstr("0 to 2**53")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.period = kMillisecond - 1; })), AllOf(HasSubstr("per 0.000999999 s"), HasSubstr("0.001 s to 31 days")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.period = 31 * kDay + 1; })), AllOf(HasSubstr("per 2678400.000000001 s"), HasSubstr("31 days")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.burst = 0; })), AllOf(HasSubstr("burst 0"), HasSubstr("1 to 2**53")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.amount = 0; l.burst = -5; })), AllOf(HasSubstr("burst -5"), HasSubstr("1 to 2**53")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.shape = Shape::kWindow; l.burst = 5; })), AllOf(HasSubstr("burst 5"), HasSubstr("needs shape 'bucket'")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.amount = 1; l.period = 31 * kDay; l.burst = Limit::kMaxAmount; })),
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = std::string(65, 'a'); })),
+              HasSubstr("at most 64"));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.amount = -1; })),
+              AllOf(HasSubstr("amount -1"), HasSubstr("0 to 2**53")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.amount = Limit::kMaxAmount + 1; })),
+              AllOf(HasSubstr("amount 9007199254740993"), HasSubstr("0 to 2**53")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.period = kMillisecond - 1; })),
+              AllOf(HasSubstr("per 0.000999999 s"), HasSubstr("0.001 s to 31 days")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.period = 31 * kDay + 1; })),
+              AllOf(HasSubstr("per 2678400.000000001 s"), HasSubstr("31 days")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.burst = 0; })),
+              AllOf(HasSubstr("burst 0"), HasSubstr("1 to 2**53")));
+  EXPECT_THAT(Refusal(But([](Limit& l) {
+                l.amount = 0;
+                l.burst = -5;
+              })),
+              AllOf(HasSubstr("burst -5"), HasSubstr("1 to 2**53")));
+  EXPECT_THAT(Refusal(But([](Limit& l) {
+                l.shape = Shape::kWindow;
+                l.burst = 5;
+              })),
+              AllOf(HasSubstr("burst 5"), HasSubstr("needs shape 'bucket'")));
+  EXPECT_THAT(Refusal(But([](Limit& l) {
+                l.amount = 1;
+                l.period = 31 * kDay;
+                l.burst = Limit::kMaxAmount;
+              })),
               AllOf(HasSubstr("burst 9007199254740992"), HasSubstr("4.5 years")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.anchor = 5 * kSecond; })), AllOf(HasSubstr("anchor 5"), HasSubstr("needs shape 'fixed'")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.shape = Shape::kFixed; l.anchor = Limit::kMaxAnchor + 1; })), AllOf(HasSubstr("anchor 4611686018.427387905 s"), HasSubstr("146 years")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.shape = Shape::kConcurrency; })), AllOf(HasSubstr("shape 'concurrency'"), HasSubstr("resource 'concurrency'")));
-  EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = "concurrency"; })), HasSubstr("shape 'bucket'"));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.anchor = 5 * kSecond; })),
+              AllOf(HasSubstr("anchor 5"), HasSubstr("needs shape 'fixed'")));
+  EXPECT_THAT(Refusal(But([](Limit& l) {
+                l.shape = Shape::kFixed;
+                l.anchor = Limit::kMaxAnchor + 1;
+              })),
+              AllOf(HasSubstr("anchor 4611686018.427387905 s"), HasSubstr("146 years")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.shape = Shape::kConcurrency; })),
+              AllOf(HasSubstr("shape 'concurrency'"), HasSubstr("resource 'concurrency'")));
+  EXPECT_THAT(Refusal(But([](Limit& l) { l.resource = "concurrency"; })),
+              HasSubstr("shape 'bucket'"));
 }
 
 TEST(LimitErrors, QuoteTheTextThatCouldNotBeRead) {
@@ -127,7 +163,8 @@ TEST(LimitErrors, QuoteTheTextThatCouldNotBeRead) {
            {"5 requests/min burst 2", "burst 2: needs shape 'bucket'"}}) {
     const absl::StatusOr<Limit> limit = Limit::Parse(text);
     ASSERT_FALSE(limit.ok()) << text;
-    EXPECT_THAT(std::string(limit.status().message()), AllOf(HasSubstr("limit '" + text + "': "), HasSubstr(why)));
+    EXPECT_THAT(std::string(limit.status().message()),
+                AllOf(HasSubstr("limit '" + text + "': "), HasSubstr(why)));
   }
 }
 
@@ -138,7 +175,8 @@ TEST(LimitErrors, NoTextCrashesTheParser) {
     SCOPED_TRACE(random.Describe());
     std::string text;
     for (std::int64_t i = random.From(0, 30); i > 0; --i)
-      text += alphabet[static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(alphabet.size()) - 1))];
+      text += alphabet[static_cast<std::size_t>(
+          random.From(0, static_cast<std::int64_t>(alphabet.size()) - 1))];
     const absl::StatusOr<Limit> limit = Limit::Parse(text);
     // What was read can be written and read again.
     if (limit.ok()) {

@@ -20,7 +20,8 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
   const Nanos counted_by = now + std::max(network_delay, Calls::kLeastNetworkDelay);
   if (!marks) {
     for (int i = 0; i < bucket_->size(); ++i)
-      if (bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by)) bucket_->Signal();
+      if (bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by))
+        bucket_->Signal();
     return true;
   }
   bool signal = calls->SawTransport();

@@ -21,9 +21,11 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
     const Word word{bits};
     const Parameters p = m.slots_.Load(word.generation());
     const Nanos increment = p.Increment(amount);
-    // On top of the latest slot that is still to come, even where cancelled ones have lowered the word.
+    // On top of the latest slot that is still to come, even where cancelled ones have lowered the
+    // word.
     Nanos promised = m.promised_.load();
-    const Nanos base = std::max(std::max(word.value(), now), promised - p.tolerance > now ? promised : 0);
+    const Nanos base =
+        std::max(std::max(word.value(), now), promised - p.tolerance > now ? promised : 0);
     const Nanos after = increment == kNever ? kNever : base + increment;
     if (after > Word::kMaxValue) {
       const std::uint64_t again = m.word_.load(std::memory_order_acquire);
@@ -68,14 +70,16 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
                                            : 0;
     }
     if (slot) {
-      // Later slots hold instants that were promised on top of this one; what they stand on cannot be
-      // taken away any more, even if the word has been lowered for others that were cancelled. How much
-      // that is, nobody knows after the limit has changed.
+      // Later slots hold instants that were promised on top of this one; what they stand on cannot
+      // be taken away any more, even if the word has been lowered for others that were cancelled.
+      // How much that is, nobody knows after the limit has changed.
       Nanos promised = m.promised_.load();
       const Nanos on_top = std::max(word.value(), promised) - taken.after;
       refund = changed ? 0 : std::max<Nanos>(0, refund - std::max<Nanos>(0, on_top));
-      // The latest: from now on, the one below it is. Before the word, so that no new one comes between.
-      if (promised == taken.after) m.promised_.compare_exchange_strong(promised, promised - taken.increment);
+      // The latest: from now on, the one below it is. Before the word, so that no new one comes
+      // between.
+      if (promised == taken.after)
+        m.promised_.compare_exchange_strong(promised, promised - taken.increment);
     }
     const Nanos before = word.value();
     Nanos after = refund > before ? 0 : before - refund;
@@ -89,8 +93,8 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
 }
 
 // The server's word is at least counted + increment, where ours is base + increment with base at
-// the admission for a bucket that was full. In a burst only the first few are affected, and what one
-// of them has moved the others count as done (the low 32 bits of the sum tell: 4 s of moves).
+// the admission for a bucket that was full. In a burst only the first few are affected, and what
+// one of them has moved the others count as done (the low 32 bits of the sum tell: 4 s of moves).
 void BucketMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
   const Parameters p = m.slots_.Load(Word{m.word_.load()}.generation());
   if (taken.future || p.tolerance == 0) return;
@@ -174,7 +178,8 @@ Nanos BucketMeter::Rescale(Nanos value, Nanos now, const Parameters& old, const 
 
 std::int64_t BucketMeter::Units(Nanos debt, const Parameters& p) {
   if (debt <= 0 || p.amount == 0) return 0;
-  return p.step() >= kMicrosecond ? MulDivCeil(debt, 1, p.step()) : MulDivCeil(debt, p.amount, p.period);
+  return p.step() >= kMicrosecond ? MulDivCeil(debt, 1, p.step())
+                                  : MulDivCeil(debt, p.amount, p.period);
 }
 
 std::int64_t BucketMeter::Used(const Meter& m, Nanos now) {

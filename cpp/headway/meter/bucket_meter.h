@@ -55,7 +55,8 @@ class BucketMeter {
     return Estimate(m, now, 0, amount);
   }
   static Nanos ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
-  static bool GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel);
+  static bool GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
+                       bool cancel);
   static void Sent(Meter& m, const Taken& taken, Nanos counted_by);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Raise(Meter& m, Nanos bound);
@@ -63,9 +64,10 @@ class BucketMeter {
   static Nanos Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
   static std::int64_t Used(const Meter& m, Nanos now);
 
-  // A word of `value` under `old`, as the same debt under `fresh` (SetLimit). At least `now`: an idle
-  // bucket's word moves, so that a thread that slept through eight changes finds another word.
-  static Nanos Rescale(Nanos value, Nanos now, const Parameters& old, const Parameters& fresh, Debt debt);
+  // A word of `value` under `old`, as the same debt under `fresh` (SetLimit). At least `now`: an
+  // idle bucket's word moves, so that a thread that slept through eight changes finds another word.
+  static Nanos Rescale(Nanos value, Nanos now, const Parameters& old, const Parameters& fresh,
+                       Debt debt);
 
   // Time as units that are not yet paid for, rounded up.
   static std::int64_t Units(Nanos debt, const Parameters& p);

@@ -54,8 +54,8 @@ struct Held {
 
 // One random life of one meter beside the oracle. `changes`: the limit changes, too.
 void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
-  // Where the limit changes, by no more than a factor of a million: a debt is whole nanoseconds, and
-  // what rounding it costs is scaled with it.
+  // Where the limit changes, by no more than a factor of a million: a debt is whole nanoseconds,
+  // and what rounding it costs is scaled with it.
   const auto some_limit = [&] {
     if (!changes) return simulate::AnyLimit(random, Shape::kBucket, 40);
     return Make(random.Magnitude(20), random.From(1, 1000) * kMillisecond,
@@ -66,14 +66,16 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
   Meter meter(limit, 0);
   BucketOracle oracle = OracleOf(limit);
   Nanos now = random.From(0, Nanos{1} << 56);
-  // The meter rounds to whole nanoseconds, to its own disadvantage; where a unit costs less than 1 µs,
-  // each take by up to one of them, which a later refund takes along.
+  // The meter rounds to whole nanoseconds, to its own disadvantage; where a unit costs less than 1
+  // µs, each take by up to one of them, which a later refund takes along.
   Nanos slack = 0;
   bool fractions = Price(limit).denominator != 1;
   std::vector<Held> held;
   for (int op = 0; op < 50; ++op) {
     const std::int64_t burst = std::max<std::int64_t>(1, limit.burst_or_amount());
-    std::int64_t cost = random.OneIn(3) ? burst : random.OneIn(3) ? random.Magnitude(53) : random.From(1, burst);
+    std::int64_t cost = random.OneIn(3)   ? burst
+                        : random.OneIn(3) ? random.Magnitude(53)
+                                          : random.From(1, burst);
     if (random.OneIn(8)) cost = burst + 1;
     if (cost > Limit::kMaxAmount) cost = Limit::kMaxAmount;
 
@@ -97,7 +99,10 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
       }
     }
     switch (random.From(0, 9)) {
-      case 0: case 1: case 2: case 3: {
+      case 0:
+      case 1:
+      case 2:
+      case 3: {
         Held h{{}, Price(limit.amount > 0 ? limit : Make(1, kSecond)), limit.period};
         const bool took = meter.Take(now, cost, false, false, h.taken);
         ASSERT_EQ(took, ready <= now);
@@ -107,16 +112,19 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
         held.push_back(h);
         break;
       }
-      case 4: case 5: {
+      case 4:
+      case 5: {
         if (held.empty()) break;
-        const auto at = static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(held.size()) - 1));
+        const auto at =
+            static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(held.size()) - 1));
         const Held h = held[at];
         held.erase(held.begin() + static_cast<std::ptrdiff_t>(at));
         const std::int64_t back = random.OneIn(2) ? h.taken.amount : random.From(0, h.taken.amount);
         EXPECT_FALSE(meter.GiveBack(now, h.taken, back, debt, back == h.taken.amount));
         if (proportional) {
           const Nanos common = std::gcd(limit.period, h.period);
-          oracle.GiveBackTime(now, simulate::Wide{back} * h.price.numerator * (limit.period / common),
+          oracle.GiveBackTime(now,
+                              simulate::Wide{back} * h.price.numerator * (limit.period / common),
                               simulate::Wide{h.price.denominator} * (h.period / common));
         } else {
           oracle.GiveBack(now, back);
@@ -140,21 +148,23 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
         EXPECT_FALSE(meter.SetLimit(now, limit, 0, debt));
         const Price price(limit);
         if (proportional) {
-          oracle.SetProportional(now, price.numerator, price.denominator, limit.burst_or_amount(), limit.period,
-                                 before.period);
+          oracle.SetProportional(now, price.numerator, price.denominator, limit.burst_or_amount(),
+                                 limit.period, before.period);
           slack = slack * limit.period / before.period + 3;
         } else {
           oracle.SetAbsolute(now, price.numerator, price.denominator, limit.burst_or_amount());
           // What was rounded before is scaled with the debt.
           const Price old(before);
-          const double ratio = static_cast<double>(price.numerator) / static_cast<double>(price.denominator) /
-                               (static_cast<double>(old.numerator) / static_cast<double>(old.denominator));
+          const double ratio =
+              static_cast<double>(price.numerator) / static_cast<double>(price.denominator) /
+              (static_cast<double>(old.numerator) / static_cast<double>(old.denominator));
           slack = static_cast<Nanos>(static_cast<double>(slack) * ratio) + 3;
         }
         break;
       }
       case 8:
-        if (ready < kUntold && ready - now < 365 * kDay) now = ready - random.From(0, now < ready ? 1 : 0);
+        if (ready < kUntold && ready - now < 365 * kDay)
+          now = ready - random.From(0, now < ready ? 1 : 0);
         break;
       default:
         if (random.OneIn(3)) break;  // the clock stands still
@@ -209,7 +219,8 @@ TEST(BucketMeter, AdmitsTheLastUnitOfEveryBurstTakenOneByOne) {
     SCOPED_TRACE(random.Describe());
     Meter meter(Make(random.From(1, 1000), kSecond * random.From(1, 60), burst), 0);
     const Nanos now = random.From(0, kDay);
-    for (std::int64_t i = 0; i < burst; ++i) ASSERT_TRUE(Take(meter, now, 1)) << i << " of " << burst;
+    for (std::int64_t i = 0; i < burst; ++i)
+      ASSERT_TRUE(Take(meter, now, 1)) << i << " of " << burst;
     ASSERT_FALSE(Take(meter, now, 1)) << burst;
   }
 }
@@ -218,7 +229,8 @@ TEST(BucketMeter, NeverExceedsTheLimitOverAnyIntervalOnAClockThatStepsBack) {
   for (std::uint64_t run = 0; run < 1'000; ++run) {
     Random random(Random::Seed(run));
     SCOPED_TRACE(random.Describe());
-    const Limit limit = Make(random.From(1, 1000), random.From(1, 1000) * kMillisecond, random.From(1, 100));
+    const Limit limit =
+        Make(random.From(1, 1000), random.From(1, 1000) * kMillisecond, random.From(1, 100));
     Meter meter(limit, 0);
     std::vector<std::pair<Nanos, std::int64_t>> admitted;
     Nanos now = kDay;
@@ -314,12 +326,15 @@ TEST(BucketMeter, WhatIsOwedOutlivesALimitOfZero) {
   EXPECT_EQ(meter.ReadyAt(0, 10), 4 * kSecond);
 }
 
-// Ten reservations of 6 at 100 a minute, the limit multiplied, five settle at 1 and five cancel. All
-// at one instant, so that what is left is exact: 5 units where units are owed; where shares are, 5
-// at the old price.
+// Ten reservations of 6 at 100 a minute, the limit multiplied, five settle at 1 and five cancel.
+// All at one instant, so that what is left is exact: 5 units where units are owed; where shares
+// are, 5 at the old price.
 TEST(BucketMeter, KeepsItsBooksThroughALimitChangeWithTenInFlight) {
-  for (const auto& [amount, debt] : std::vector<std::pair<std::int64_t, Debt>>{
-           {50, Debt::kAbsolute}, {1000, Debt::kAbsolute}, {50, Debt::kProportional}, {1000, Debt::kProportional}}) {
+  for (const auto& [amount, debt] :
+       std::vector<std::pair<std::int64_t, Debt>>{{50, Debt::kAbsolute},
+                                                  {1000, Debt::kAbsolute},
+                                                  {50, Debt::kProportional},
+                                                  {1000, Debt::kProportional}}) {
     SCOPED_TRACE(amount);
     const Nanos now = 77 * kSecond;
     Meter meter(Make(100, 60 * kSecond), 0);
@@ -342,7 +357,8 @@ TEST(BucketMeter, ARefundIsWorkedOutAnewAfterEightChanges) {
   Meter meter(Make(100, kSecond), 0);
   Taken taken;
   ASSERT_TRUE(meter.Take(0, 50, false, false, taken));
-  for (int i = 0; i < 7; ++i) EXPECT_FALSE(meter.SetLimit(0, Make(100 + i, kSecond), 0, Debt::kAbsolute));
+  for (int i = 0; i < 7; ++i)
+    EXPECT_FALSE(meter.SetLimit(0, Make(100 + i, kSecond), 0, Debt::kAbsolute));
   EXPECT_FALSE(meter.SetLimit(0, Make(1000, kSecond), 0, Debt::kAbsolute));
   EXPECT_FALSE(meter.GiveBack(0, taken, 25, Debt::kAbsolute, false));
   EXPECT_EQ(meter.Used(0), 25);
@@ -369,7 +385,8 @@ TEST(BucketMeter, EstimatesWhenAQueueWouldHaveGone) {
   for (std::uint64_t run = 0; run < 1'000; ++run) {
     Random random(Random::Seed(run));
     SCOPED_TRACE(random.Describe());
-    const Limit limit = Make(random.From(1, 1000), random.From(1, 1000) * kMillisecond, random.From(1, 50));
+    const Limit limit =
+        Make(random.From(1, 1000), random.From(1, 1000) * kMillisecond, random.From(1, 50));
     Meter meter(limit, 0);
     Nanos now = random.From(0, kDay);
     const std::int64_t first = random.From(0, limit.burst_or_amount());
@@ -408,7 +425,8 @@ void SlotsBesideTheServer(Random& random, int slots, bool settles) {
     Taken taken;
   };
   std::vector<Slot> reserved;
-  std::vector<std::pair<Nanos, std::int64_t>> sent;  // negative: a refund, which the server sees at once
+  std::vector<std::pair<Nanos, std::int64_t>>
+      sent;  // negative: a refund, which the server sees at once
   std::vector<Taken> settleable;
   const auto others = [&](int most) {
     while (most-- > 0) {
@@ -434,7 +452,8 @@ void SlotsBesideTheServer(Random& random, int slots, bool settles) {
       if (reserved[i].at <= now) {
         sent.emplace_back(reserved[i].at, reserved[i].taken.amount);
       } else if (random.OneIn(25)) {
-        EXPECT_FALSE(meter.GiveBack(now, reserved[i].taken, reserved[i].taken.amount, Debt::kAbsolute, true));
+        EXPECT_FALSE(meter.GiveBack(now, reserved[i].taken, reserved[i].taken.amount,
+                                    Debt::kAbsolute, true));
       } else {
         ++i;
         continue;
@@ -451,7 +470,8 @@ void SlotsBesideTheServer(Random& random, int slots, bool settles) {
     others(2);
     now += random.From(0, kSecond / 2);
   }
-  std::stable_sort(sent.begin(), sent.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(sent.begin(), sent.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   BucketOracle server = OracleOf(limit);
   for (const auto& [at, cost] : sent) {
     if (cost < 0) {
@@ -484,7 +504,8 @@ TEST(BucketMeter, FiftySlotsCancelledLastFirstAreAllGivenBack) {
   std::vector<Taken> taken(50);
   for (std::size_t i = 0; i < taken.size(); ++i)
     ASSERT_EQ(meter.ReserveAt(0, 1, taken[i]), static_cast<Nanos>(i) * kSecond);
-  for (std::size_t i = taken.size(); i-- > 0;) EXPECT_FALSE(meter.GiveBack(0, taken[i], 1, Debt::kAbsolute, true));
+  for (std::size_t i = taken.size(); i-- > 0;)
+    EXPECT_FALSE(meter.GiveBack(0, taken[i], 1, Debt::kAbsolute, true));
   EXPECT_EQ(meter.ReadyAt(0, 1), 0);
 }
 

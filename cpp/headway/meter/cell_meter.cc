@@ -25,9 +25,11 @@ Nanos WindowStart(const Parameters& p, Nanos at) {
   return at - (phase < 0 ? phase + p.period : phase);
 }
 
-// How much later than by the book a call may be counted where nothing but a rule speaks for the book:
-// 1 % of the period, so that it costs no more, at least what any network takes.
-Nanos Guard(Nanos period) { return std::clamp(period / 100, 20 * kMillisecond, 250 * kMillisecond); }
+// How much later than by the book a call may be counted where nothing but a rule speaks for the
+// book: 1 % of the period, so that it costs no more, at least what any network takes.
+Nanos Guard(Nanos period) {
+  return std::clamp(period / 100, 20 * kMillisecond, 250 * kMillisecond);
+}
 
 }  // namespace
 
@@ -59,8 +61,8 @@ Nanos CellMeter::Earlier(const Cell& cell, Nanos margin, Nanos period) {
 }
 
 // Whether all members have left by `now`, or nothing is in it any more.
-bool CellMeter::Due(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state,
-                    Nanos margin, Nanos later_first) {
+bool CellMeter::Due(Shape shape, const Parameters& p, Nanos now, const Cell& cell,
+                    std::uint64_t state, Nanos margin, Nanos later_first) {
   if (state % Cell::kClosed == 0 && cell.sum.load() == 0) return true;
   return Leaves(shape, p, CountedBy(cell, state, margin, later_first)) <= now;
 }
@@ -73,8 +75,8 @@ bool CellMeter::Empty(Meter& m, const Parameters& p, Nanos now, Cells& cells, Ce
   std::uint64_t expected = state;
   if (!cell.state.compare_exchange_strong(expected, state | Cell::kEmptying)) return false;
   HEADWAY_PAUSE();
-  // A member that needs no answer comes and leaves `state` as it was, so one may have come since the
-  // look. It is ours now, and is not let go but entered again.
+  // A member that needs no answer comes and leaves `state` as it was, so one may have come since
+  // the look. It is ours now, and is not let go but entered again.
   const bool due = Due(m.shape_, p, now, cell, state, margin, later_first);
   const Nanos counted = CountedBy(cell, state, margin, later_first);
   const std::int64_t amount = cell.sum.exchange(0);
@@ -112,8 +114,9 @@ bool CellMeter::FreeForeign(Meter& m, const Parameters& p, Nanos now, Cells& cel
   if (!cells.foreign.compare_exchange_strong(foreign, 0)) return false;
   HEADWAY_PAUSE();
   if (Leaves(m.shape_, p, cells.foreign_last.load()) > now) {
-    // Observed again in between, perhaps with the same figure. An observer moves `foreign_last` first
-    // and looks at `foreign` then, so either it has seen the 0 and counts anew, or we put it back.
+    // Observed again in between, perhaps with the same figure. An observer moves `foreign_last`
+    // first and looks at `foreign` then, so either it has seen the 0 and counts anew, or we put it
+    // back.
     std::int64_t none = 0;
     if (cells.foreign.compare_exchange_strong(none, foreign)) return false;
   }
@@ -156,14 +159,16 @@ void CellMeter::Owe(Meter& m) {
 }
 
 // Whether a member admitted at `now` belongs into the next cell rather than in this one.
-bool CellMeter::WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state) {
+bool CellMeter::WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell,
+                           std::uint64_t state) {
   const Nanos begin = cell.begin.load();
   if (begin == kNever) return false;
   // Threads do not agree on `now` to the microsecond: a member that comes a little before the first
   // may stay, since the cell leaves by its latest.
   const Nanos span = p.period / Cells::kSplit;
-  return cell.sum.load() >= std::max<std::int64_t>(1, p.amount / Cells::kSplit) || now - begin >= span ||
-         begin - now >= span || Cell::pins(state) + Cell::pending(state) >= Cell::kMaxMembers ||
+  return cell.sum.load() >= std::max<std::int64_t>(1, p.amount / Cells::kSplit) ||
+         now - begin >= span || begin - now >= span ||
+         Cell::pins(state) + Cell::pending(state) >= Cell::kMaxMembers ||
          (shape == Shape::kFixed && WindowStart(p, begin) < WindowStart(p, now));
 }
 
@@ -185,7 +190,8 @@ void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amo
         cells.open.compare_exchange_strong(open, open + 1);
         continue;
       }
-      // The whole ring is held: let go of what has left unnoticed, since nothing was refused so far.
+      // The whole ring is held: let go of what has left unnoticed, since nothing was refused so
+      // far.
       if (Free(m, p, now)) continue;
       if (passed) {
         // … and this cell is being emptied by a thread that was stopped there.
@@ -198,7 +204,8 @@ void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amo
     if (!cell.state.compare_exchange_strong(state, state + mine)) continue;
     HEADWAY_PAUSE();
     if (cells.open.load() != open) {
-      // It was closed, emptied and fresh again between the two looks: an earlier place in the order.
+      // It was closed, emptied and fresh again between the two looks: an earlier place in the
+      // order.
       cell.state.fetch_sub(mine);
       continue;
     }
@@ -335,7 +342,8 @@ void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
     if (!m.word_.compare_exchange_weak(bits, word.with_value(word.value() + more).bits)) continue;
     HEADWAY_PAUSE();
     Taken ignored;
-    Enter(m, m.slots_.Load(word.generation()), now, more, /*answered=*/true, /*tell=*/true, ignored);
+    Enter(m, m.slots_.Load(word.generation()), now, more, /*answered=*/true, /*tell=*/true,
+          ignored);
     return;
   }
 }

@@ -1,4 +1,5 @@
-// headway/meter/cell_meter.h: `window` and `fixed`: what was admitted, in a few cells, until it leaves.
+// headway/meter/cell_meter.h: `window` and `fixed`: what was admitted, in a few cells, until it
+// leaves.
 #ifndef HEADWAY_METER_CELL_METER_H_
 #define HEADWAY_METER_CELL_METER_H_
 
@@ -24,7 +25,8 @@ namespace headway {
 //   `state` that checks the generation and counts it as busy; leaving is the compare-and-swap that
 //   counts it out. So between "nobody busy" seen and the generation moved in one compare-and-swap,
 //   nothing else of the cell changes; what may have changed is what a member brought that came and
-//   left again before `state` was seen (it leaves no trace in it), so it is looked at once more then.
+//   left again before `state` was seen (it leaves no trace in it), so it is looked at once more
+//   then.
 // - The thread whose compare-and-swap sets `emptying` owns the cell until it stores the next state.
 // - `sum` is subtracted from the meter's word after the cell is empty, never before: `used` errs
 //   only upwards.
@@ -45,16 +47,16 @@ struct Cell {
   static std::uint16_t generation(std::uint64_t s) { return static_cast<std::uint16_t>(s >> 52); }
 
   std::atomic<std::uint64_t> state{0};
-  std::atomic<std::int64_t> sum{0};            // units taken by members, less what they gave back
-  std::atomic<Nanos> begin{kNever};            // when the first member was admitted
-  std::atomic<Nanos> newest{0};                // when the latest member was admitted
-  std::atomic<Nanos> last{0};                  // the latest counting instant of the answered members
-  std::atomic<Nanos> pending_until{0};         // the same for those sent and not yet answered
-  std::atomic<Nanos> opaque_last{0};           // the latest answer to an opaque call; its counting
-                                               // was Cells::margin earlier, as known when asked
-  std::atomic<Nanos> opaque_first{kNever};     // the earliest such answer: all members of earlier
-                                               // cells were counted a margin before it
-  std::atomic<Nanos> quiet_first{kNever};       // as opaque_first, less the margin already
+  std::atomic<std::int64_t> sum{0};         // units taken by members, less what they gave back
+  std::atomic<Nanos> begin{kNever};         // when the first member was admitted
+  std::atomic<Nanos> newest{0};             // when the latest member was admitted
+  std::atomic<Nanos> last{0};               // the latest counting instant of the answered members
+  std::atomic<Nanos> pending_until{0};      // the same for those sent and not yet answered
+  std::atomic<Nanos> opaque_last{0};        // the latest answer to an opaque call; its counting
+                                            // was Cells::margin earlier, as known when asked
+  std::atomic<Nanos> opaque_first{kNever};  // the earliest such answer: all members of earlier
+                                            // cells were counted a margin before it
+  std::atomic<Nanos> quiet_first{kNever};   // as opaque_first, less the margin already
 
   bool fresh() const { return state.load() % kGeneration == 0 && sum.load() == 0; }
 };
@@ -65,17 +67,17 @@ struct Cell {
 class Cells {
  public:
   static constexpr std::uint32_t kRing = 64;
-  // A cell closes when it spans 1/16 of the period or holds 1/16 of the limit. Cells that begin with
-  // their first member, unlike cells on a grid, then use 99 % and more of the limit.
+  // A cell closes when it spans 1/16 of the period or holds 1/16 of the limit. Cells that begin
+  // with their first member, unlike cells on a grid, then use 99 % and more of the limit.
   static constexpr std::int64_t kSplit = 16;
 
   std::array<Cell, kRing> ring;
-  std::atomic<std::uint32_t> open{0};        // sequence number of the open cell
-  std::atomic<bool> in_order{true};          // later cells tell about earlier ones
-  std::atomic<Nanos> margin{kNever};         // how much earlier an opaque call is counted than
-                                             // answered; kNever: not known, so not at all
-  // Units moved while somebody waited (freed, entered, observed): whoever looked meanwhile could not
-  // tell when they leave. Whoever moved them has that somebody signalled.
+  std::atomic<std::uint32_t> open{0};  // sequence number of the open cell
+  std::atomic<bool> in_order{true};    // later cells tell about earlier ones
+  std::atomic<Nanos> margin{kNever};   // how much earlier an opaque call is counted than
+                                       // answered; kNever: not known, so not at all
+  // Units moved while somebody waited (freed, entered, observed): whoever looked meanwhile could
+  // not tell when they leave. Whoever moved them has that somebody signalled.
   std::atomic<bool> owes_signal{false};
   std::atomic<std::int64_t> foreign{0};  // units that others have used, as last observed
   std::atomic<Nanos> foreign_last{0};
@@ -94,7 +96,8 @@ class Cells {
 //   fixed:  at the end of the window that contains that instant.
 class CellMeter {
  public:
-  static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken);
+  static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
+                   Taken& taken);
   static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
@@ -113,14 +116,15 @@ class CellMeter {
   // Frees every cell whose time has come. Returns whether any was.
   static bool Free(Meter& m, const Parameters& p, Nanos now);
   static bool FreeForeign(Meter& m, const Parameters& p, Nanos now, Cells& cells);
-  static bool Due(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state,
-                  Nanos margin, Nanos later_first);
+  static bool Due(Shape shape, const Parameters& p, Nanos now, const Cell& cell,
+                  std::uint64_t state, Nanos margin, Nanos later_first);
   static bool Empty(Meter& m, const Parameters& p, Nanos now, Cells& cells, Cell& cell,
                     std::uint64_t state, Nanos margin, Nanos later_first);
-  static bool WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell, std::uint64_t state);
+  static bool WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell,
+                         std::uint64_t state);
   // `tell`: whoever waits has to be signalled when it is done.
-  static void Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered, bool tell,
-                    Taken& taken);
+  static void Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered,
+                    bool tell, Taken& taken);
   static void Owe(Meter& m);
   static bool EnterAgain(Cell& cell, std::uint16_t generation);
   static void Release(Meter& m, std::int64_t amount) {

@@ -17,7 +17,8 @@ using simulate::FixedOracle;
 using simulate::Random;
 using simulate::WindowOracle;
 
-Limit Make(Shape shape, std::int64_t amount, Nanos period, std::optional<Nanos> anchor = std::nullopt) {
+Limit Make(Shape shape, std::int64_t amount, Nanos period,
+           std::optional<Nanos> anchor = std::nullopt) {
   Limit limit;
   limit.amount = amount;
   limit.resource = "requests";
@@ -50,15 +51,17 @@ struct Admitted {
   std::int64_t left;
 };
 
-// A random life beside the oracle, of admissions that are counted when they are admitted. `late`: how
-// much later than the oracle the meter may admit.
+// A random life beside the oracle, of admissions that are counted when they are admitted. `late`:
+// how much later than the oracle the meter may admit.
 template <typename Oracle>
 void LiveBesideTheOracle(Random& random, const Limit& limit, Oracle oracle, Nanos late) {
   Meter meter(limit, 0);
   Nanos now = random.From(0, Nanos{1} << 56);
   std::vector<Admitted> admitted;
   for (int op = 0; op < 150; ++op) {
-    std::int64_t cost = random.OneIn(4) ? limit.amount : random.From(1, std::max<std::int64_t>(1, limit.amount / 8));
+    std::int64_t cost = random.OneIn(4)
+                            ? limit.amount
+                            : random.From(1, std::max<std::int64_t>(1, limit.amount / 8));
     if (random.OneIn(10)) cost = std::min(limit.amount + 1, Limit::kMaxAmount);
     const Nanos ready = meter.ReadyAt(now, cost);
     const Nanos expected = oracle.ReadyAt(now, cost);
@@ -69,7 +72,10 @@ void LiveBesideTheOracle(Random& random, const Limit& limit, Oracle oracle, Nano
       ASSERT_LE(ready, expected + late);
     }
     switch (random.From(0, 7)) {
-      case 0: case 1: case 2: case 3: {
+      case 0:
+      case 1:
+      case 2:
+      case 3: {
         if (ready > now && ready < kUntold && random.OneIn(2)) {
           // A look lets go of what has left, so it counts as the clock having been there.
           ASSERT_EQ(meter.ReadyAt(ready - 1, cost), ready) << "fits earlier than it said";
@@ -86,7 +92,8 @@ void LiveBesideTheOracle(Random& random, const Limit& limit, Oracle oracle, Nano
       }
       case 4: {
         if (admitted.empty()) break;
-        Admitted& a = admitted[static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(admitted.size()) - 1))];
+        Admitted& a = admitted[static_cast<std::size_t>(
+            random.From(0, static_cast<std::int64_t>(admitted.size()) - 1))];
         // At most half, so that what is left still fills cells.
         const std::int64_t back = random.From(0, a.left - (a.taken.amount + 1) / 2);
         EXPECT_FALSE(meter.GiveBack(now, a.taken, back, Debt::kAbsolute, false));
@@ -112,9 +119,10 @@ TEST(WindowMeter, AdmitsWhatTheOracleAdmitsAndASixteenthOfAWindowLaterAtMost) {
   for (std::uint64_t run = 0; run < 1'000; ++run) {
     Random random(Random::Seed(run));
     SCOPED_TRACE(random.Describe());
-    const Limit limit = simulate::AnyLimit(random, random.OneIn(2) ? Shape::kWindow : Shape::kUnknown);
-    ASSERT_NO_FATAL_FAILURE(
-        LiveBesideTheOracle(random, limit, WindowOracle(limit.amount, limit.period), limit.period / Cells::kSplit));
+    const Limit limit =
+        simulate::AnyLimit(random, random.OneIn(2) ? Shape::kWindow : Shape::kUnknown);
+    ASSERT_NO_FATAL_FAILURE(LiveBesideTheOracle(
+        random, limit, WindowOracle(limit.amount, limit.period), limit.period / Cells::kSplit));
   }
 }
 
@@ -124,13 +132,15 @@ TEST(FixedMeter, AdmitsExactlyWhatTheOracleAdmits) {
     SCOPED_TRACE(random.Describe());
     const Limit limit = simulate::AnyLimit(random, Shape::kFixed);
     ASSERT_NO_FATAL_FAILURE(LiveBesideTheOracle(
-        random, limit, FixedOracle(limit.amount, limit.period, limit.anchor.value_or(0)), /*late=*/0));
+        random, limit, FixedOracle(limit.amount, limit.period, limit.anchor.value_or(0)),
+        /*late=*/0));
   }
 }
 
 TEST(FixedMeter, ItsAnchorIsToldOnTheWallClock) {
   // The monotonic clock began 250 s after an anchor's instant.
-  Meter meter(Make(Shape::kFixed, 1, 100 * kSecond, 1'000 * kSecond), /*wall_offset=*/1'250 * kSecond);
+  Meter meter(Make(Shape::kFixed, 1, 100 * kSecond, 1'000 * kSecond),
+              /*wall_offset=*/1'250 * kSecond);
   ASSERT_TRUE(Take(meter, 0, 1));
   EXPECT_EQ(meter.ReadyAt(0, 1), 50 * kSecond);
   EXPECT_EQ(meter.ReadyAt(50 * kSecond - 1, 1), 50 * kSecond);
@@ -152,7 +162,8 @@ TEST(CellMeter, AdmitsTheLastUnitOfEveryBurst) {
     for (const Shape shape : {Shape::kWindow, Shape::kFixed}) {
       Meter meter(Make(shape, amount, 60 * kSecond), 0);
       const Nanos now = 60 * kSecond * amount;
-      for (std::int64_t i = 0; i < amount; ++i) ASSERT_TRUE(Take(meter, now, 1)) << i << " of " << amount;
+      for (std::int64_t i = 0; i < amount; ++i)
+        ASSERT_TRUE(Take(meter, now, 1)) << i << " of " << amount;
       ASSERT_FALSE(Take(meter, now, 1)) << amount;
       ASSERT_EQ(meter.ReadyAt(now, 1), now + 60 * kSecond);
       ASSERT_EQ(meter.ReadyAt(now, amount), now + 60 * kSecond);
@@ -185,20 +196,23 @@ TEST(WindowMeter, NeverExceedsTheLimitOnAClockThatStepsBack) {
   for (std::uint64_t run = 0; run < 500; ++run) {
     Random random(Random::Seed(run));
     SCOPED_TRACE(random.Describe());
-    const Limit limit = Make(Shape::kWindow, random.From(1, 100), random.From(1, 1000) * kMillisecond);
+    const Limit limit =
+        Make(Shape::kWindow, random.From(1, 100), random.From(1, 1000) * kMillisecond);
     Meter meter(limit, 0);
     std::vector<std::pair<Nanos, std::int64_t>> admitted;
     Nanos now = kDay;
     Nanos latest = now;
     Nanos furthest = 0;
     for (int i = 0; i < 300; ++i) {
-      now += random.OneIn(3) ? -random.From(0, limit.period / 50) : random.From(0, limit.period / 20);
+      now +=
+          random.OneIn(3) ? -random.From(0, limit.period / 50) : random.From(0, limit.period / 20);
       latest = std::max(latest, now);
       furthest = std::max(furthest, latest - now);
       const std::int64_t cost = random.From(1, std::max<std::int64_t>(1, limit.amount / 4));
       if (Take(meter, now, cost)) admitted.emplace_back(now, cost);
     }
-    // What left by the later clock is not taken back by the earlier one, so a window may lack the step.
+    // What left by the later clock is not taken back by the earlier one, so a window may lack the
+    // step.
     WindowOracle oracle(limit.amount, limit.period - furthest);
     for (const auto& [at, cost] : admitted) oracle.Add(at, cost);
     ASSERT_LE(oracle.Most(), limit.amount);
@@ -233,7 +247,9 @@ void ServeCalls(Random& random, Shape shape, How how) {
   Nanos last_counted = now;
   int served = 0;
   while (served < 200) {
-    const std::int64_t cost = random.OneIn(6) ? limit.amount : random.From(1, std::max<std::int64_t>(1, limit.amount / 4));
+    const std::int64_t cost = random.OneIn(6)
+                                  ? limit.amount
+                                  : random.From(1, std::max<std::int64_t>(1, limit.amount / 4));
     // Nothing but answers and time makes it fit.
     for (;;) {
       const Nanos ready = meter.ReadyAt(now, cost);
@@ -247,12 +263,14 @@ void ServeCalls(Random& random, Shape shape, How how) {
         if (call.refused) {
           EXPECT_FALSE(meter.Answered(call.taken, call.answered, Answer::kRefused, !call.bounded));
         } else if (call.bounded) {
-          EXPECT_FALSE(meter.Answered(call.taken, std::min(call.answered, call.counted_by), Answer::kBounded, false));
+          EXPECT_FALSE(meter.Answered(call.taken, std::min(call.answered, call.counted_by),
+                                      Answer::kBounded, false));
         } else {
           EXPECT_FALSE(meter.Answered(call.taken, call.answered, Answer::kOpaque, true));
         }
         if (random.OneIn(3)) {
-          // Less was used than was estimated; the server is told nothing, which is the worse for us.
+          // Less was used than was estimated; the server is told nothing, which is the worse for
+          // us.
           EXPECT_FALSE(meter.GiveBack(now, call.taken, 0, Debt::kAbsolute, false));
         }
         continue;
@@ -265,7 +283,8 @@ void ServeCalls(Random& random, Shape shape, How how) {
     call.bounded = how == How::kTransport || (how == How::kMixed && random.OneIn(2));
     call.refused = how != How::kOpaqueInOrder && random.OneIn(20);
     call.counted = now + random.From(0, network);
-    if (how == How::kOpaqueInOrder) call.counted = last_counted = std::max(call.counted, last_counted);
+    if (how == How::kOpaqueInOrder)
+      call.counted = last_counted = std::max(call.counted, last_counted);
     call.answered = call.counted + work + random.From(0, random.OneIn(3) ? 90 * kSecond : kSecond);
     // Where the network's delay is known, a refusal is counted within it like everything else.
     if (call.refused && !call.bounded) call.counted = call.answered;
@@ -284,7 +303,8 @@ void ServeCalls(Random& random, Shape shape, How how) {
   for (; !out.empty(); out.pop()) {
     const Call& call = out.top();
     now = std::max(now, call.answered);
-    EXPECT_FALSE(meter.Answered(call.taken, now, call.bounded ? Answer::kBounded : Answer::kOpaque, !call.bounded));
+    EXPECT_FALSE(meter.Answered(call.taken, now, call.bounded ? Answer::kBounded : Answer::kOpaque,
+                                !call.bounded));
   }
   ASSERT_EQ(meter.ReadyAt(now + 2 * limit.period, limit.amount), now + 2 * limit.period);
   ASSERT_EQ(meter.Used(now + 2 * limit.period), 0);
@@ -301,8 +321,12 @@ void ServeManyCalls(How how) {
 }
 
 TEST(CellMeter, TheServerNeverCountsTooMuchThroughATransport) { ServeManyCalls(How::kTransport); }
-TEST(CellMeter, TheServerNeverCountsTooMuchOfOpaqueCallsInOrder) { ServeManyCalls(How::kOpaqueInOrder); }
-TEST(CellMeter, TheServerNeverCountsTooMuchOfOpaqueCallsInAnyOrder) { ServeManyCalls(How::kOpaqueInAnyOrder); }
+TEST(CellMeter, TheServerNeverCountsTooMuchOfOpaqueCallsInOrder) {
+  ServeManyCalls(How::kOpaqueInOrder);
+}
+TEST(CellMeter, TheServerNeverCountsTooMuchOfOpaqueCallsInAnyOrder) {
+  ServeManyCalls(How::kOpaqueInAnyOrder);
+}
 TEST(CellMeter, TheServerNeverCountsTooMuchOfAMixture) { ServeManyCalls(How::kMixed); }
 
 constexpr Nanos kWindow = 10 * kSecond;
@@ -348,13 +372,15 @@ TEST(WindowMeter, LaterAnswersTellOfEarlierCallsWhileTheOrderIsTrusted) {
     const Taken second = Hold(meter, kSecond, 1);
     EXPECT_FALSE(meter.Answered(second, 2 * kSecond, Answer::kOpaque, true));
     EXPECT_EQ(meter.ReadyAt(2 * kSecond, 1), 2 * kSecond + kWindow);
-    // Both have left by then if calls are counted in the order in which they start.
-    EXPECT_EQ(meter.ReadyAt(2 * kSecond, 2), trusted ? 2 * kSecond + kWindow : kUntold);
-    const Nanos then = 2 * kSecond + kWindow;
+    // Both have left soon after if calls are counted nearly in the order in which they start:
+    // within 1 % of the window.
+    const Nanos then = 2 * kSecond + kWindow / 100 + kWindow;
+    EXPECT_EQ(meter.ReadyAt(2 * kSecond, 2), trusted ? then : kUntold);
     EXPECT_EQ(meter.Used(then), trusted ? 0 : 1);
     // Its own answer, long after it has left, changes nothing any more.
     EXPECT_FALSE(meter.Answered(first, then + kSecond, Answer::kOpaque, true));
-    EXPECT_EQ(meter.ReadyAt(then + kSecond, 2), trusted ? then + kSecond : then + kSecond + kWindow);
+    EXPECT_EQ(meter.ReadyAt(then + kSecond, 2),
+              trusted ? then + kSecond : then + kSecond + kWindow);
   }
 }
 
@@ -419,7 +445,8 @@ TEST(CellMeter, KeepsItsBooksThroughALimitChangeWithTenInFlight) {
         if (i % 2 == 0) {
           EXPECT_FALSE(meter.Answered(taken[i], now, Answer::kOpaque, true));
         }
-        EXPECT_FALSE(meter.GiveBack(now, taken[i], i % 2 == 0 ? 5 : 6, Debt::kAbsolute, i % 2 != 0));
+        EXPECT_FALSE(
+            meter.GiveBack(now, taken[i], i % 2 == 0 ? 5 : 6, Debt::kAbsolute, i % 2 != 0));
       }
       EXPECT_EQ(meter.Used(now), 5);
       EXPECT_EQ(meter.ReadyAt(now, amount - 5), now);
@@ -437,7 +464,8 @@ TEST(CellMeter, OthersUseIsOneCellThatTheNextObservationReplaces) {
     EXPECT_EQ(meter.Used(2 * kSecond), 4);
     meter.Raise(7, 3 * kSecond);
     EXPECT_EQ(meter.Used(3 * kSecond), 7);
-    EXPECT_EQ(meter.ReadyAt(3 * kSecond, 4), shape == Shape::kFixed ? kWindow : 3 * kSecond + kWindow);
+    EXPECT_EQ(meter.ReadyAt(3 * kSecond, 4),
+              shape == Shape::kFixed ? kWindow : 3 * kSecond + kWindow);
     meter.SetWaiters();
     EXPECT_FALSE(meter.Lower(8, 4 * kSecond));
     EXPECT_TRUE(meter.Lower(2, 4 * kSecond));

@@ -36,7 +36,8 @@ class ConcurrencyMeter {
 
   static bool GiveBack(Meter& m, std::int64_t amount) {
     // Never below zero: a reservation gives back what it took, once, so the count covers it.
-    const std::uint64_t before = m.word_.fetch_sub(static_cast<std::uint64_t>(amount) << Word::kValueShift);
+    const std::uint64_t before =
+        m.word_.fetch_sub(static_cast<std::uint64_t>(amount) << Word::kValueShift);
     return Word{before}.waiters();
   }
 

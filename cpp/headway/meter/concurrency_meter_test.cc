@@ -27,7 +27,9 @@ TEST(ConcurrencyMeter, AdmitsExactlyWhatTheOracleAdmits) {
     simulate::ConcurrencyOracle oracle(amount);
     std::vector<Taken> held;
     for (int op = 0; op < 100; ++op) {
-      const std::int64_t cost = random.OneIn(8) ? Limit::kMaxAmount : random.From(1, std::max<std::int64_t>(1, amount / 2));
+      const std::int64_t cost = random.OneIn(8)
+                                    ? Limit::kMaxAmount
+                                    : random.From(1, std::max<std::int64_t>(1, amount / 2));
       const Nanos ready = meter.ReadyAt(op, cost);
       if (random.OneIn(10)) {
         amount = random.OneIn(5) ? 0 : random.Magnitude(53);
@@ -40,7 +42,8 @@ TEST(ConcurrencyMeter, AdmitsExactlyWhatTheOracleAdmits) {
         ASSERT_EQ(meter.Take(op, cost, false, false, taken), fits);
         if (fits) held.push_back(taken);
       } else if (!held.empty()) {
-        EXPECT_FALSE(meter.GiveBack(op, held.back(), held.back().amount, Debt::kAbsolute, random.OneIn(2)));
+        EXPECT_FALSE(
+            meter.GiveBack(op, held.back(), held.back().amount, Debt::kAbsolute, random.OneIn(2)));
         oracle.GiveBack(held.back().amount);
         held.pop_back();
       }
@@ -56,7 +59,8 @@ TEST(ConcurrencyMeter, RefusesWhileSomebodyWaitsExceptTheOneWhoMayPass) {
   Taken taken;
   EXPECT_FALSE(meter.Take(0, 1, /*pass_waiters=*/false, false, taken));
   EXPECT_TRUE(meter.Take(0, 1, /*pass_waiters=*/true, false, taken));
-  EXPECT_TRUE(meter.GiveBack(0, taken, 1, Debt::kAbsolute, false)) << "the one who waits has to be told";
+  EXPECT_TRUE(meter.GiveBack(0, taken, 1, Debt::kAbsolute, false))
+      << "the one who waits has to be told";
   meter.ClearWaiters();
   EXPECT_TRUE(meter.Take(0, 1, false, false, taken));
   EXPECT_FALSE(meter.GiveBack(0, taken, 1, Debt::kAbsolute, false));

@@ -13,7 +13,8 @@ Meter::Meter(const Limit& limit, Nanos wall_offset)
 }
 
 Meter::~Meter() {
-  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) delete cells_.load(std::memory_order_relaxed);
+  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed)
+    delete cells_.load(std::memory_order_relaxed);
 }
 
 // Made by the first thread that needs them; a thread that loses the race throws its own away.
@@ -36,18 +37,24 @@ Parameters Meter::parameters() const {
 Nanos Meter::ReadyAt(Nanos now, std::int64_t amount) {
   if (amount == 0) return now;
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::ReadyAt(*this, now, amount);
-    case Shape::kConcurrency: return ConcurrencyMeter::ReadyAt(*this, now, 0, amount);
-    default: return CellMeter::ReadyAt(*this, now, 0, amount);
+    case Shape::kBucket:
+      return BucketMeter::ReadyAt(*this, now, amount);
+    case Shape::kConcurrency:
+      return ConcurrencyMeter::ReadyAt(*this, now, 0, amount);
+    default:
+      return CellMeter::ReadyAt(*this, now, 0, amount);
   }
 }
 
 Nanos Meter::Estimate(Nanos now, std::int64_t ahead, std::int64_t amount) {
   if (amount == 0) return now;
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::Estimate(*this, now, ahead, amount);
-    case Shape::kConcurrency: return ConcurrencyMeter::ReadyAt(*this, now, ahead, amount);
-    default: return CellMeter::ReadyAt(*this, now, ahead, amount);
+    case Shape::kBucket:
+      return BucketMeter::Estimate(*this, now, ahead, amount);
+    case Shape::kConcurrency:
+      return ConcurrencyMeter::ReadyAt(*this, now, ahead, amount);
+    default:
+      return CellMeter::ReadyAt(*this, now, ahead, amount);
   }
 }
 
@@ -55,9 +62,12 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
   taken.amount = 0;
   if (amount == 0) return true;
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::Take(*this, now, amount, pass_waiters, taken);
-    case Shape::kConcurrency: return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
-    default: return CellMeter::Take(*this, now, amount, pass_waiters, answered, taken);
+    case Shape::kBucket:
+      return BucketMeter::Take(*this, now, amount, pass_waiters, taken);
+    case Shape::kConcurrency:
+      return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
+    default:
+      return CellMeter::Take(*this, now, amount, pass_waiters, answered, taken);
   }
 }
 
@@ -70,18 +80,24 @@ Nanos Meter::ReserveAt(Nanos now, std::int64_t amount, Taken& taken) {
 bool Meter::GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel) {
   if (taken.amount == 0 || (amount == 0 && !cancel)) return false;
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::GiveBack(*this, now, taken, amount, debt, cancel);
-    case Shape::kConcurrency: return ConcurrencyMeter::GiveBack(*this, amount);
-    default: return CellMeter::GiveBack(*this, taken, amount, cancel);
+    case Shape::kBucket:
+      return BucketMeter::GiveBack(*this, now, taken, amount, debt, cancel);
+    case Shape::kConcurrency:
+      return ConcurrencyMeter::GiveBack(*this, amount);
+    default:
+      return CellMeter::GiveBack(*this, taken, amount, cancel);
   }
 }
 
 void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
   if (amount == 0) return;
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::Charge(*this, now, amount);
-    case Shape::kConcurrency: return;
-    default: return CellMeter::Charge(*this, now, amount);
+    case Shape::kBucket:
+      return BucketMeter::Charge(*this, now, amount);
+    case Shape::kConcurrency:
+      return;
+    default:
+      return CellMeter::Charge(*this, now, amount);
   }
   static_cast<void>(taken);
 }
@@ -120,8 +136,9 @@ bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt
   slots_.Store(Word{bits}.generation() + 1, fresh);
   for (;;) {
     const Word word{bits};
-    const std::int64_t value =
-        shape_ == Shape::kBucket ? BucketMeter::Rescale(word.value(), now, old, fresh, debt) : word.value();
+    const std::int64_t value = shape_ == Shape::kBucket
+                                   ? BucketMeter::Rescale(word.value(), now, old, fresh, debt)
+                                   : word.value();
     HEADWAY_PAUSE();
     if (word_.compare_exchange_weak(bits, word.with_value(value).with_next_generation().bits))
       return word.waiters();
@@ -130,9 +147,12 @@ bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt
 
 std::int64_t Meter::Used(Nanos now) {
   switch (shape_) {
-    case Shape::kBucket: return BucketMeter::Used(*this, now);
-    case Shape::kConcurrency: return Word{word_.load()}.value();
-    default: return CellMeter::Used(*this, now);
+    case Shape::kBucket:
+      return BucketMeter::Used(*this, now);
+    case Shape::kConcurrency:
+      return Word{word_.load()}.value();
+    default:
+      return CellMeter::Used(*this, now);
   }
 }
 
@@ -142,6 +162,7 @@ std::int64_t Meter::Capacity() const {
 }
 
 bool Meter::TakeOwedSignal() {
+  if (shape_ != Shape::kWindow && shape_ != Shape::kFixed) return false;
   Cells* cells = cells_.load(std::memory_order_acquire);
   if (cells == nullptr) return false;
   HEADWAY_PAUSE();
@@ -149,7 +170,6 @@ bool Meter::TakeOwedSignal() {
 }
 
 void Meter::StopTrustingOrder() {
-  if (shape_ != Shape::kWindow && shape_ != Shape::kFixed) return;
   if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) cells().in_order.store(false);
 }
 

@@ -30,11 +30,11 @@ enum class Debt : std::uint8_t {
 
 // What one take took of one meter: enough to give exactly that back later.
 struct Taken {
-  std::int64_t amount = 0;     // units; 0: this meter was not asked
-  Nanos increment = 0;         // bucket: the time that was added to the word
-  Nanos after = 0;             // bucket: the word's instant after this take
-  Nanos period = 0;            // bucket: the limit's period then
-  std::uint32_t cell = 0;      // window, fixed: which cell, and its generation; bucket: Meter::shifted_
+  std::int64_t amount = 0;  // units; 0: this meter was not asked
+  Nanos increment = 0;      // bucket: the time that was added to the word
+  Nanos after = 0;          // bucket: the word's instant after this take
+  Nanos period = 0;         // bucket: the limit's period then
+  std::uint32_t cell = 0;  // window, fixed: which cell, and its generation; bucket: Meter::shifted_
   std::uint16_t cell_generation = 0;
   std::uint8_t generation = 0;  // of the parameters
   bool future = false;          // taken by ReserveAt
@@ -47,10 +47,11 @@ struct Taken {
 // which callers serialise. Amounts are in units of the limit's resource, from 0 to
 // Limit::kMaxAmount; 0 always fits and takes nothing.
 //
-// Verbs that can bring an admission nearer return whether somebody waits on this meter and has to be
-// signalled. The protocol that loses no wake-up: whoever is going to sleep sets the flag
-// (`SetWaiters`), looks again, and only then sleeps; whoever gives back changes the state, then looks
-// at the flag. All of these are sequentially consistent, so at least one of the two sees the other.
+// Verbs that can bring an admission nearer return whether somebody waits on this meter and has to
+// be signalled. The protocol that loses no wake-up: whoever is going to sleep sets the flag
+// (`SetWaiters`), looks again, and only then sleeps; whoever gives back changes the state, then
+// looks at the flag. All of these are sequentially consistent, so at least one of the two sees the
+// other.
 class Meter {
  public:
   Meter(const Limit& limit, Nanos wall_offset);
@@ -62,39 +63,42 @@ class Meter {
   Parameters parameters() const;
 
   // When `amount` would fit if nothing else happened: `now` or earlier means that it fits now;
-  // kUntold, that it depends on an answer still out; kNever, that it is more than the limit admits at
-  // once. May free cells whose time has come.
+  // kUntold, that it depends on an answer still out; kNever, that it is more than the limit admits
+  // at once. May free cells whose time has come.
   Nanos ReadyAt(Nanos now, std::int64_t amount);
 
-  // Takes `amount` if it fits at `now`. With `pass_waiters` false, also refuses when somebody waits.
-  // `answered` says that no answer is to come: a `window` or `fixed` slot is then counted at `now`.
+  // Takes `amount` if it fits at `now`. With `pass_waiters` false, also refuses when somebody
+  // waits. `answered` says that no answer is to come: a `window` or `fixed` slot is then counted at
+  // `now`.
   bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken);
 
-  // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken and
-  // reserved before, and returns that instant (`now` or later), or kNever and takes nothing. The slot
-  // keeps its instant when the limit changes; what a changed limit says of it is not looked at.
+  // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken
+  // and reserved before, and returns that instant (`now` or later), or kNever and takes nothing.
+  // The slot keeps its instant when the limit changes; what a changed limit says of it is not
+  // looked at.
   Nanos ReserveAt(Nanos now, std::int64_t amount, Taken& taken);
 
   // Gives `amount` of what was taken back: a refund of what was taken, never lifting what is
   // available above the limit. From a window or cell that has left: nothing. `cancel` gives
   // everything back and ends the taker's hold on its cell. Returns whether to signal.
-  [[nodiscard]] bool GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt debt, bool cancel);
+  [[nodiscard]] bool GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
+                              bool cancel);
 
   // Takes `amount` more than was reserved, whether or not it fits: it has been used.
   void Charge(Nanos now, const Taken& taken, std::int64_t amount);
 
-  // The request was sent at an instant after which the server counts it by `counted_by` at the latest.
-  // window, fixed: then its slot may leave a period after that. bucket: the server's debt runs from
-  // that instant, not from the admission, so the word moves there where it was behind: once for a
-  // burst, by a tenth of the tolerance and 250 ms at most. Returns whether to signal.
+  // The request was sent at an instant after which the server counts it by `counted_by` at the
+  // latest. window, fixed: then its slot may leave a period after that. bucket: the server's debt
+  // runs from that instant, not from the admission, so the word moves there where it was behind:
+  // once for a burst, by a tenth of the tolerance and 250 ms at most. Returns whether to signal.
   [[nodiscard]] bool Sent(const Taken& taken, Nanos counted_by);
   // The request was answered at `at`; `pinned` unless `Sent` was called. kQuiet: it was started at
-  // `began`, and counted within a guard of that: 1 % of the period, at least 20 ms and at most 250 ms.
-  // Returns whether to signal.
+  // `began`, and counted within a guard of that: 1 % of the period, at least 20 ms and at most 250
+  // ms. Returns whether to signal.
   [[nodiscard]] bool Answered(const Taken& taken, Nanos at, Answer answer, bool pinned,
                               Nanos began = kNever);
-  // How much earlier than answered an opaque call is counted, at least. The least that was ever told
-  // holds; before, nothing.
+  // How much earlier than answered an opaque call is counted, at least. The least that was ever
+  // told holds; before, nothing.
   void SetMargin(Nanos margin);
 
   // An observation. bucket: the instant at which all is paid for lies not before / not after
@@ -120,8 +124,8 @@ class Meter {
   void SetWaiters() { word_.fetch_or(Word::kWaiters); }
   void ClearWaiters() { word_.fetch_and(~Word::kWaiters); }
 
-  // Whether freeing cells, by any verb above, owes those who wait a signal; asked after each of them
-  // by whoever can send one. Clears the debt.
+  // Whether freeing cells, by any verb above, owes those who wait a signal; asked after each of
+  // them by whoever can send one. Clears the debt.
   bool TakeOwedSignal();
 
   // After a request was refused, requests cannot be assumed to be counted in order any more.
@@ -140,7 +144,8 @@ class Meter {
     std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
     std::atomic<Nanos> shifted_;          // bucket: by how much Sent has moved the word, in all
   };
-  std::atomic<Nanos> promised_{0};      // bucket: what the latest slot ever reserved for later stands on
+  std::atomic<Nanos> promised_{
+      0};  // bucket: what the latest slot ever reserved for later stands on
   const Shape shape_;
 };
 

@@ -20,7 +20,8 @@ Nanos MulDivFloor(std::int64_t a, std::int64_t b, std::int64_t c) {
 Nanos MulDivCeil(std::int64_t a, std::int64_t b, std::int64_t c) {
   std::int64_t product = 0;
   if (!__builtin_mul_overflow(a, b, &product)) return product / c + (product % c != 0 ? 1 : 0);
-  const unsigned __int128 wide = static_cast<unsigned __int128>(a) * static_cast<unsigned __int128>(b);
+  const unsigned __int128 wide =
+      static_cast<unsigned __int128>(a) * static_cast<unsigned __int128>(b);
   const auto divisor = static_cast<unsigned __int128>(c);
   return Clamp((wide + divisor - 1) / divisor);
 }

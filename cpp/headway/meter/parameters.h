@@ -14,16 +14,16 @@ namespace headway {
 struct Parameters {
   std::int64_t amount = 0;  // the limit, in units of its resource
   Nanos period = 0;         // 0 for concurrency
-  // bucket: the time that one unit takes to be paid for, ceil(period / amount); 0 where amount is 0.
-  // fixed: an instant at which a window begins, in [0, period).
+  // bucket: the time that one unit takes to be paid for, ceil(period / amount); 0 where amount is
+  // 0. fixed: an instant at which a window begins, in [0, period).
   Nanos step_or_anchor = 0;
   Nanos tolerance = 0;     // bucket: how far the instant may run ahead of now; burst in time
   std::int64_t burst = 0;  // bucket: the largest cost; 0 where the limit is 0
 
   static Parameters From(const Limit& limit, Nanos wall_offset);
 
-  // bucket: nothing is admitted any more, at the rate as it was. So what is owed when the limit goes to
-  // 0 can still be told in units, given back, and rescaled when the limit comes back.
+  // bucket: nothing is admitted any more, at the rate as it was. So what is owed when the limit
+  // goes to 0 can still be told in units, given back, and rescaled when the limit comes back.
   Parameters Closed() const;
 
   Nanos step() const { return step_or_anchor; }
@@ -35,7 +35,8 @@ struct Parameters {
   // tolerance. Above that rate, rounding each step up would cost up to half of the rate, so the
   // amount as a whole is rounded up instead: 1 ns at most.
   Nanos Increment(std::int64_t units) const;
-  // The same without regard to the burst, kNever meaning beyond all time (or a limit that was born 0).
+  // The same without regard to the burst, kNever meaning beyond all time (or a limit that was born
+  // 0).
   Nanos Cost(std::int64_t units) const;
 };
 
@@ -45,16 +46,17 @@ struct Parameters {
 // it by the compare-and-swap on the word that moves the generation. A reader loads the word
 // (acquire), then the slot that its generation names (acquire loads). If it is so late that the
 // slot is being rewritten for the generation after next, it has read a released store of that
-// writer and so sees the word moved on: its compare-and-swap, or its second look at the word, fails.
-// Only a thread that sleeps through exactly 8 changes and then finds the same value again is fooled,
-// once; see `Meter::SetLimit`, which moves an idle word for that reason.
+// writer and so sees the word moved on: its compare-and-swap, or its second look at the word,
+// fails. Only a thread that sleeps through exactly 8 changes and then finds the same value again is
+// fooled, once; see `Meter::SetLimit`, which moves an idle word for that reason.
 class ParameterSlots {
  public:
   Parameters Load(unsigned generation) const {
     const Slot& s = slots_[generation & 1];
-    return Parameters{s.amount.load(std::memory_order_acquire), s.period.load(std::memory_order_acquire),
-                      s.step_or_anchor.load(std::memory_order_acquire),
-                      s.tolerance.load(std::memory_order_acquire), s.burst.load(std::memory_order_acquire)};
+    return Parameters{
+        s.amount.load(std::memory_order_acquire), s.period.load(std::memory_order_acquire),
+        s.step_or_anchor.load(std::memory_order_acquire),
+        s.tolerance.load(std::memory_order_acquire), s.burst.load(std::memory_order_acquire)};
   }
   // One writer at a time.
   void Store(unsigned generation, const Parameters& p) {
@@ -83,8 +85,8 @@ Nanos MulDivFloor(std::int64_t a, std::int64_t b, std::int64_t c);
 Nanos MulDivCeil(std::int64_t a, std::int64_t b, std::int64_t c);
 
 inline Nanos Parameters::Increment(std::int64_t units) const {
-  // While these numbers are being rewritten (ParameterSlots) they need not fit together: an amount of
-  // 0 may come with a burst, and the product may be more than the tolerance.
+  // While these numbers are being rewritten (ParameterSlots) they need not fit together: an amount
+  // of 0 may come with a burst, and the product may be more than the tolerance.
   if (units > burst || amount == 0) return kNever;
   if (step() < kMicrosecond) return MulDivCeil(units, period, amount);
   Nanos increment = 0;

@@ -62,7 +62,8 @@ absl::Span<ClassQueue* const> BucketQueue::Ordered(Nanos now, Nanos ageing) {
   return order_;
 }
 
-absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority, std::size_t resources) const {
+absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
+                                                        std::size_t resources) const {
   absl::InlinedVector<std::int64_t, 4> sum(resources);
   for (const auto& c : classes_)
     if (c->priority() >= priority)

@@ -48,8 +48,8 @@ class Dispatcher {
 
   Scheduler scheduler_;
   std::unique_ptr<WakeFd> wake_;
-  // Memory ordering: "asleep, then looked for work" against "gave work, then looked whether asleep";
-  // sequentially consistent on both sides, so one of them sees the other.
+  // Memory ordering: "asleep, then looked for work" against "gave work, then looked whether
+  // asleep"; sequentially consistent on both sides, so one of them sees the other.
   std::atomic<bool> asleep_{false};
   std::atomic<bool> stopping_{false};
   std::atomic<bool> running_{false};

@@ -1,4 +1,5 @@
-// headway/schedule/handshake_test.cc: in every order of steps, the scheduler is woken when it has to be.
+// headway/schedule/handshake_test.cc: in every order of steps, the scheduler is woken when it has
+// to be.
 #include <memory>
 #include <string>
 #include <vector>
@@ -72,8 +73,8 @@ struct Night {
     waiters[i] = w;
   }
 
-  // Everybody has gone to bed. If the driver was woken it serves; then nobody may be left who fits, nor
-  // who would fit before the driver wakes by itself.
+  // Everybody has gone to bed. If the driver was woken it serves; then nobody may be left who fits,
+  // nor who would fit before the driver wakes by itself.
   std::string Morning() {
     if (woken) DriveUntilAsleep();
     for (Waiter* w : waiters) {
@@ -101,30 +102,34 @@ void Explore(const std::string& what, int preemptions, const std::function<Inter
   EXPECT_EQ(result.failure, "") << what;
   EXPECT_TRUE(result.complete) << what;
   std::printf("  %-60s %8llu schedules, %llu steps\n", what.c_str(),
-              static_cast<unsigned long long>(result.schedules), static_cast<unsigned long long>(result.steps));
+              static_cast<unsigned long long>(result.schedules),
+              static_cast<unsigned long long>(result.steps));
 }
 
-const std::vector<Shape> kAllShapes = {Shape::kBucket, Shape::kWindow, Shape::kFixed, Shape::kConcurrency};
+const std::vector<Shape> kAllShapes = {Shape::kBucket, Shape::kWindow, Shape::kFixed,
+                                       Shape::kConcurrency};
 
 // One unit is held, somebody waits for it, and another thread makes it available.
-void ExpectWoken(const std::string& what, Shape shape, const std::function<void(Night&)>& meanwhile,
-                 const std::function<void(Night&)>& before = [](Night&) {}) {
+void ExpectWoken(
+    const std::string& what, Shape shape, const std::function<void(Night&)>& meanwhile,
+    const std::function<void(Night&)>& before = [](Night&) {}) {
   Explore(what + ", " + std::string(ShapeName(shape)), 4, [&] {
     auto n = std::make_shared<Night>(Make(shape, 1));
     if (n->bucket->TryReserve(kNow, Amounts{1}, false, n->held)) std::abort();
     before(*n);
     n->Submit(0);
-    return Interleaving{{[n] { n->DriveUntilAsleep(); }, [n, &meanwhile] { meanwhile(*n); }},
-                        [n]() -> std::string {
-                          const std::string wrong = n->Morning();
-                          if (!wrong.empty()) return wrong;
-                          return n->bucket->Used(0, kNow) <= n->bucket->meter(0).Capacity() ? "" : "too many";
-                        }};
+    return Interleaving{
+        {[n] { n->DriveUntilAsleep(); }, [n, &meanwhile] { meanwhile(*n); }}, [n]() -> std::string {
+          const std::string wrong = n->Morning();
+          if (!wrong.empty()) return wrong;
+          return n->bucket->Used(0, kNow) <= n->bucket->meter(0).Capacity() ? "" : "too many";
+        }};
   });
 }
 
 TEST(Handshake, TheDriverIsWokenByACancel) {
-  for (const Shape shape : kAllShapes) ExpectWoken("cancel", shape, [](Night& n) { n.held.Cancel(kNow); });
+  for (const Shape shape : kAllShapes)
+    ExpectWoken("cancel", shape, [](Night& n) { n.held.Cancel(kNow); });
 }
 
 TEST(Handshake, TheDriverIsWokenByASettlement) {
@@ -144,19 +149,21 @@ TEST(Handshake, TheDriverIsWokenByAnAnswer) {
 
 TEST(Handshake, TheDriverIsWokenByARaisedLimit) {
   for (const Shape shape : kAllShapes)
-    ExpectWoken("raised limit", shape, [shape](Night& n) { n.bucket->SetLimit(kNow, 0, Make(shape, 9), 0, Debt::kAbsolute); });
+    ExpectWoken("raised limit", shape, [shape](Night& n) {
+      n.bucket->SetLimit(kNow, 0, Make(shape, 9), 0, Debt::kAbsolute);
+    });
 }
 
 TEST(Handshake, TheDriverIsWokenByASubmission) {
   for (const Shape shape : kAllShapes)
     Explore("submit, " + std::string(ShapeName(shape)), 4, [&] {
       auto n = std::make_shared<Night>(Make(shape, 1));
-      return Interleaving{{[n] { n->DriveUntilAsleep(); }, [n] { n->Submit(0); }},
-                          [n]() -> std::string {
-                            const std::string wrong = n->Morning();
-                            if (!wrong.empty()) return wrong;
-                            return n->waiters[0]->outcome() == Outcome::kAdmitted ? "" : "not admitted";
-                          }};
+      return Interleaving{
+          {[n] { n->DriveUntilAsleep(); }, [n] { n->Submit(0); }}, [n]() -> std::string {
+            const std::string wrong = n->Morning();
+            if (!wrong.empty()) return wrong;
+            return n->waiters[0]->outcome() == Outcome::kAdmitted ? "" : "not admitted";
+          }};
     });
 }
 
@@ -164,26 +171,28 @@ TEST(Handshake, ANewcomerWhoWakesNobodyIsFoundWhenTheHeadGoes) {
   // It stands behind a blocked head, so it wakes nobody; meanwhile that head goes, or gives up.
   for (const bool cancels : {false, true})
     for (const Shape shape : {Shape::kBucket, Shape::kConcurrency})
-      Explore(std::string(cancels ? "head gives up, " : "head goes, ") + std::string(ShapeName(shape)), 3, [&] {
-        auto n = std::make_shared<Night>(Make(shape, 1));
-        if (n->bucket->TryReserve(kNow, Amounts{1}, false, n->held)) std::abort();
-        n->Submit(0);
-        n->waiters.resize(2);
-        n->DriveUntilAsleep();
-        return Interleaving{{[n] { n->DriveUntilAsleep(); },
-                             [n] { n->Submit(1); },
-                             [n, cancels] {
-                               if (cancels) n->scheduler.Cancel(n->waiters[0], kNow);
-                               n->held.Cancel(kNow);
-                             }},
-                            [n]() -> std::string {
-                              const std::string wrong = n->Morning();
-                              if (!wrong.empty()) return wrong;
-                              const bool first = n->waiters[0]->outcome() == Outcome::kAdmitted;
-                              const bool second = n->waiters[1]->outcome() == Outcome::kAdmitted;
-                              return first != second ? "" : "not exactly one was admitted";
-                            }};
-      });
+      Explore(
+          std::string(cancels ? "head gives up, " : "head goes, ") + std::string(ShapeName(shape)),
+          3, [&] {
+            auto n = std::make_shared<Night>(Make(shape, 1));
+            if (n->bucket->TryReserve(kNow, Amounts{1}, false, n->held)) std::abort();
+            n->Submit(0);
+            n->waiters.resize(2);
+            n->DriveUntilAsleep();
+            return Interleaving{{[n] { n->DriveUntilAsleep(); }, [n] { n->Submit(1); },
+                                 [n, cancels] {
+                                   if (cancels) n->scheduler.Cancel(n->waiters[0], kNow);
+                                   n->held.Cancel(kNow);
+                                 }},
+                                [n]() -> std::string {
+                                  const std::string wrong = n->Morning();
+                                  if (!wrong.empty()) return wrong;
+                                  const bool first = n->waiters[0]->outcome() == Outcome::kAdmitted;
+                                  const bool second =
+                                      n->waiters[1]->outcome() == Outcome::kAdmitted;
+                                  return first != second ? "" : "not exactly one was admitted";
+                                }};
+          });
 }
 
 TEST(Handshake, ACancelledWaitIsAdmittedOrCancelledAndItsUnitIsNeverLost) {
@@ -192,16 +201,20 @@ TEST(Handshake, ACancelledWaitIsAdmittedOrCancelledAndItsUnitIsNeverLost) {
       auto n = std::make_shared<Night>(Make(shape, 1));
       n->Submit(0);
       n->Submit(1);
-      return Interleaving{{[n] { n->DriveUntilAsleep(); }, [n] { n->scheduler.Cancel(n->waiters[0], kNow); }},
-                          [n, shape]() -> std::string {
-                            std::string wrong = n->Morning();
-                            if (!wrong.empty()) return wrong;
-                            // Whether it was admitted or not, it has given its unit back.
-                            if (n->waiters[0]->Claim() != nullptr) return "a reservation was left to the one who cancelled";
-                            if (n->waiters[0]->outcome() == Outcome::kWaiting) return "still waits";
-                            if (n->waiters[1]->outcome() != Outcome::kAdmitted) return "the next was not admitted";
-                            return n->bucket->Used(0, kNow) == 1 ? "" : "used " + std::to_string(n->bucket->Used(0, kNow));
-                          }};
+      return Interleaving{
+          {[n] { n->DriveUntilAsleep(); }, [n] { n->scheduler.Cancel(n->waiters[0], kNow); }},
+          [n, shape]() -> std::string {
+            std::string wrong = n->Morning();
+            if (!wrong.empty()) return wrong;
+            // Whether it was admitted or not, it has given its unit back.
+            if (n->waiters[0]->Claim() != nullptr)
+              return "a reservation was left to the one who cancelled";
+            if (n->waiters[0]->outcome() == Outcome::kWaiting) return "still waits";
+            if (n->waiters[1]->outcome() != Outcome::kAdmitted) return "the next was not admitted";
+            return n->bucket->Used(0, kNow) == 1
+                       ? ""
+                       : "used " + std::to_string(n->bucket->Used(0, kNow));
+          }};
     });
 }
 
@@ -214,12 +227,14 @@ TEST(Handshake, TwoWhoGiveBackAtOnceLoseNoSignal) {
       if (n->bucket->TryReserve(kNow, Amounts{1}, false, *other)) std::abort();
       n->Submit(0);
       n->Submit(1);
-      return Interleaving{{[n] { n->DriveUntilAsleep(); }, [n] { n->held.Cancel(kNow); }, [n, other] { other->Cancel(kNow); }},
+      return Interleaving{{[n] { n->DriveUntilAsleep(); }, [n] { n->held.Cancel(kNow); },
+                           [n, other] { other->Cancel(kNow); }},
                           [n]() -> std::string {
                             const std::string wrong = n->Morning();
                             if (!wrong.empty()) return wrong;
                             for (Waiter* w : n->waiters)
-                              if (w->outcome() != Outcome::kAdmitted) return "somebody was not admitted";
+                              if (w->outcome() != Outcome::kAdmitted)
+                                return "somebody was not admitted";
                             return "";
                           }};
     });
@@ -231,18 +246,19 @@ TEST(Handshake, AMailboxIsReadableWheneverSomethingIsInIt) {
     auto n = std::make_shared<Night>(Make(Shape::kConcurrency, 9));
     n->Submit(0);
     n->Submit(1);
-    return Interleaving{{[n] {
-                           n->scheduler.Advance(kNow);
-                           n->Submit(2);
-                           n->scheduler.Advance(kNow);
-                         },
-                         [n] { n->Drain(); }},
-                        [n]() -> std::string {
-                          if (n->posted < 3 && n->mailbox->wake().Wait(0) != WakeFd::Wake::kSignalled)
-                            return "something is in it and nobody is told";
-                          n->Drain();
-                          return n->posted == 3 ? "" : std::to_string(n->posted) + " of 3 came out";
-                        }};
+    return Interleaving{
+        {[n] {
+           n->scheduler.Advance(kNow);
+           n->Submit(2);
+           n->scheduler.Advance(kNow);
+         },
+         [n] { n->Drain(); }},
+        [n]() -> std::string {
+          if (n->posted < 3 && n->mailbox->wake().Wait(0) != WakeFd::Wake::kSignalled)
+            return "something is in it and nobody is told";
+          n->Drain();
+          return n->posted == 3 ? "" : std::to_string(n->posted) + " of 3 came out";
+        }};
   });
 }
 

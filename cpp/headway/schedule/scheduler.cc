@@ -23,15 +23,16 @@ bool StandsBehind(std::uint64_t blocked, std::int32_t priority, std::uint32_t as
 
 Scheduler::~Scheduler() { Forget(); }
 
-Waiter* Scheduler::Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
-                          Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie) {
+Waiter* Scheduler::Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts,
+                          std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox,
+                          void* cookie) {
   auto* waiter = new Waiter(bucket, amounts, priority, now, deadline, mailbox, cookie);
   const std::uint32_t asks = Asks(amounts);
   intake_.Push(waiter);
   HEADWAY_PAUSE();
   // Behind a blocked head nothing is to be done until that head's time comes, so nobody is woken: a
-  // submission then costs the push. Looked at after the push: whoever unblocks the bucket looks into
-  // the intake afterwards.
+  // submission then costs the push. Looked at after the push: whoever unblocks the bucket looks
+  // into the intake afterwards.
   if (deadline != kNever || !StandsBehind(bucket->blocked.load(), priority, asks)) wake_();
   return waiter;
 }
@@ -121,7 +122,8 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
     const auto ahead = queue.Ahead(waiter->priority_, waiter->amounts_.size());
     const Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
     // Behind others the estimate is for the whole queue in front; kUntold is let in.
-    if (waiter->deadline_ < now || (estimate.ready_at < kUntold && estimate.ready_at > waiter->deadline_)) {
+    if (waiter->deadline_ < now ||
+        (estimate.ready_at < kUntold && estimate.ready_at > waiter->deadline_)) {
       waiter->at_ = estimate.ready_at;
       if (waiter->Finish(Outcome::kDeadline)) Finish(waiter);
       return;
@@ -178,7 +180,8 @@ void Scheduler::FailDeadlines(Nanos until) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= until) {
     Waiter* waiter = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    if (!waiter->Finish(Outcome::kDeadline)) continue;  // cancelled: its owner has pushed it, or will
+    if (!waiter->Finish(Outcome::kDeadline))
+      continue;  // cancelled: its owner has pushed it, or will
     BucketQueue& queue = QueueOf(waiter->bucket_);
     queue.Unlink(waiter);
     MarkDirty(queue);

@@ -22,12 +22,13 @@ namespace headway {
 // The order of admission over any number of buckets:
 // - strict priority classes, a wait gaining one step for each `ageing` it has waited;
 // - first in, first out within a class;
-// - nobody passes the head of the top class on a meter that binds it, or has bound it. Those who ask
+// - nobody passes the head of the top class on a meter that binds it, or has bound it. Those who
+// ask
 //   nothing of that meter's resource may go.
 //
-// Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to the
-// mailboxes, and says when to come back. The dispatcher drives it with the real clock and the tests
-// with a virtual one, so that what they prove holds in production.
+// Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to
+// the mailboxes, and says when to come back. The dispatcher drives it with the real clock and the
+// tests with a virtual one, so that what they prove holds in production.
 //
 // Thread-safe. Submit, Cancel and Signal are lock-free and may be called from anywhere; the others
 // take the scheduler's lock.
@@ -46,10 +47,10 @@ class Scheduler final : public WaiterSignal {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // Queues a wait; see Waiter. `deadline` is an instant, or kNever: the last at which it may be
-  // admitted. If by the estimate at submission it cannot be met, the wait ends with kDeadline at once;
-  // with kNever where no waiting would help.
-  Waiter* Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority, Nanos now,
-                 Nanos deadline, Mailbox* mailbox, void* cookie);
+  // admitted. If by the estimate at submission it cannot be met, the wait ends with kDeadline at
+  // once; with kNever where no waiting would help.
+  Waiter* Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
+                 Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie);
 
   // Ends a wait. Afterwards it is not admitted, or what it was admitted to is given back. `now` is
   // for that. Idempotent.
@@ -57,7 +58,8 @@ class Scheduler final : public WaiterSignal {
 
   void Signal(Bucket& bucket) override;
 
-  // Does all that is due at `now`. Returns the next instant at which something can be due, or kNever.
+  // Does all that is due at `now`. Returns the next instant at which something can be due, or
+  // kNever.
   Nanos Advance(Nanos now);
 
   bool HasWork() const {
@@ -65,13 +67,14 @@ class Scheduler final : public WaiterSignal {
   }
 
   // What would bind a newcomer behind all that waits, and when it would be admitted.
-  Denial Estimate(Bucket& bucket, Nanos now, std::int32_t priority, absl::Span<const std::int64_t> amounts);
+  Denial Estimate(Bucket& bucket, Nanos now, std::int32_t priority,
+                  absl::Span<const std::int64_t> amounts);
 
   // How many wait on this bucket.
   std::size_t Depth(Bucket& bucket, Nanos now);
 
-  // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits (their
-  // owners see kStopped) after `Unlock`.
+  // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
+  // (their owners see kStopped) after `Unlock`.
   void Lock() { mutex_.lock(); }
   void Unlock() { mutex_.unlock(); }
   void Forget();
@@ -100,7 +103,8 @@ class Scheduler final : public WaiterSignal {
   Stack<Waiter, &Waiter::next_cancelled_> cancelled_;
   Stack<Bucket, &Bucket::next_touched> touched_;
 
-  std::atomic<bool> nudged_{false};  // a look from outside took something in that Advance must serve
+  std::atomic<bool> nudged_{
+      false};  // a look from outside took something in that Advance must serve
 
   std::mutex mutex_;  // guards all below
   std::unique_ptr<Reservation> spare_;

@@ -21,7 +21,8 @@ using Amounts = std::vector<std::int64_t>;
 
 constexpr Nanos kStart = 1'000 * kSecond;
 
-Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond, std::optional<std::int64_t> burst = std::nullopt) {
+Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond,
+           std::optional<std::int64_t> burst = std::nullopt) {
   Limit limit;
   limit.amount = amount;
   limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
@@ -31,11 +32,12 @@ Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond, std::option
   return Limit::Make(limit).value();
 }
 
-// A scheduler with one bucket and one mailbox, driven as the dispatcher drives it: only when it asks
-// for it, or at the instants that it names.
+// A scheduler with one bucket and one mailbox, driven as the dispatcher drives it: only when it
+// asks for it, or at the instants that it names.
 class Office {
  public:
-  Office(const std::vector<Limit>& limits, const std::vector<std::uint8_t>& resources, Nanos ageing = Scheduler::kAgeing)
+  Office(const std::vector<Limit>& limits, const std::vector<std::uint8_t>& resources,
+         Nanos ageing = Scheduler::kAgeing)
       : resources_(*std::max_element(resources.begin(), resources.end()) + 1),
         scheduler([this] { woken = true; }, ageing),
         bucket(Bucket::Make(limits, resources, 0, &scheduler)) {}
@@ -52,7 +54,8 @@ class Office {
 
   Waiter* Submit(Nanos now, Amounts amounts, std::int32_t priority = 0, Nanos deadline = kNever) {
     amounts.resize(resources_);
-    waiters_.push_back(scheduler.Submit(bucket, amounts, priority, now, deadline, mailbox, nullptr));
+    waiters_.push_back(
+        scheduler.Submit(bucket, amounts, priority, now, deadline, mailbox, nullptr));
     return waiters_.back();
   }
 
@@ -133,14 +136,17 @@ class SlowScheduler {
     waiting.push_back(std::move(wait));
   }
   void Cancel(int id) {
-    waiting.erase(std::remove_if(waiting.begin(), waiting.end(), [id](const Wait& w) { return w.id == id; }), waiting.end());
+    waiting.erase(
+        std::remove_if(waiting.begin(), waiting.end(), [id](const Wait& w) { return w.id == id; }),
+        waiting.end());
   }
   void GiveBack(Nanos now, const Amounts& amounts, const Amounts& used, bool cancel) {
     for (Limiter& l : limiters_) {
       if (l.bucket == nullptr) {
         l.in_use -= amounts[l.resource];
       } else {
-        l.bucket->GiveBack(now, cancel ? amounts[l.resource] : amounts[l.resource] - used[l.resource]);
+        l.bucket->GiveBack(now,
+                           cancel ? amounts[l.resource] : amounts[l.resource] - used[l.resource]);
       }
     }
   }
@@ -157,7 +163,8 @@ class SlowScheduler {
         if (waiting[k].priority >= w.priority)
           for (std::size_t r = 0; r < resources_; ++r) ahead[r] += waiting[k].amounts[r];
       Nanos estimate = now;
-      for (const Limiter& l : limiters_) estimate = std::max(estimate, l.ReadyAt(now, w.amounts[l.resource], ahead[l.resource]));
+      for (const Limiter& l : limiters_)
+        estimate = std::max(estimate, l.ReadyAt(now, w.amounts[l.resource], ahead[l.resource]));
       if (w.deadline < now || (estimate < kUntold && estimate > w.deadline)) {
         failed.push_back(w.id);
         waiting.erase(waiting.begin() + static_cast<std::ptrdiff_t>(i--));
@@ -169,7 +176,8 @@ class SlowScheduler {
     Admit(now, admitted);
   }
 
-  // The first instant after `now` at which somebody may go or has to fail, if nothing happens until then.
+  // The first instant after `now` at which somebody may go or has to fail, if nothing happens until
+  // then.
   Nanos Ideal(Nanos now) const {
     Nanos ideal = kUntold;
     for (const Wait& w : waiting) ideal = std::min(ideal, std::max(now, w.deadline));
@@ -200,7 +208,8 @@ class SlowScheduler {
     std::vector<const Wait*> order;
     for (const Wait& w : waiting) order.push_back(&w);
     std::stable_sort(order.begin(), order.end(), [&](const Wait* a, const Wait* b) {
-      return a->priority + (now - a->submitted) / ageing_ > b->priority + (now - b->submitted) / ageing_;
+      return a->priority + (now - a->submitted) / ageing_ >
+             b->priority + (now - b->submitted) / ageing_;
     });
     return order;
   }
@@ -264,12 +273,14 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
   for (std::size_t r = 0; r < resources; ++r)
     for (std::int64_t n = random.From(1, 2); n > 0; --n) {
       const Limit limit = random.OneIn(3) ? Make(Shape::kConcurrency, random.From(1, 20))
-                                          : Make(Shape::kBucket, random.From(1, 50), random.From(1, 10) * kSecond, random.From(1, 50));
+                                          : Make(Shape::kBucket, random.From(1, 50),
+                                                 random.From(1, 10) * kSecond, random.From(1, 50));
       limits.push_back(limit);
       counted.push_back(static_cast<std::uint8_t>(r));
       Limiter l{limit, static_cast<std::uint8_t>(r), nullptr, 0};
       if (limit.shape == Shape::kBucket)
-        l.bucket = std::make_unique<simulate::BucketOracle>((limit.period + limit.amount - 1) / limit.amount, 1, limit.burst_or_amount());
+        l.bucket = std::make_unique<simulate::BucketOracle>(
+            (limit.period + limit.amount - 1) / limit.amount, 1, limit.burst_or_amount());
       limiters.push_back(std::move(l));
       most[r] = std::min(most[r], limit.burst_or_amount());
     }
@@ -317,10 +328,14 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
     if (what < 5) {
       Amounts amounts(resources);
       for (std::size_t r = 0; r < resources; ++r)
-        amounts[r] = random.OneIn(3) ? 0 : random.OneIn(4) ? most[r] : random.From(1, std::max<std::int64_t>(1, most[r] / 4));
-      amounts[static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(resources) - 1))] = 1;
+        amounts[r] = random.OneIn(3)   ? 0
+                     : random.OneIn(4) ? most[r]
+                                       : random.From(1, std::max<std::int64_t>(1, most[r] / 4));
+      amounts[static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(resources) - 1))] =
+          1;
       const auto priority = static_cast<std::int32_t>(random.From(0, 3));
-      const Nanos deadline = deadlines && random.OneIn(2) ? now + random.From(0, 60 * kSecond) : kNever;
+      const Nanos deadline =
+          deadlines && random.OneIn(2) ? now + random.From(0, 60 * kSecond) : kNever;
       const int id = event;
       Waiter* w = office.Submit(now, amounts, priority, deadline);
       all[id] = {w, amounts, nullptr};
@@ -328,13 +343,15 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
       queued.push_back(id);
       slow.Submit({id, amounts, priority, now, deadline});
     } else if (what < 6 && !queued.empty()) {
-      const int id = queued[static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(queued.size()) - 1))];
+      const int id = queued[static_cast<std::size_t>(
+          random.From(0, static_cast<std::int64_t>(queued.size()) - 1))];
       office.scheduler.Cancel(all.at(id).waiter, now);
       EXPECT_EQ(all.at(id).waiter->outcome(), Outcome::kCancelled);
       queued.erase(std::remove(queued.begin(), queued.end(), id), queued.end());
       slow.Cancel(id);
     } else if (what < 8 && !running.empty()) {
-      const auto at = static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(running.size()) - 1));
+      const auto at =
+          static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(running.size()) - 1));
       Mine& mine = all.at(running[at]);
       running.erase(running.begin() + static_cast<std::ptrdiff_t>(at));
       const bool cancel = random.OneIn(4);
@@ -348,7 +365,8 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
     Nanos until = random.OneIn(3) ? now : now + random.From(0, 3 * kSecond);
     if (random.OneIn(60)) until = now + 600 * kSecond;
     for (;;) {
-      ASSERT_LE(office.next, std::max(slow.Ideal(now), now + 1)) << "sleeps past the instant at which somebody would fit";
+      ASSERT_LE(office.next, std::max(slow.Ideal(now), now + 1))
+          << "sleeps past the instant at which somebody would fit";
       if (office.next > until) break;
       now = office.next;
       ASSERT_NO_FATAL_FAILURE(serve());
@@ -428,7 +446,8 @@ TEST(Scheduler, WhoeverHasWaitedLongRisesStepByStep) {
   std::vector<Waiter*> admitted;
   Nanos now = kStart;
   // An urgent newcomer each second would otherwise keep it waiting for ever.
-  for (int i = 0; i < 40 && std::find(admitted.begin(), admitted.end(), old) == admitted.end(); ++i) {
+  for (int i = 0; i < 40 && std::find(admitted.begin(), admitted.end(), old) == admitted.end();
+       ++i) {
     office.Submit(now, {1}, 2);
     now += kSecond;
     const std::vector<Waiter*> some = office.Serve(now);
@@ -570,7 +589,8 @@ TEST(Scheduler, AnAdmissionThatIsCancelledBeforeItIsClaimedIsGivenBack) {
 
 TEST(Scheduler, AnAdmissionThatNobodyEverClaimsIsGivenBack) {
   Office office({Make(Shape::kConcurrency, 1)}, {0});
-  Waiter* w = office.scheduler.Submit(office.bucket, Amounts{1}, 0, kStart, kNever, office.mailbox, nullptr);
+  Waiter* w = office.scheduler.Submit(office.bucket, Amounts{1}, 0, kStart, kNever, office.mailbox,
+                                      nullptr);
   office.Serve(kStart);
   EXPECT_EQ(office.bucket->Used(0, kStart), 1);
   w->Unref();
@@ -599,9 +619,12 @@ TEST(Scheduler, TheEstimateCountsThoseAhead) {
   Office office({Make(Shape::kBucket, 1)}, {0});
   ASSERT_TRUE(office.TryTake(kStart, {1}));
   for (int i = 0; i < 5; ++i) office.Submit(kStart, {1}, i % 2);
-  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 0, Amounts{1}).ready_at, kStart + 6 * kSecond);
-  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 1, Amounts{1}).ready_at, kStart + 3 * kSecond);
-  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 2, Amounts{1}).ready_at, kStart + kSecond);
+  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 0, Amounts{1}).ready_at,
+            kStart + 6 * kSecond);
+  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 1, Amounts{1}).ready_at,
+            kStart + 3 * kSecond);
+  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 2, Amounts{1}).ready_at,
+            kStart + kSecond);
   EXPECT_EQ(office.scheduler.Depth(*office.bucket, kStart), 5U);
 }
 
@@ -611,7 +634,8 @@ TEST(Scheduler, HandsOverInOneBatchAndWritesTheDescriptorOnce) {
     auto* mailbox = new Mailbox(kind);
     std::vector<Waiter*> waiters;
     for (int i = 0; i < 1'000; ++i)
-      waiters.push_back(office.scheduler.Submit(office.bucket, Amounts{1}, 0, kStart, kNever, mailbox, nullptr));
+      waiters.push_back(
+          office.scheduler.Submit(office.bucket, Amounts{1}, 0, kStart, kNever, mailbox, nullptr));
     pollfd watched{mailbox->wake().fd(), POLLIN, 0};
     EXPECT_EQ(::poll(&watched, 1, 0), 0);
     office.scheduler.Advance(kStart);
@@ -631,13 +655,15 @@ TEST(Scheduler, HandsOverInOneBatchAndWritesTheDescriptorOnce) {
 TEST(Scheduler, AMillionWaitsTakeTwoHundredBytesEach) {
   constexpr std::size_t kMany = 1'000'000;
   EXPECT_LE(sizeof(Waiter), 160U);
-  Office office({Make(Shape::kBucket, 1'000'000, 60 * kSecond, 1), Make(Shape::kBucket, 1'000)}, {0, 1});
+  Office office({Make(Shape::kBucket, 1'000'000, 60 * kSecond, 1), Make(Shape::kBucket, 1'000)},
+                {0, 1});
   ASSERT_TRUE(office.TryTake(kStart, {1, 0}));
   std::vector<Waiter*> waiters;
   waiters.reserve(kMany);
   const std::size_t before = simulate::AllocatedBytes();
   for (std::size_t i = 0; i < kMany; ++i)
-    waiters.push_back(office.scheduler.Submit(office.bucket, Amounts{1, 0}, 0, kStart, kNever, office.mailbox, nullptr));
+    waiters.push_back(office.scheduler.Submit(office.bucket, Amounts{1, 0}, 0, kStart, kNever,
+                                              office.mailbox, nullptr));
   office.Serve(kStart);
   EXPECT_EQ(office.scheduler.Depth(*office.bucket, kStart), kMany);
   EXPECT_LE(simulate::AllocatedBytes() - before, 200 * kMany);

@@ -12,10 +12,11 @@ namespace headway {
 // that is stopped in the middle of a push keeps nobody else from pushing or from taking what is
 // there (a linked queue would make the consumer wait for it).
 //
-// Memory ordering: a push releases what the producer wrote to the node, TakeAll acquires it; both are
-// sequentially consistent because "pushed, then looked whether the consumer sleeps" against "about to
-// sleep, then looked whether something was pushed" is how the consumer is woken exactly when needed.
-template <typename T, T* T::* Next>
+// Memory ordering: a push releases what the producer wrote to the node, TakeAll acquires it; both
+// are sequentially consistent because "pushed, then looked whether the consumer sleeps" against
+// "about to sleep, then looked whether something was pushed" is how the consumer is woken exactly
+// when needed.
+template <typename T, T* T::*Next>
 class Stack {
  public:
   // Returns whether the stack was empty.

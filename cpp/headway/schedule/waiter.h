@@ -1,4 +1,5 @@
-// headway/schedule/waiter.h: one wait for admission, and the mailbox that it is handed over through.
+// headway/schedule/waiter.h: one wait for admission, and the mailbox that it is handed over
+// through.
 #ifndef HEADWAY_SCHEDULE_WAITER_H_
 #define HEADWAY_SCHEDULE_WAITER_H_
 
@@ -32,8 +33,8 @@ enum class Outcome : std::uint8_t {
 // whoever makes that move wrote `reservation` or `at` before it, and whoever sees it may read them.
 class Waiter {
  public:
-  Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority, Nanos submitted,
-         Nanos deadline, Mailbox* mailbox, void* cookie);
+  Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
+         Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie);
 
   void Unref() {
     if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
@@ -43,12 +44,16 @@ class Waiter {
   Bucket* bucket() const { return bucket_; }
   absl::Span<const std::int64_t> amounts() const { return amounts_; }
   Nanos submitted() const { return submitted_; }
-  // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold: not).
+  // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold:
+  // not).
   Nanos at() const { return at_; }
   // After kAdmitted, once: by the owner, or by a cancel that came first.
-  std::unique_ptr<Reservation> Claim() { return std::unique_ptr<Reservation>(reservation_.exchange(nullptr)); }
+  std::unique_ptr<Reservation> Claim() {
+    return std::unique_ptr<Reservation>(reservation_.exchange(nullptr));
+  }
 
-  // The owner's own word, for whoever drains the mailbox; changed only where the mailbox is drained.
+  // The owner's own word, for whoever drains the mailbox; changed only where the mailbox is
+  // drained.
   void* cookie;
   Waiter* next_in_mailbox = nullptr;
 
@@ -72,7 +77,7 @@ class Waiter {
   std::atomic<Reservation*> reservation_{nullptr};
   Waiter* previous_ = nullptr;
   Waiter* next_cancelled_ = nullptr;
-  Waiter* next_ = nullptr;  // in the intake, then in its class's queue
+  Waiter* next_ = nullptr;      // in the intake, then in its class's queue
   std::uint64_t sequence_ = 0;  // in the order in which waits were taken in
   const std::int32_t priority_;
   std::atomic<std::uint16_t> references_{2};

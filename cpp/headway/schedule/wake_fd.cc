@@ -84,8 +84,11 @@ WakeFd::Wake WakeFd::Wait(Nanos until) {
 #if defined(__linux__)
     const int n = ::ppoll(&watched, 1, given, nullptr);
 #else
-    const int n = ::poll(&watched, 1, given == nullptr ? -1
-                                      : static_cast<int>(timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000));
+    const int n = ::poll(
+        &watched, 1,
+        given == nullptr
+            ? -1
+            : static_cast<int>(timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000));
 #endif
     if (n > 0) return Wake::kSignalled;
     if (n < 0) return Wake::kInterrupted;

@@ -6,8 +6,8 @@
 
 namespace headway {
 
-// An eventfd where the system has them, else (or on request, for tests) a pair of connected sockets.
-// Both are non-blocking and close on exec.
+// An eventfd where the system has them, else (or on request, for tests) a pair of connected
+// sockets. Both are non-blocking and close on exec.
 //
 // Thread-safe. A signal given before `Clear` is not lost: the descriptor stays readable until then.
 class WakeFd {
@@ -28,8 +28,8 @@ class WakeFd {
   void Clear();
 
   enum class Wake { kSignalled, kTimedOut, kInterrupted };
-  // Blocks until signalled, until the monotonic instant `until` (kNever: no such instant), or until a
-  // POSIX signal arrives. Never returns kTimedOut early.
+  // Blocks until signalled, until the monotonic instant `until` (kNever: no such instant), or until
+  // a POSIX signal arrives. Never returns kTimedOut early.
   Wake Wait(Nanos until);
 
  private:

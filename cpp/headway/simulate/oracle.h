@@ -10,8 +10,8 @@
 
 namespace headway::simulate {
 
-// The oracles share no code with the core, not even its types: lists of what happened, replayed from
-// the beginning for every question. Instants are nanoseconds.
+// The oracles share no code with the core, not even its types: lists of what happened, replayed
+// from the beginning for every question. Instants are nanoseconds.
 using Instant = std::int64_t;
 using Wide = __int128;
 inline constexpr Instant kOracleNever = std::numeric_limits<Instant>::max();
@@ -19,8 +19,8 @@ inline constexpr Instant kOracleNever = std::numeric_limits<Instant>::max();
 // Continuous refill: a debt in time that is paid off as time passes, at most `burst` units of it.
 //
 // One unit costs `cost_numerator / cost_denominator` ns. Debts are kept in 2^-30 ns, so that what
-// rounding there is (rates that are no whole number of ns a unit, changed limits) stays far below one.
-// Amounts up to 2^40.
+// rounding there is (rates that are no whole number of ns a unit, changed limits) stays far below
+// one. Amounts up to 2^40.
 class BucketOracle {
  public:
   BucketOracle(std::int64_t cost_numerator, std::int64_t cost_denominator, std::int64_t burst)
@@ -29,7 +29,9 @@ class BucketOracle {
   // Something that happened; events come in the order of time.
   void Take(Instant at, std::int64_t units) { events_.push_back({at, Kind::kAdd, units, {}, 0}); }
   // Raises what is available, never above the burst.
-  void GiveBack(Instant at, std::int64_t units) { events_.push_back({at, Kind::kAdd, -units, {}, 0}); }
+  void GiveBack(Instant at, std::int64_t units) {
+    events_.push_back({at, Kind::kAdd, -units, {}, 0});
+  }
   // As much as a take of `units` cost under the price at which it was taken, for a provider whose
   // debts are shares of the limit: `numerator / denominator` ns.
   void GiveBackTime(Instant at, Wide numerator, Wide denominator) {
@@ -44,7 +46,8 @@ class BucketOracle {
   }
   void SetProportional(Instant at, std::int64_t cost_numerator, std::int64_t cost_denominator,
                        std::int64_t burst, std::int64_t numerator, std::int64_t denominator) {
-    events_.push_back({at, Kind::kAbsolute, 0, {cost_numerator, cost_denominator}, 0, {numerator, denominator}});
+    events_.push_back(
+        {at, Kind::kAbsolute, 0, {cost_numerator, cost_denominator}, 0, {numerator, denominator}});
     burst_ = burst;
   }
 
@@ -133,14 +136,16 @@ class WindowOracle {
     // Things change only where an entry leaves.
     Instant best = kOracleNever;
     for (const Entry& e : list_)
-      if (e.at + window_ > now && Used(e.at + window_) + units <= amount_) best = std::min(best, e.at + window_);
+      if (e.at + window_ > now && Used(e.at + window_) + units <= amount_)
+        best = std::min(best, e.at + window_);
     return best;
   }
 
   // The most that was ever in one window. Linear in the entries after sorting them.
   std::int64_t Most() const {
     std::vector<Entry> sorted = list_;
-    std::sort(sorted.begin(), sorted.end(), [](const Entry& a, const Entry& b) { return a.at < b.at; });
+    std::sort(sorted.begin(), sorted.end(),
+              [](const Entry& a, const Entry& b) { return a.at < b.at; });
     std::int64_t most = 0;
     std::int64_t sum = 0;
     std::size_t first = 0;

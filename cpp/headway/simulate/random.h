@@ -11,8 +11,8 @@
 
 namespace headway::simulate {
 
-// A source of random choices. Every run takes other seeds unless HEADWAY_SEED names one; a test puts
-// `seed()` into a SCOPED_TRACE, so that a failure can be repeated.
+// A source of random choices. Every run takes other seeds unless HEADWAY_SEED names one; a test
+// puts `seed()` into a SCOPED_TRACE, so that a failure can be repeated.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : seed_(seed), engine_(seed) {}
@@ -28,14 +28,17 @@ class Random {
   }
 
   std::uint64_t seed() const { return seed_; }
-  std::string Describe() const { return "HEADWAY_SEED=" + std::to_string(seed_) + " repeats this as run 0"; }
+  std::string Describe() const {
+    return "HEADWAY_SEED=" + std::to_string(seed_) + " repeats this as run 0";
+  }
 
   // From `low` to `high`, both included.
   std::int64_t From(std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(engine_);
   }
   bool OneIn(std::int64_t n) { return From(1, n) == 1; }
-  // Evenly over the magnitudes from 1 to 2^bits, so that small numbers are as frequent as large ones.
+  // Evenly over the magnitudes from 1 to 2^bits, so that small numbers are as frequent as large
+  // ones.
   std::int64_t Magnitude(int bits) {
     const std::int64_t top = std::int64_t{1} << From(0, bits);
     return From((top + 1) / 2, top);
@@ -56,8 +59,9 @@ inline Limit AnyLimit(Random& random, Shape shape, int bits = 53) {
     limit.shape = shape;
     limit.amount = random.Magnitude(bits);
     if (shape != Shape::kConcurrency)
-      limit.period = random.OneIn(4) ? Limit::kMinPeriod
-                                     : std::min(Limit::kMaxPeriod, kMillisecond * random.Magnitude(32));
+      limit.period = random.OneIn(4)
+                         ? Limit::kMinPeriod
+                         : std::min(Limit::kMaxPeriod, kMillisecond * random.Magnitude(32));
     if (shape == Shape::kBucket && random.OneIn(2)) limit.burst = random.Magnitude(bits);
     if (shape == Shape::kFixed && random.OneIn(2)) limit.anchor = random.From(-kDay, kDay);
     // A burst that takes years to refill is refused; take another.

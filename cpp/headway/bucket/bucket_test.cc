@@ -1,0 +1,372 @@
+// headway/bucket/bucket_test.cc: all or nothing over several limits, and a reservation's life.
+#include "headway/bucket/bucket.h"
+
+#include <memory>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "headway/simulate/oracle.h"
+#include "headway/simulate/random.h"
+
+namespace headway {
+namespace {
+
+using simulate::Random;
+using Amounts = std::vector<std::int64_t>;
+
+constexpr Nanos kNow = 1'000 * kSecond;
+
+Limit Make(Shape shape, std::int64_t amount, Nanos period = 10 * kSecond,
+           std::optional<std::int64_t> burst = std::nullopt) {
+  Limit limit;
+  limit.amount = amount;
+  limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
+  limit.period = shape == Shape::kConcurrency ? 0 : period;
+  limit.shape = shape;
+  limit.burst = burst;
+  return Limit::Make(limit).value();
+}
+
+// A bucket whose signals are counted.
+class Counted final : public WaiterSignal {
+ public:
+  Counted(const std::vector<Limit>& limits, const std::vector<std::uint8_t>& resources)
+      : bucket_(Bucket::Make(limits, resources, 0, this)) {}
+  explicit Counted(const Limit& limit) : Counted({limit}, {0}) {}
+  ~Counted() { bucket_->Unref(); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+  void Signal(Bucket&) override { ++signals; }
+  Bucket* operator->() { return bucket_; }
+
+  int signals = 0;
+
+ private:
+  Bucket* bucket_;
+};
+
+std::optional<Denial> Reserve(Counted& bucket, Nanos now, const Amounts& amounts,
+                              Reservation& out) {
+  return bucket->TryReserve(now, amounts, /*privileged=*/false, out);
+}
+
+// What one limit would say, by the oracle of its shape. Calls are answered when they are admitted.
+struct One {
+  Limit limit;
+  std::uint8_t resource;
+  std::unique_ptr<simulate::BucketOracle> bucket;
+  std::unique_ptr<simulate::FixedOracle> fixed;
+  std::int64_t in_use = 0;
+
+  Nanos ReadyAt(Nanos now, std::int64_t units) const {
+    if (units == 0) return now;
+    if (bucket != nullptr) return bucket->ReadyAt(now, units);
+    if (fixed != nullptr) return fixed->ReadyAt(now, units);
+    return units > limit.amount ? kNever : in_use + units <= limit.amount ? now : kUntold;
+  }
+  void Add(Nanos now, std::int64_t units) {
+    if (bucket != nullptr) bucket->Take(now, units);
+    if (fixed != nullptr) fixed->Add(now, units);
+    in_use += units;
+  }
+};
+
+void LiveBesideTheOracles(Random& random) {
+  const auto resources = static_cast<std::size_t>(random.From(1, 3));
+  std::vector<Limit> limits;
+  std::vector<std::uint8_t> counted;
+  std::vector<One> oracles;
+  for (std::int64_t n = random.From(1, 5); n > 0; --n) {
+    constexpr Shape kShapes[] = {Shape::kBucket, Shape::kFixed, Shape::kConcurrency};
+    const Limit limit =
+        Make(kShapes[random.From(0, 2)], random.From(1, 30), random.From(1, 10) * kSecond);
+    const auto resource =
+        static_cast<std::uint8_t>(random.From(0, static_cast<std::int64_t>(resources) - 1));
+    One one{limit, resource, nullptr, nullptr, 0};
+    if (limit.shape == Shape::kBucket)
+      one.bucket = std::make_unique<simulate::BucketOracle>(
+          (limit.period + limit.amount - 1) / limit.amount, 1, limit.amount);
+    if (limit.shape == Shape::kFixed)
+      one.fixed = std::make_unique<simulate::FixedOracle>(limit.amount, limit.period, 0);
+    limits.push_back(limit);
+    counted.push_back(resource);
+    oracles.push_back(std::move(one));
+  }
+  Counted bucket(limits, counted);
+  struct Held {
+    std::unique_ptr<Reservation> reservation;
+    Amounts amounts;
+    Nanos at;
+  };
+  std::vector<Held> held;
+  Nanos now = kNow;
+  for (int op = 0; op < 150; ++op) {
+    Amounts amounts(resources);
+    for (std::int64_t& a : amounts) a = random.OneIn(4) ? random.From(0, 35) : random.From(0, 4);
+    // The one that admits last binds; the first of those, where several do.
+    Nanos expected = now;
+    std::size_t binds = 0;
+    for (std::size_t i = 0; i < oracles.size(); ++i)
+      if (const Nanos at = oracles[i].ReadyAt(now, amounts[counted[i]]); at > expected) {
+        expected = at;
+        binds = i;
+      }
+    const Denial look = bucket->Look(now, amounts);
+    ASSERT_EQ(look.ready_at, expected);
+    if (expected > now) {
+      ASSERT_EQ(static_cast<std::size_t>(look.meter), binds);
+    }
+    if (random.OneIn(2)) {
+      std::vector<std::int64_t> before;
+      for (std::size_t i = 0; i < limits.size(); ++i)
+        before.push_back(bucket->Used(static_cast<int>(i), now));
+      Held h{std::make_unique<Reservation>(), amounts, now};
+      const std::optional<Denial> denied = Reserve(bucket, now, amounts, *h.reservation);
+      ASSERT_EQ(!denied, expected <= now);
+      if (denied) {
+        ASSERT_EQ(denied->ready_at, expected);
+        ASSERT_FALSE(h.reservation->held());
+        for (std::size_t i = 0; i < limits.size(); ++i)
+          ASSERT_EQ(bucket->Used(static_cast<int>(i), now), before[i])
+              << "a refusal took something";
+      } else {
+        if (random.OneIn(4)) {
+          ASSERT_TRUE(h.reservation->Cancel(now));
+          ASSERT_FALSE(h.reservation->Cancel(now) || h.reservation->Settle(now, {}))
+              << "ended twice";
+          continue;
+        }
+        // Answered at once, so that `fixed` knows where it belongs.
+        ASSERT_TRUE(h.reservation->Answered(now, false));
+        for (One& one : oracles) one.Add(now, amounts[one.resource]);
+        held.push_back(std::move(h));
+      }
+    } else if (!held.empty()) {
+      const auto at =
+          static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(held.size()) - 1));
+      Held h = std::move(held[at]);
+      held.erase(held.begin() + static_cast<std::ptrdiff_t>(at));
+      Amounts used(resources);
+      for (std::size_t r = 0; r < resources; ++r) used[r] = random.From(0, h.amounts[r] + 2);
+      ASSERT_FALSE(h.reservation->Cancel(now)) << "the provider has counted it";
+      ASSERT_TRUE(h.reservation->Settle(now, used));
+      ASSERT_FALSE(h.reservation->Cancel(now) || h.reservation->Settle(now, used) ||
+                   h.reservation->Expire(now))
+          << "ended twice";
+      for (One& one : oracles) {
+        const std::int64_t back = h.amounts[one.resource] - used[one.resource];
+        if (h.amounts[one.resource] == 0 && back == 0) continue;
+        one.in_use -= h.amounts[one.resource];
+        if (one.bucket != nullptr) {
+          if (back > 0) one.bucket->GiveBack(now, back);
+          if (back < 0) one.bucket->Take(now, -back);
+        }
+        if (one.fixed != nullptr) one.fixed->Add(back > 0 ? h.at : now, -back);
+      }
+    }
+    if (random.OneIn(3)) {
+      now += random.OneIn(10) ? 3600 * kSecond : random.From(0, 3 * kSecond);
+    }
+  }
+}
+
+TEST(Bucket, AdmitsAllOrNothingAsTheOraclesOfItsLimitsDo) {
+  for (std::uint64_t run = 0; run < 1'000; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    ASSERT_NO_FATAL_FAILURE(LiveBesideTheOracles(random));
+  }
+}
+
+TEST(Bucket, NamesTheLimitThatAdmitsLast) {
+  Counted bucket({Make(Shape::kBucket, 10), Make(Shape::kBucket, 5)}, {0, 1});
+  ASSERT_TRUE(bucket->TryTake(kNow, Amounts{10, 5}));
+  Reservation out;
+  const std::optional<Denial> denied = Reserve(bucket, kNow, {1, 2}, out);
+  ASSERT_TRUE(denied);
+  EXPECT_EQ(denied->meter, 1);
+  EXPECT_EQ(denied->ready_at, kNow + 4 * kSecond);
+  EXPECT_TRUE(Reserve(bucket, kNow, {1, 6}, out)->never());
+  EXPECT_FALSE(bucket->EverFits(Amounts{1, 6}));
+  EXPECT_TRUE(bucket->EverFits(Amounts{10, 5}));
+}
+
+TEST(Bucket, WhoeverWaitsIsNotPassedOnTheLimitItWaitsFor) {
+  Counted bucket({Make(Shape::kBucket, 10), Make(Shape::kBucket, 10)}, {0, 1});
+  bucket->SetWaiters(0);
+  EXPECT_FALSE(bucket->TryTake(kNow, Amounts{1, 0}));
+  EXPECT_FALSE(bucket->TryTake(kNow, Amounts{1, 1}));
+  EXPECT_TRUE(bucket->TryTake(kNow, Amounts{0, 1}));
+  Reservation privileged;
+  EXPECT_FALSE(bucket->TryReserve(kNow, Amounts{1, 1}, /*privileged=*/true, privileged));
+  bucket->ClearWaiters();
+  EXPECT_TRUE(bucket->TryTake(kNow, Amounts{1, 1}));
+}
+
+TEST(Bucket, MixesShapesUnderATransport) {
+  // A `bucket` limit keeps by how much sending has moved it where the others keep their cells.
+  Counted bucket({Make(Shape::kConcurrency, 50), Make(Shape::kBucket, 100),
+                  Make(Shape::kWindow, 50), Make(Shape::kFixed, 50)},
+                 {0, 0, 0, 0});
+  std::vector<std::unique_ptr<Reservation>> held;
+  for (int i = 0; i < 50; ++i) {
+    held.push_back(std::make_unique<Reservation>());
+    ASSERT_FALSE(Reserve(bucket, kNow, {1}, *held.back()));
+    EXPECT_TRUE(held.back()->Sent(kNow + 100 * kMillisecond, 50 * kMillisecond));
+  }
+  EXPECT_FALSE(bucket->TryTake(kNow, Amounts{1}));
+  for (auto& r : held) EXPECT_TRUE(r->Answered(kNow + kSecond, false));
+  for (auto& r : held) EXPECT_TRUE(r->Settle(kNow + kSecond, {}));
+  const Nanos then = kNow + 20 * kSecond;
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(bucket->Used(i, then), 0);
+  EXPECT_TRUE(bucket->TryTake(then, Amounts{50}));
+}
+
+TEST(Bucket, ATransportFreesASlotAWindowAfterTheNetworkDelayHoweverLongTheAnswerTakes) {
+  Counted bucket(Make(Shape::kWindow, 1));
+  Reservation r;
+  ASSERT_FALSE(Reserve(bucket, kNow, {1}, r));
+  EXPECT_EQ(bucket->ReadyAt(0, kNow, 1), kUntold);
+  EXPECT_TRUE(r.Sent(kNow, 30 * kMillisecond));
+  const Nanos ready = kNow + 30 * kMillisecond + 10 * kSecond;
+  EXPECT_EQ(bucket->ReadyAt(0, kNow, 1), ready);
+  EXPECT_TRUE(r.Answered(kNow + 2 * kSecond, false));
+  EXPECT_EQ(bucket->ReadyAt(0, kNow + 2 * kSecond, 1), ready);
+}
+
+TEST(Bucket, ANetworkIsGrantedTwentyMillisecondsAndEarlierHeadersTellMore) {
+  Counted bucket(Make(Shape::kWindow, 1));
+  Reservation r;
+  ASSERT_FALSE(Reserve(bucket, kNow, {1}, r));
+  EXPECT_TRUE(r.Sent(kNow, 0));
+  EXPECT_EQ(bucket->ReadyAt(0, kNow, 1), kNow + 20 * kMillisecond + 10 * kSecond);
+  EXPECT_TRUE(r.Answered(kNow + kMillisecond, false));
+  EXPECT_EQ(bucket->ReadyAt(0, kNow + kMillisecond, 1), kNow + kMillisecond + 10 * kSecond);
+}
+
+TEST(Bucket, ARefusalThatIsBackBeforeTheDelayIsCountedWhenItArrives) {
+  Counted bucket(Make(Shape::kWindow, 1));
+  Reservation r;
+  ASSERT_FALSE(Reserve(bucket, kNow, {1}, r));
+  EXPECT_TRUE(r.Answered(kNow + 3 * kSecond, /*refused=*/true));
+  EXPECT_EQ(bucket->ReadyAt(0, kNow + 3 * kSecond, 1), kNow + 13 * kSecond);
+}
+
+TEST(Bucket, TheLastCallOfAFirstBurstWaitsUntilTheOthersAreBack) {
+  Counted bucket(Make(Shape::kWindow, 3));
+  Reservation calls[4];
+  ASSERT_FALSE(Reserve(bucket, kNow, {1}, calls[0]));
+  ASSERT_FALSE(Reserve(bucket, kNow, {1}, calls[1]));
+  const std::optional<Denial> held_back = Reserve(bucket, kNow, {1}, calls[2]);
+  ASSERT_TRUE(held_back);
+  EXPECT_EQ(held_back->ready_at, kUntold);
+  EXPECT_EQ(bucket->Look(kNow, Amounts{1}).ready_at, kUntold) << "looking agrees with trying";
+  bucket->SetWaiters(0);
+  calls[0].Answered(kNow + kSecond, false);
+  const int before = bucket.signals;
+  calls[1].Answered(kNow + kSecond, false);
+  EXPECT_GT(bucket.signals, before);
+  bucket->ClearWaiters();
+  EXPECT_FALSE(Reserve(bucket, kNow + kSecond, {1}, calls[2]));
+}
+
+TEST(Reservation, GoesFromHeldToSentToAnsweredToEndedOnce) {
+  Counted bucket(Make(Shape::kWindow, 10));
+  Reservation r;
+  EXPECT_FALSE(r.held());
+  EXPECT_FALSE(r.Sent(kNow, 0) || r.Answered(kNow, false) || r.Settle(kNow, {}) || r.Cancel(kNow));
+  ASSERT_FALSE(Reserve(bucket, kNow, {5}, r));
+  EXPECT_TRUE(r.held());
+  EXPECT_EQ(r.admitted_at(), kNow);
+  EXPECT_TRUE(r.Sent(kNow + 1, 0));
+  EXPECT_FALSE(r.Sent(kNow + 2, 0));
+  EXPECT_EQ(r.sent_at(), kNow + 1);
+  EXPECT_FALSE(r.Cancel(kNow + 2)) << "the provider has counted it";
+  EXPECT_TRUE(r.Answered(kNow + 3, false));
+  EXPECT_FALSE(r.Answered(kNow + 4, false));
+  EXPECT_TRUE(r.Settle(kNow + 5, Amounts{2}));
+  EXPECT_TRUE(r.ended());
+  EXPECT_FALSE(r.Settle(kNow + 5, Amounts{0}));
+  EXPECT_FALSE(r.Expire(kNow + 5));
+  EXPECT_EQ(bucket->Used(0, kNow + 5), 2);
+}
+
+TEST(Reservation, NegativeOrMissingAmountsSettleAtTheEstimate) {
+  for (const Amounts& actual : {Amounts{}, Amounts{-1}}) {
+    Counted bucket(Make(Shape::kBucket, 10));
+    Reservation r;
+    ASSERT_FALSE(Reserve(bucket, kNow, {5}, r));
+    EXPECT_TRUE(r.Settle(kNow, actual));
+    EXPECT_EQ(bucket->Used(0, kNow), 5);
+  }
+}
+
+TEST(Reservation, WhatExpiresKeepsItsRatesAndGivesItsConcurrencyBack) {
+  Counted bucket({Make(Shape::kConcurrency, 1), Make(Shape::kBucket, 10), Make(Shape::kWindow, 10)},
+                 {0, 1, 2});
+  Reservation r;
+  ASSERT_FALSE(Reserve(bucket, kNow, {1, 4, 4}, r));
+  EXPECT_TRUE(r.Expire(kNow));
+  EXPECT_EQ(bucket->Used(0, kNow), 0);
+  EXPECT_EQ(bucket->Used(1, kNow), 4);
+  EXPECT_EQ(bucket->Used(2, kNow), 4);
+  EXPECT_EQ(bucket->Used(2, kNow + 10 * kSecond), 0);
+}
+
+TEST(Reservation, SlotsOverSeveralLimitsAreWhatAServerWouldAdmit) {
+  // At the common instant each limit counts it; nobody may use what it stands on up before.
+  for (std::uint64_t run = 0; run < 300; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    std::vector<Limit> limits;
+    for (int i = 0; i < 3; ++i)
+      limits.push_back(Make(Shape::kBucket, random.From(1, 20), random.From(1, 5) * kSecond,
+                            random.From(1, 10)));
+    Counted bucket(limits, {0, 1, 2});
+    std::vector<std::pair<Nanos, Amounts>> sent;
+    std::vector<std::unique_ptr<Reservation>> reserved;
+    Nanos now = kNow;
+    for (int step = 0; step < 100; ++step) {
+      Amounts amounts(3);
+      for (std::size_t i = 0; i < 3; ++i) amounts[i] = random.From(0, limits[i].burst_or_amount());
+      if (random.OneIn(4)) {
+        reserved.push_back(std::make_unique<Reservation>());
+        const Nanos at = bucket->ReserveAt(now, amounts, *reserved.back());
+        ASSERT_GE(at, now);
+        ASSERT_LT(at, kUntold);
+        if (random.OneIn(4) && at > now) {
+          ASSERT_TRUE(reserved.back()->Cancel(now));
+        } else {
+          sent.emplace_back(at, amounts);
+        }
+      } else if (bucket->TryTake(now, amounts)) {
+        sent.emplace_back(now, amounts);
+      }
+      now += random.From(0, kSecond);
+    }
+    std::stable_sort(sent.begin(), sent.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (std::size_t i = 0; i < 3; ++i) {
+      const Limit& limit = limits[i];
+      simulate::BucketOracle server((limit.period + limit.amount - 1) / limit.amount, 1,
+                                    limit.burst_or_amount());
+      for (const auto& [at, amounts] : sent) {
+        ASSERT_TRUE(server.Fits(at, amounts[i])) << limit.Format() << " at " << at - kNow;
+        server.Take(at, amounts[i]);
+      }
+    }
+  }
+}
+
+TEST(Reservation, ASlotThatCanNeverBeTakesNothing) {
+  Counted bucket({Make(Shape::kBucket, 10), Make(Shape::kBucket, 1)}, {0, 1});
+  Reservation r;
+  EXPECT_EQ(bucket->ReserveAt(kNow, Amounts{5, 2}, r), kNever);
+  EXPECT_FALSE(r.held());
+  EXPECT_EQ(bucket->Used(0, kNow), 0);
+}
+
+}  // namespace
+}  // namespace headway
