@@ -90,8 +90,8 @@ def _after_fork_in_child() -> None:
     _core.after_fork_in_child()
     if len(_limiters):
         _logger.warning(
-            "forked: %d limiter(s) go on in process %d on their own, with what was used at the fork; "
-            "two processes then share no limit",
+            "forked: %d limiter(s) go on in process %d on their own, with what was used at the "
+            "fork; two processes then share no limit",
             len(_limiters),
             os.getpid(),
         )

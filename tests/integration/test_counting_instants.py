@@ -1,9 +1,9 @@
 """A strict window on a real server refuses nobody, wherever the server's clock hands stand.
 
-1 320 requests at 600 a minute, all of them waiting from the start, over cold connections, against a
-server that counts them up to 5 ms after they arrive: through a transport that marks when a request was
-sent and answered, and with a plain call in `async with limiter.acquire()`. A limiter that stamps at
-admission loses its second burst to such a server, wholly or in part.
+1 320 requests at 600 a minute, all of them waiting from the start, over cold connections, against
+a server that counts them up to 5 ms after they arrive: through a transport that marks when a
+request was sent and answered, and with a plain call in `async with limiter.acquire()`. A limiter
+that stamps at admission loses its second burst to such a server, wholly or in part.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
 from running import COMMAND, environment, write_requests
 
 from headway.simulate import SimulatorProcess
@@ -68,13 +67,11 @@ def test_a_second_interrupt_cancels_what_is_in_flight(tmp_path: Path) -> None:
     assert "requests" in stdout
 
 
-@pytest.mark.parametrize("moment", ["at once"])
-def test_an_interrupt_before_anything_has_begun_is_no_traceback(
-    tmp_path: Path, moment: str
-) -> None:
+def test_an_interrupt_before_anything_has_begun_ends_it_too(tmp_path: Path) -> None:
     requests = write_requests(tmp_path / "requests.jsonl", 10)
     with SimulatorProcess("--latency", "0") as simulator:
         process = start(requests, simulator.url, "--out", str(tmp_path / "out.jsonl"))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
-    assert process.returncode in (130, -signal.SIGINT), moment
+    # Before the command's own code runs, it is Python that is interrupted.
+    assert process.returncode in (130, -signal.SIGINT)

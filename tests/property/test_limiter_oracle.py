@@ -1,8 +1,8 @@
 """Limiter against slow, obviously right counting, through the Python face, on a virtual clock.
 
-The oracles keep everything that was ever taken in plain lists of integers (nanoseconds and units) and
-share no code with the core. The limits drawn are those whose step is a whole number of nanoseconds, so
-that the two must agree exactly.
+The oracles keep everything that was ever taken in plain lists of integers (nanoseconds and units)
+and share no code with the core. The limits drawn are those whose step is a whole number of
+nanoseconds, so that the two must agree exactly.
 """
 
 from __future__ import annotations

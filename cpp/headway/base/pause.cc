@@ -3,6 +3,6 @@
 
 #if defined(HEADWAY_PAUSE_POINTS) && HEADWAY_PAUSE_POINTS
 namespace headway {
-thread_local ThreadPause thread_pause;
+constinit thread_local ThreadPause thread_pause;
 }  // namespace headway
 #endif

@@ -15,7 +15,8 @@ struct ThreadPause {
   PauseHook hook = nullptr;
   void* context = nullptr;
 };
-extern thread_local ThreadPause thread_pause;
+// constinit: reached without asking whether it has been initialised.
+extern constinit thread_local ThreadPause thread_pause;
 
 inline void Pause() {
   if (thread_pause.hook != nullptr) thread_pause.hook(thread_pause.context);

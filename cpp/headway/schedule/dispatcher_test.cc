@@ -74,7 +74,7 @@ void Live(Bucket* bucket, WakeFd::Kind kind, std::uint64_t seed, std::atomic<int
       held.pop_back();
     }
   };
-  for (int i = 0; i < 600; ++i) {
+  for (int i = 0; i < 3'000; ++i) {
     const Nanos now = MonotonicNow();
     const Nanos deadline = random.OneIn(3) ? now + random.From(0, 30 * kMillisecond) : kNever;
     Waiter* w = scheduler.Submit(bucket, Amounts{1, random.From(0, 3), random.From(0, 1)}, static_cast<std::int32_t>(random.From(0, 2)), now,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from types import TracebackType
 from typing import TextIO, final
 
@@ -17,6 +18,7 @@ REPORT = 10.0
 """Seconds between two lines where there is no terminal."""
 
 _BAR = 24
+_LOOK_BACK = 60.0
 
 
 @final
@@ -33,6 +35,7 @@ class Progress:
         self._terminal = stream.isatty()
         self._every = REDRAW if self._terminal else report
         self._began = time.monotonic()
+        self._seen = deque([(self._began, 0)])  # when, how many had ended
         self._timer: asyncio.TimerHandle | None = None
         self._drawn = False
 
@@ -43,6 +46,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
+        self._seen = deque([(self._began, 0)])
         if self._terminal:
             self._draw()
         self._wait()
@@ -94,11 +98,26 @@ class Progress:
         ):
             if number:
                 parts.append(f"{number:,} {word}")
-        elapsed = time.monotonic() - self._began
-        left = self._tally.total - done
-        if done and left > 0:
-            parts.append(f"about {_clock(elapsed / done * left)} left")
+        left = self._seconds_left(done)
+        if left is not None:
+            parts.append(f"about {_clock(left)} left")
         return ", ".join(parts)
+
+    def _seconds_left(self, done: int) -> float | None:
+        """By the pace of the last minute, or of the later half where less time has passed.
+
+        What the first burst let through at once will not come again.
+        """
+        now = time.monotonic()
+        self._seen.append((now, done))
+        oldest = now - min(_LOOK_BACK, (now - self._began) / 2)
+        while self._seen[1][0] <= oldest:
+            self._seen.popleft()
+        when, before = self._seen[0]
+        rest = self._tally.total - self._tally.broken - done
+        if done == before or rest <= 0:
+            return None
+        return rest * (now - when) / (done - before)
 
 
 def _clock(seconds: float) -> str:
