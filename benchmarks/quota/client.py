@@ -21,9 +21,7 @@ import httpx
 
 from harness.statistics import quantile
 from headway import Limiter, Reservation
-from headway.transports._connections import Connections
-from headway.transports._httpx import send
-from headway.transports._network import NetworkDelays
+from headway.transports import Connections, NetworkDelays, send
 from peers.gates import Gate, open_gate
 from quota.cells import Cell
 

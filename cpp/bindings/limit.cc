@@ -30,7 +30,7 @@ std::int64_t ToAmount(const py::object& value, const char* what) {
   if (py::isinstance<py::bool_>(value) || !PyIndex_Check(value.ptr()))
     throw py::type_error(std::string(what) + " " + py::repr(value).cast<std::string>() +
                          ": must be a whole number (int)");
-  const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
+  const auto number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
   int overflow = 0;
   const long long out = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
   if (overflow != 0)

@@ -109,6 +109,18 @@ PyType_Slot slots[] = {
 PyType_Spec spec = {"headway._core.Mailbox", sizeof(MailboxObject), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};
 
+// Whether a weak reference still refers to that object.
+bool Refers(PyObject* weak, PyObject* object) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* target = nullptr;
+  const bool same = PyWeakref_GetRef(weak, &target) == 1 && target == object;
+  Py_XDECREF(target);
+  return same;
+#else
+  return PyWeakref_GetObject(weak) == object;
+#endif
+}
+
 PyObject* Attribute(const char* module_name, const char* name) {
   PyObject* module = PyImport_ImportModule(module_name);
   if (module == nullptr) return nullptr;
@@ -133,7 +145,7 @@ Mailbox* MailboxOfRunningLoop(PyObject** loop_out) {
   }
   PyObject* loop = PyObject_CallNoArgs(get_running_loop);
   if (loop == nullptr) return nullptr;
-  if (cached_loop == nullptr || PyWeakref_GetObject(cached_loop) != loop ||
+  if (cached_loop == nullptr || !Refers(cached_loop, loop) ||
       Self(cached_mailbox)->fork_generation != Dispatcher::ForkGeneration()) {
     PyObject* mailbox = PyObject_CallOneArg(mailbox_for, loop);
     PyObject* weak = mailbox == nullptr ? nullptr : PyWeakref_NewRef(loop, nullptr);

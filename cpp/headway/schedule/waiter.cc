@@ -22,8 +22,7 @@ Waiter::~Waiter() {
   bucket_->Unref();
 }
 
-Mailbox::~Mailbox() {
-  // Nothing can be in here: a waiter in the mailbox holds a reference to it.
-}
+// Nothing can be in it: a waiter in the mailbox holds a reference to it.
+Mailbox::~Mailbox() = default;
 
 }  // namespace headway

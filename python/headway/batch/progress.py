@@ -111,7 +111,7 @@ class Progress:
         now = time.monotonic()
         self._seen.append((now, done))
         oldest = now - min(_LOOK_BACK, (now - self._began) / 2)
-        while self._seen[1][0] <= oldest:
+        while len(self._seen) > 2 and self._seen[1][0] <= oldest:
             self._seen.popleft()
         when, before = self._seen[0]
         rest = self._tally.total - self._tally.broken - done
