@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: setup build run test test-cpp test-tsan test-asan test-python lint format format-check types \
-        stubs stubs-check mutants fetch-deps wheel fresh soak bench bench-peers clean help
+        stubs stubs-check mutants mutants-apply fetch-deps wheel fresh soak bench bench-peers clean help
 
 help:           ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -22,7 +22,7 @@ run:            ## the main job on a sample, against the simulator
 
 # The cheap checks first; then what is built once is used by what follows.
 CHECKS := format-check lint types stubs-check
-TESTS := test-cpp test-tsan test-asan test-python mutants wheel fetch-deps
+TESTS := test-cpp test-tsan test-asan test-python mutants-apply wheel fetch-deps
 test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
 
@@ -55,6 +55,11 @@ stubs: build        ## write python/headway/_core.pyi anew from the built extens
 
 stubs-check: build  ## see that the committed stub is the extension's
 	@build/venv/bin/python tools/stubs --check
+
+mutants-apply: setup  ## see that each patch of tests/mutants still applies
+	@for patch in tests/mutants/*.patch; do \
+	  git apply --check "$$patch" || { echo "$$patch does not apply"; exit 1; }; done
+	@echo "==> mutants: all $$(ls tests/mutants/*.patch | wc -l) patches apply"
 
 mutants: setup      ## apply each patch of tests/mutants and see its test fail
 	@build/venv/bin/python tools/mutants
