@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.apart import apart
 from harness.cpp import run_cpp
-from harness.native import build_floor, load_floor
+from harness.native import Floor, build_floor, load_floor
 from harness.options import Options
 from harness.result import Result
 from harness.statistics import quantile
@@ -95,11 +95,12 @@ def compare(floor: Path, rounds: int) -> tuple[list[float], list[float]]:
     """Microseconds late: of Headway's admissions, and of the floor's ticks."""
 
     async def main() -> tuple[list[float], list[float]]:
+        module = load_floor(floor)
         ours: list[float] = []
         bare: list[float] = []
         for _ in range(rounds):
             ours += await _admissions()
-            bare += await _ticks(floor)
+            bare += await _ticks(module)
         return ours, bare
 
     return asyncio.run(main())
@@ -122,7 +123,7 @@ async def _admissions() -> list[float]:
     return late
 
 
-async def _ticks(path: Path) -> list[float]:
+async def _ticks(floor: Floor) -> list[float]:
     loop = asyncio.get_running_loop()
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     late: list[float] = []
@@ -139,7 +140,7 @@ async def _ticks(path: Path) -> list[float]:
 
     loop.add_reader(fd, ready)
     start = time.monotonic_ns()
-    ticker = load_floor(path).Ticker(fd, start, STEP, CHUNK)
+    ticker = floor.Ticker(fd, start, STEP, CHUNK)
     await asyncio.gather(*(waiter(t, start + i * STEP) for i, t in enumerate(ticks, 1)))
     ticker.join()
     loop.remove_reader(fd)

@@ -74,6 +74,19 @@ def test_a_connection_that_has_been_idle_too_long_is_not_used_again() -> None:
     serve(body, latency=0.02, keep_alive=0.05)
 
 
+def test_connections_that_nobody_needs_any_more_are_closed_while_one_is_in_use() -> None:
+    async def body(provider: SimulatedProvider, connections: Connections) -> None:
+        await asyncio.gather(*(ask(provider, connections) for _ in range(5)))
+        assert connections.open == 5
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 0.3
+        while loop.time() < end:
+            assert await ask(provider, connections) == 200
+        assert connections.open == 1
+
+    serve(body, latency=0.01, keep_alive=0.2)
+
+
 def test_connections_that_the_server_has_closed_are_not_used_again() -> None:
     async def main() -> None:
         async with Connections() as connections:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import httpx
+import pytest
 
 from headway import Limiter
 from headway.simulate import SimulatorProcess
@@ -62,6 +63,7 @@ async def _all(call: Call, url: str, stagger: float) -> tuple[int, float]:
     return sum(status != 200 for status in statuses), time.monotonic() - began
 
 
+@pytest.mark.long
 def test_1320_requests_at_600_a_minute_are_refused_by_no_strict_window() -> None:
     latencies = ["0.05", "2", "lognormal:4:0.5"]
     cells = [(latency, kind) for latency in latencies for kind in ("transport", "opaque")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import monotonic
 
 import httpx
 import pytest
@@ -29,17 +30,19 @@ class Answered(Endpoint):
         return httpx.MockTransport(self._answer)
 
 
-def attempt(answer: Answer, timeout: float = 5.0, line: Line = LINE) -> tuple[Outcome, bool, int]:
-    """What one attempt comes to, whether it was sent, and the concurrency that is taken after."""
+def attempt(
+    answer: Answer, timeout: float = 5.0, line: Line = LINE
+) -> tuple[Outcome, bool, list[int]]:
+    """What one attempt comes to, whether it was sent, and what it has used of the limits below."""
 
-    async def run() -> tuple[Outcome, bool, int]:
-        limiter = Limiter(["1 concurrency", "100 requests/s"])
+    async def run() -> tuple[Outcome, bool, list[int]]:
+        limiter = Limiter(["1 concurrency", "100 requests/hour"])
         sent = asyncio.Event()
         async with Attempts(Answered(answer), timeout) as attempts:
             reservation = await limiter.acquire()
             outcome = await attempts.make(line, reservation, sent.set)
         assert reservation.state == "ended"
-        return outcome, sent.is_set(), limiter.explain().limits[0].used
+        return outcome, sent.is_set(), [state.used for state in limiter.explain().limits]
 
     return asyncio.run(run())
 
@@ -64,7 +67,7 @@ def test_an_answer_is_its_status_its_id_and_its_body() -> None:
     assert (outcome.status, outcome.request_id, outcome.body) == (200, "req_1", {"x": 1})
     assert outcome.latency is not None
     assert 0 <= outcome.latency < 5
-    assert (outcome.retried, outcome.error, sent, taken) == (False, None, True, 0)
+    assert (outcome.retried, outcome.error, sent, taken) == (False, None, True, [0, 1])
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"", b'{"x": NaN}', b"\xff{"])
@@ -77,7 +80,7 @@ def test_an_answer_that_is_no_json_is_its_text(content: bytes) -> None:
 def test_a_refusal_says_when_to_try_again() -> None:
     response = httpx.Response(429, headers={"retry-after-ms": "1500"}, json={})
     outcome, _, taken = attempt(always(response))
-    assert (outcome.status, outcome.retried, outcome.told, taken) == (429, True, 1.5, 0)
+    assert (outcome.status, outcome.retried, outcome.told, taken) == (429, True, 1.5, [0, 1])
 
 
 def test_a_silence_ends_with_the_timeout() -> None:
@@ -85,17 +88,36 @@ def test_a_silence_ends_with_the_timeout() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
+    began = monotonic()
     outcome, _, taken = attempt(never, timeout=0.05)
+    assert 0.05 <= monotonic() - began < 5
     assert outcome.error == ("timeout", "no answer within 0.05 s")
     assert outcome.retried
-    assert taken == 0
+    assert taken[0] == 0
 
 
 def test_a_broken_connection_is_tried_again_and_named() -> None:
     outcome, _, taken = attempt(raising(httpx.ReadError("gone")))
     assert outcome.error == ("connection_error", "ReadError: gone")
     assert outcome.retried
-    assert taken == 0
+    assert taken[0] == 0
+
+
+def test_an_answer_that_breaks_off_is_closed_and_tried_again() -> None:
+    class Half(httpx.AsyncByteStream):
+        closed = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"half"
+            raise httpx.ReadError("gone")
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    half = Half()
+    outcome, _, taken = attempt(always(httpx.Response(200, stream=half)))
+    assert outcome.error == ("connection_error", "ReadError: gone")
+    assert (outcome.retried, half.closed, taken) == (True, True, [0, 1])
 
 
 def test_what_httpx_will_not_send_is_not_tried_again() -> None:
@@ -109,7 +131,7 @@ def test_a_url_that_httpx_cannot_read_is_not_tried_again() -> None:
     outcome, sent, taken = attempt(always(httpx.Response(200)), line=line)
     assert outcome.error is not None
     assert outcome.error[0] == "invalid_url"
-    assert (outcome.retried, sent, taken) == (False, False, 0)
+    assert (outcome.retried, sent, taken) == (False, False, [0, 0])
 
 
 def test_an_attempt_that_is_cancelled_gives_its_concurrency_back() -> None:

@@ -292,7 +292,7 @@ def test_an_interrupt_starts_nothing_new_and_lets_what_is_in_flight_end() -> Non
 
 def test_an_interrupt_writes_the_last_answer_of_what_waits_to_be_tried_again() -> None:
     async def main() -> None:
-        later = Outcome(status=429, retried=True, told=100.0)
+        later = Outcome(status=429, retried=True, told=10_000.0)
         answered = asyncio.Event()
 
         async def busy(_: Line) -> Outcome:

@@ -45,6 +45,26 @@ def test_a_result_is_in_the_file_when_write_returns(tmp_path: Path) -> None:
             assert [result["custom_id"] for result in written(path)][-1] == str(number)
 
 
+def test_a_result_that_the_system_takes_in_pieces_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+
+    class InPieces:
+        def __init__(self) -> None:
+            self.file = path.open("wb", buffering=0)
+            self.close = self.file.close
+
+        def write(self, data: memoryview) -> int:
+            return self.file.write(data[:7])
+
+    with Results(str(path)) as results:
+        results._file.close()
+        monkeypatch.setattr(results, "_file", InPieces())
+        results.write("a", Outcome(status=200, body="x" * 100))
+    assert written(path)[0]["response"]["body"] == "x" * 100
+
+
 def test_ids_are_unique_also_among_runs(tmp_path: Path) -> None:
     ids: set[str] = set()
     for run in range(3):

@@ -21,7 +21,8 @@ using Amounts = std::vector<std::int64_t>;
 constexpr int kThreads = 4;
 constexpr Nanos kNow = 1'000 * kSecond;
 
-Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond, std::optional<std::int64_t> burst = std::nullopt) {
+Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond,
+           std::optional<std::int64_t> burst = std::nullopt) {
   Limit limit;
   limit.amount = amount;
   limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
@@ -72,14 +73,16 @@ TEST(Stress, NoIntervalAdmitsMoreThanItsLimit) {
         Random random(shared.seed() * 31 + static_cast<std::uint64_t>(i));
         auto& mine = admitted[static_cast<std::size_t>(i)];
         for (int n = 0; n < 6'000; ++n) {
-          const Nanos now = random.OneIn(3) ? clock.fetch_add(random.From(0, 20 * kMicrosecond)) : clock.load();
+          const Nanos now =
+              random.OneIn(3) ? clock.fetch_add(random.From(0, 20 * kMicrosecond)) : clock.load();
           const std::int64_t amount = random.From(1, std::max<std::int64_t>(1, limit.amount / 8));
           if (bucket->TryTake(now, Amounts{amount})) mine.push_back({now, clock.load(), amount});
         }
       });
       std::vector<Admission> all;
       for (const auto& mine : admitted) all.insert(all.end(), mine.begin(), mine.end());
-      std::sort(all.begin(), all.end(), [](const Admission& a, const Admission& b) { return a.from < b.from; });
+      std::sort(all.begin(), all.end(),
+                [](const Admission& a, const Admission& b) { return a.from < b.from; });
       ASSERT_FALSE(all.empty());
       if (shape == Shape::kBucket) {
         // By their own clocks' readings: sum <= burst + what was refilled, over every interval.
@@ -87,15 +90,18 @@ TEST(Stress, NoIntervalAdmitsMoreThanItsLimit) {
           std::int64_t sum = 0;
           for (std::size_t last = first; last < all.size(); ++last) {
             sum += all[last].amount;
-            ASSERT_LE((sum - limit.amount) * limit.period, (all[last].from - all[first].from) * limit.amount);
+            ASSERT_LE((sum - limit.amount) * limit.period,
+                      (all[last].from - all[first].from) * limit.amount);
           }
         }
       } else {
         // What surely lies within one window, however late its thread was.
         for (const Admission& end : all) {
-          const Nanos begin = shape == Shape::kWindow ? end.to - limit.period : end.to - end.to % limit.period - 1;
+          const Nanos begin =
+              shape == Shape::kWindow ? end.to - limit.period : end.to - end.to % limit.period - 1;
           std::int64_t sum = 0;
-          for (auto a = std::upper_bound(all.begin(), all.end(), begin, [](Nanos t, const Admission& x) { return t < x.from; });
+          for (auto a = std::upper_bound(all.begin(), all.end(), begin,
+                                         [](Nanos t, const Admission&x) { return t < x.from; });
                a != all.end() && a->from <= end.to; ++a)
             if (a->to <= end.to) sum += a->amount;
           ASSERT_LE(sum, limit.amount);
@@ -109,22 +115,25 @@ TEST(Stress, NoIntervalAdmitsMoreThanItsLimit) {
   }
 }
 
-// Everything that a reservation can live through, at once, while limits change; in the end nothing is
-// lost and nothing too much.
+// Everything that a reservation can live through, at once, while limits change; in the end nothing
+// is lost and nothing too much.
 TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
   const std::vector<std::vector<Limit>> cases = {
-      {Make(Shape::kConcurrency, 6), Make(Shape::kBucket, 1'000'000), Make(Shape::kWindow, 500, kMillisecond), Make(Shape::kFixed, 700, kMillisecond)},
+      {Make(Shape::kConcurrency, 6), Make(Shape::kBucket, 1'000'000),
+       Make(Shape::kWindow, 500, kMillisecond), Make(Shape::kFixed, 700, kMillisecond)},
       {Make(Shape::kWindow, 20, kMillisecond), Make(Shape::kWindow, 100, 20 * kMillisecond)},
       {Make(Shape::kConcurrency, 3), Make(Shape::kBucket, 1'000, kSecond, 20)},
   };
   for (const std::vector<Limit>& limits : cases) {
     Random shared(Random::Seed(0));
     SCOPED_TRACE(shared.Describe());
-    // One rule a run, as a provider has: a debt that grew in time under one rule when the limit fell
-    // would stay as long under the other when it rises again, and in the end be more than is waited.
+    // One rule a run, as a provider has: a debt that grew in time under one rule when the limit
+    // fell would stay as long under the other when it rises again, and in the end be more than is
+    // waited.
     const Debt debt = shared.OneIn(2) ? Debt::kAbsolute : Debt::kProportional;
     std::vector<std::uint8_t> resources;
-    for (std::size_t i = 0; i < limits.size(); ++i) resources.push_back(static_cast<std::uint8_t>(i));
+    for (std::size_t i = 0; i < limits.size(); ++i)
+      resources.push_back(static_cast<std::uint8_t>(i));
     Ignored signal;
     Bucket* bucket = Bucket::Make(limits, resources, 0, &signal);
     std::atomic<Nanos> clock{kNow};
@@ -138,9 +147,13 @@ TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
         const Nanos now = clock.fetch_add(random.From(0, 3 * kMicrosecond));
         Amounts amounts(limits.size());
         for (std::size_t i = 0; i < limits.size(); ++i)
-          amounts[i] = limits[i].shape == Shape::kConcurrency ? 1 : random.From(0, std::max<std::int64_t>(1, limits[i].burst_or_amount() / 10));
+          amounts[i] =
+              limits[i].shape == Shape::kConcurrency
+                  ? 1
+                  : random.From(0, std::max<std::int64_t>(1, limits[i].burst_or_amount() / 10));
         if (random.OneIn(200)) {
-          const auto i = static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(limits.size()) - 1));
+          const auto i = static_cast<std::size_t>(
+              random.From(0, static_cast<std::int64_t>(limits.size()) - 1));
           Limit changed = limits[i];
           changed.amount = random.From(1, 2 * changed.amount);
           if (changed.shape == Shape::kConcurrency) changed.amount = limits[i].amount;
@@ -154,7 +167,9 @@ TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
           while (seen < here && !most_at_once.compare_exchange_weak(seen, here)) {
           }
         }
-        if (random.OneIn(50)) bucket->SetWaiters(static_cast<int>(random.From(0, static_cast<std::int64_t>(limits.size()) - 1)));
+        if (random.OneIn(50))
+          bucket->SetWaiters(
+              static_cast<int>(random.From(0, static_cast<std::int64_t>(limits.size()) - 1)));
         if (random.OneIn(20)) bucket->ClearWaiters();
         if (random.OneIn(3)) r->Sent(now, random.OneIn(2) ? random.From(0, kMillisecond) : -1);
         if (random.OneIn(3)) r->Answered(clock.load(), random.OneIn(10));
@@ -167,8 +182,10 @@ TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
           r->Expire(clock.load());
           continue;
         }
-        // Put on the shelf; what lay there is ended here, perhaps while its owner still tells of it.
-        Reservation* other = shelf[static_cast<std::size_t>(random.From(0, 7))].exchange(r.release());
+        // Put on the shelf; what lay there is ended here, perhaps while its owner still tells of
+        // it.
+        Reservation* other =
+            shelf[static_cast<std::size_t>(random.From(0, 7))].exchange(r.release());
         if (other != nullptr) {
           const std::unique_ptr<Reservation> ended(other);
           ended->Answered(clock.load(), false);
@@ -177,7 +194,8 @@ TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
       }
     });
     for (auto& place : shelf)
-      if (const std::unique_ptr<Reservation> left(place.load()); left != nullptr) left->Settle(clock.load(), {});
+      if (const std::unique_ptr<Reservation> left(place.load()); left != nullptr)
+        left->Settle(clock.load(), {});
     bucket->ClearWaiters();
     for (std::size_t i = 0; i < limits.size(); ++i)
       bucket->SetLimit(clock.load(), static_cast<int>(i), limits[i], 0, debt);
@@ -196,7 +214,8 @@ TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
 }
 
 TEST(Stress, OneReservationToldOfByManyThreadsEndsOnce) {
-  const std::vector<Limit> limits = {Make(Shape::kConcurrency, 1), Make(Shape::kWindow, 5, kMillisecond)};
+  const std::vector<Limit> limits = {Make(Shape::kConcurrency, 1),
+                                     Make(Shape::kWindow, 5, kMillisecond)};
   Ignored signal;
   Bucket* bucket = Bucket::Make(limits, std::vector<std::uint8_t>{0, 1}, 0, &signal);
   Nanos now = kNow;
@@ -216,7 +235,8 @@ TEST(Stress, OneReservationToldOfByManyThreadsEndsOnce) {
     tell([&] { return r.Sent(now, kMillisecond) ? 0 : 0; });
     tell([&] { return r.Answered(now + 1, false) ? 0 : 0; });
     tell([&] { return r.Settle(now + 1, Amounts{1, 2}) ? 1 : 0; });
-    tell([&] { return round % 2 == 0 ? (r.Cancel(now + 1) ? 1 : 0) : (r.Expire(now + 1) ? 1 : 0); });
+    tell(
+        [&] { return round % 2 == 0 ? (r.Cancel(now + 1) ? 1 : 0) : (r.Expire(now + 1) ? 1 : 0); });
     for (std::thread& t : threads) t.join();
     ASSERT_EQ(ended.load(), 1);
     ASSERT_EQ(bucket->Used(0, now + 1), 0);

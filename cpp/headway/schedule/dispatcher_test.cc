@@ -1,4 +1,5 @@
-// headway/schedule/dispatcher_test.cc: the thread with the real clock; every wait ends exactly once.
+// headway/schedule/dispatcher_test.cc: the thread with the real clock; every wait ends exactly
+// once.
 #include "headway/schedule/dispatcher.h"
 
 #include <atomic>
@@ -18,7 +19,8 @@ namespace {
 using simulate::Random;
 using Amounts = std::vector<std::int64_t>;
 
-Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond, std::optional<std::int64_t> burst = std::nullopt) {
+Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond,
+           std::optional<std::int64_t> burst = std::nullopt) {
   Limit limit;
   limit.amount = amount;
   limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
@@ -77,13 +79,16 @@ void Live(Bucket* bucket, WakeFd::Kind kind, std::uint64_t seed, std::atomic<int
   for (int i = 0; i < 3'000; ++i) {
     const Nanos now = MonotonicNow();
     const Nanos deadline = random.OneIn(3) ? now + random.From(0, 30 * kMillisecond) : kNever;
-    Waiter* w = scheduler.Submit(bucket, Amounts{1, random.From(0, 3), random.From(0, 1)}, static_cast<std::int32_t>(random.From(0, 2)), now,
-                                 deadline, mailbox, nullptr);
+    Waiter* w = scheduler.Submit(bucket, Amounts{1, random.From(0, 3), random.From(0, 1)},
+                                 static_cast<std::int32_t>(random.From(0, 2)), now, deadline,
+                                 mailbox, nullptr);
     mine.push_back(w);
     ++expected;
     if (random.OneIn(4)) {
-      // Cancelled before it came out: then it never does, and the reservation, if any, is given back.
-      Waiter* victim = mine[static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(mine.size()) - 1))];
+      // Cancelled before it came out: then it never does, and the reservation, if any, is given
+      // back.
+      Waiter* victim = mine[static_cast<std::size_t>(
+          random.From(0, static_cast<std::int64_t>(mine.size()) - 1))];
       if (out.count(victim) == 0) {
         const bool waited = victim->outcome() == Outcome::kWaiting;
         scheduler.Cancel(victim, MonotonicNow());
@@ -117,20 +122,26 @@ TEST(Dispatcher, EveryWaitOfSeveralLoopsEndsExactlyOnce) {
   dispatcher.Start();
   Random shared(Random::Seed(0));
   SCOPED_TRACE(shared.Describe());
-  const std::vector<Limit> limits = {Make(Shape::kConcurrency, 16), Make(Shape::kBucket, 50'000, kSecond, 30),
+  const std::vector<Limit> limits = {Make(Shape::kConcurrency, 16),
+                                     Make(Shape::kBucket, 50'000, kSecond, 30),
                                      Make(Shape::kWindow, 2'000, 20 * kMillisecond)};
   Bucket* bucket = MakeBucket(limits);
   std::atomic<int> running{4};
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([&, i] {
-      Live(bucket, i % 2 == 0 ? WakeFd::DefaultKind() : WakeFd::Kind::kSocketPair, shared.seed() * 41 + static_cast<std::uint64_t>(i), running);
+      Live(bucket, i % 2 == 0 ? WakeFd::DefaultKind() : WakeFd::Kind::kSocketPair,
+           shared.seed() * 41 + static_cast<std::uint64_t>(i), running);
     });
   // Limits change meanwhile.
   Random random(shared.seed());
   while (running.load() > 0) {
-    bucket->SetLimit(MonotonicNow(), 0, Make(Shape::kConcurrency, random.From(8, 16)), 0, Debt::kAbsolute);
-    bucket->SetLimit(MonotonicNow(), 1, Make(Shape::kBucket, random.From(20'000, 100'000), kSecond, random.From(10, 40)), 0, Debt::kAbsolute);
+    bucket->SetLimit(MonotonicNow(), 0, Make(Shape::kConcurrency, random.From(8, 16)), 0,
+                     Debt::kAbsolute);
+    bucket->SetLimit(
+        MonotonicNow(), 1,
+        Make(Shape::kBucket, random.From(20'000, 100'000), kSecond, random.From(10, 40)), 0,
+        Debt::kAbsolute);
     std::this_thread::yield();
   }
   for (std::thread& t : threads) t.join();
@@ -150,7 +161,8 @@ TEST(Dispatcher, NobodyIsAdmittedBeforeItsInstant) {
   auto* mailbox = new Mailbox;
   std::vector<Waiter*> mine;
   for (int i = 0; i < 10; ++i)
-    mine.push_back(dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, MonotonicNow(), kNever, mailbox, nullptr));
+    mine.push_back(dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, MonotonicNow(), kNever,
+                                                 mailbox, nullptr));
   std::vector<Nanos> at;
   while (at.size() < mine.size()) {
     for (Waiter* w = Next(*mailbox); w != nullptr;) {
@@ -174,7 +186,8 @@ TEST(Dispatcher, WhatWaitsWhenItStopsGoesOnWhenItStarts) {
   dispatcher.Stop();
   Bucket* bucket = MakeBucket({Make(Shape::kBucket, 1)});
   auto* mailbox = new Mailbox;
-  Waiter* w = dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, MonotonicNow(), kNever, mailbox, nullptr);
+  Waiter* w = dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, MonotonicNow(), kNever, mailbox,
+                                            nullptr);
   EXPECT_EQ(mailbox->Drain(), nullptr);
   dispatcher.Start();
   dispatcher.Start();
@@ -208,7 +221,8 @@ TEST(Dispatcher, AForkedChildIsEmptyAndWorksWhenItIsStarted) {
     if (dispatcher.scheduler().Depth(*bucket, now) != 0) fail(4);
     auto* own = new Mailbox;
     Bucket* fresh = MakeBucket({Make(Shape::kBucket, 1)});
-    Waiter* later = dispatcher.scheduler().Submit(fresh, Amounts{1}, 0, MonotonicNow(), kNever, own, nullptr);
+    Waiter* later =
+        dispatcher.scheduler().Submit(fresh, Amounts{1}, 0, MonotonicNow(), kNever, own, nullptr);
     dispatcher.Start();
     if (Next(*own) != later || later->outcome() != Outcome::kAdmitted) fail(5);
     fail(0);

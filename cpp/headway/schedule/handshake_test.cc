@@ -10,6 +10,8 @@
 #include "headway/schedule/scheduler.h"
 #include "headway/simulate/explorer.h"
 
+#if defined(HEADWAY_PAUSE_POINTS) && HEADWAY_PAUSE_POINTS
+
 namespace headway {
 namespace {
 
@@ -264,3 +266,5 @@ TEST(Handshake, AMailboxIsReadableWheneverSomethingIsInIt) {
 
 }  // namespace
 }  // namespace headway
+
+#endif  // HEADWAY_PAUSE_POINTS

@@ -7,6 +7,8 @@
 
 #include "headway/base/pause.h"
 
+#if defined(HEADWAY_PAUSE_POINTS) && HEADWAY_PAUSE_POINTS
+
 namespace headway::simulate {
 namespace {
 
@@ -47,3 +49,5 @@ TEST(Explorer, FindsWhatNeverEnds) {
 
 }  // namespace
 }  // namespace headway::simulate
+
+#endif  // HEADWAY_PAUSE_POINTS

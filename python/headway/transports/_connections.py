@@ -48,38 +48,33 @@ class Connections(httpx.AsyncBaseTransport):
         """Sends the request on an idle connection or a new one; gives the response's head."""
         url = request.url
         origin = (url.raw_scheme, url.raw_host, url.port)
-        while True:
-            connection = await self._take(origin)
-            try:
-                response = await connection.handle_async_request(
-                    httpcore.Request(
-                        method=request.method,
-                        url=httpcore.URL(
-                            scheme=url.raw_scheme,
-                            host=url.raw_host,
-                            port=url.port,
-                            target=url.raw_path,
-                        ),
-                        headers=request.headers.raw,
-                        content=request.stream,
-                        extensions=request.extensions,
-                    )
+        connection = await self._take(origin)
+        try:
+            response = await connection.handle_async_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(
+                        scheme=url.raw_scheme,
+                        host=url.raw_host,
+                        port=url.port,
+                        target=url.raw_path,
+                    ),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
                 )
-            except httpcore.ConnectionNotAvailable:
-                # Closed since it was idle, and nothing of the request was sent.
-                await self._leave(origin, connection)
-            except BaseException as error:
-                await self._leave(origin, connection)
-                if isinstance(error, Exception):
-                    _raise_as_httpx(error)
-                raise
-            else:
-                return httpx.Response(
-                    status_code=response.status,
-                    headers=response.headers,
-                    stream=_Body(self, origin, connection, response),
-                    extensions=response.extensions,
-                )
+            )
+        except BaseException as error:
+            await self._leave(origin, connection)
+            if isinstance(error, Exception):
+                _raise_as_httpx(error)
+            raise
+        return httpx.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(self, origin, connection, response),
+            extensions=response.extensions,
+        )
 
     async def aclose(self) -> None:
         """Closes every connection, whether or not it is in use."""
@@ -179,7 +174,6 @@ def _with_port(origin: _Origin) -> tuple[bytes, bytes, int]:
 
 def _raise_as_httpx(error: Exception) -> NoReturn:
     """Raises httpx's exception for httpcore's, which has the same name; others as they are."""
-    same = getattr(httpx, type(error).__name__, None)
-    if type(error).__module__.startswith("httpcore") and isinstance(same, type):
-        raise same(str(error)) from error
-    raise error
+    if not type(error).__module__.startswith("httpcore"):
+        raise error
+    raise getattr(httpx, type(error).__name__, httpx.TransportError)(str(error)) from error

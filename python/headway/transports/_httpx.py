@@ -91,7 +91,7 @@ class _Marks:
             await self._next(event, info)
 
     def sent(self, _: object = None) -> None:
-        """The last byte has gone out, or has failed to: the provider may have counted it."""
+        """The last byte has gone out, or none will any more: the provider may have counted it."""
         if self._tunnel or self._reservation is None:
             return
         reservation, self._reservation = self._reservation, None
@@ -124,7 +124,5 @@ _STEPS: dict[str, Callable[[_Marks, dict[str, Any]], None]] = {
     "connect_tcp.started": _Marks._connect_begins,
     "connect_tcp.complete": _Marks._connected,
     "send_request_headers.started": _Marks._send_begins,
-    "send_request_headers.failed": _Marks.sent,
-    "send_request_body.failed": _Marks.sent,
     "send_request_body.complete": _Marks.sent,
 }
