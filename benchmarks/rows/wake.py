@@ -46,7 +46,7 @@ def measure(options: Options) -> list[Result]:
 
 
 def _end_to_end(size: int, collector: bool, options: Options) -> Result:
-    repetitions = 3 if options.quick or size > 100_000 else 7
+    repetitions = 3 if options.quick or size > 100_000 else 5
     headway, floor = apart(compare, size, collector, repetitions)
     state = "on, as Python sets it" if collector else "off"
     return Result(

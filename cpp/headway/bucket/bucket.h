@@ -113,8 +113,8 @@ class Bucket {
   // bind in the lower, as bits; 0 resources: nobody is blocked.
   std::atomic<std::uint64_t> blocked{0};
   // Links this bucket into the scheduler's list of touched ones.
-  std::atomic<bool> touched{false};
   Bucket* next_touched = nullptr;
+  std::atomic<bool> touched{false};
 
  private:
   friend class Reservation;
@@ -122,11 +122,12 @@ class Bucket {
   struct Slot {
     Slot(const Limit& limit, Nanos wall_offset, std::uint8_t r)
         : meter(limit, wall_offset), resource(r) {}
-    Meter meter;
+    [[no_unique_address]] Meter meter;  // `resource` lies in its padding
     const std::uint8_t resource;
   };
 
-  Bucket(int size, WaiterSignal* signal) : size_(size), signal_(signal) {}
+  Bucket(int size, WaiterSignal* signal)
+      : size_(static_cast<std::uint16_t>(size)), signal_(signal) {}
   ~Bucket() = default;
 
   Slot* meters() { return reinterpret_cast<Slot*>(this + 1); }
@@ -145,9 +146,10 @@ class Bucket {
 
   void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel);
 
-  std::atomic<std::uint32_t> references_{1};
-  const int size_;
+  // In this order, and `touched` before, they leave no gaps.
   std::atomic<Debt> debt_{Debt::kAbsolute};
+  const std::uint16_t size_;
+  std::atomic<std::uint32_t> references_{1};
   WaiterSignal* const signal_;
   std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
 };

@@ -40,7 +40,7 @@ bool Reservation::Answered(Nanos now, bool refused) {
   if (bucket_ == nullptr) return false;
   // Whoever loses to another answer must not move its instant; where two race, either is one.
   if ((state_.load() & (kAnswered | kEnded)) != 0) return false;
-  answered_at_.store(now);
+  answered_at_.store(now, std::memory_order_release);  // read by whoever sees kAnswered
   HEADWAY_PAUSE();
   const std::uint8_t before =
       state_.fetch_or(refused ? kAnswered | kSent | kRefused : kAnswered | kSent);

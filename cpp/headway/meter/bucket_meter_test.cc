@@ -530,6 +530,20 @@ TEST(BucketMeter, ASlotCancelledAfterTheLimitRoseTakesNothingFromLaterOnes) {
   EXPECT_EQ(meter.Used(0), 2);
 }
 
+TEST(BucketMeter, ABurstThatIsSentLateIsOwedFromThen) {
+  // Ten at once of ten a second, which the server counts 40 ms later: so much later it admits the
+  // next burst. It is moved once, not once for each; and by no more than a tenth of the tolerance.
+  Meter meter(Make(10, kSecond), 0);
+  std::vector<Taken> taken(10);
+  for (Taken& t : taken) ASSERT_TRUE(meter.Take(kDay, 1, false, false, t));
+  for (const Taken& t : taken) EXPECT_FALSE(meter.Sent(t, kDay + 40 * kMillisecond));
+  EXPECT_EQ(meter.ReadyAt(kDay, 10), kDay + kSecond + 40 * kMillisecond);
+  Meter late(Make(10, kSecond), 0);
+  for (Taken& t : taken) ASSERT_TRUE(late.Take(kDay, 1, false, false, t));
+  for (const Taken& t : taken) EXPECT_FALSE(late.Sent(t, kDay + 5 * kSecond));
+  EXPECT_EQ(late.ReadyAt(kDay, 10), kDay + kSecond + 100 * kMillisecond);
+}
+
 TEST(BucketMeter, IsAFewWordsHoweverMuchItServes) { EXPECT_LE(sizeof(Meter), 128); }
 
 }  // namespace
