@@ -28,6 +28,11 @@ Waiter* Scheduler::Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts
                           void* cookie) {
   auto* waiter = new Waiter(bucket, amounts, priority, now, deadline, mailbox, cookie);
   const std::uint32_t asks = Asks(amounts);
+  // From now on nobody passes by on the meter that binds, even if what is asked comes free before
+  // the driver has taken this in. The driver takes the flag away again when nobody waits any more.
+  if (const Denial binding = bucket->Look(now, amounts); binding.ready_at > now)
+    bucket->SetWaiters(binding.meter);
+  HEADWAY_PAUSE();
   intake_.Push(waiter);
   HEADWAY_PAUSE();
   // Behind a blocked head nothing is to be done until that head's time comes, so nobody is woken: a
@@ -228,6 +233,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     std::int32_t lowest = INT32_MAX;
     Nanos next = kNever;
     bool moved = false;
+    int flagged = -1;
     for (ClassQueue* heads : order) {
       if ((heads->asks() & blocked) != 0) continue;
       Denial denial;
@@ -239,10 +245,12 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
           break;
         }
         moved = false;
-        // Denied by a look that was taken with the flag already on the meter that binds: what is
-        // given back from now on signals. Otherwise set the flag and look again.
-        if (bucket.meter(denial.meter).has_waiters()) break;
+        // Denied by a look that was taken with the flag on the meter that binds: what is given back
+        // from now on signals. Otherwise set the flag and look again. (A flag that is seen here may
+        // be a newcomer's, set after the look: only one that was set here before it counts.)
+        if (denial.meter == flagged) break;
         bucket.SetWaiters(denial.meter);
+        flagged = denial.meter;
         HEADWAY_PAUSE();
       }
       if (moved) break;
