@@ -86,31 +86,31 @@ PyObject* Return(AcquireObject* self, std::unique_ptr<Reservation> admitted) {
   return reservation;
 }
 
+// What a wait that is over has come to: a new Reservation, or null with its error set.
+PyObject* OutcomeOf(State* state, Waiter& waiter, absl::Span<const std::int64_t> wanted,
+                    Nanos timeout) {
+  switch (waiter.outcome()) {
+    case Outcome::kAdmitted:
+      return MakeReservation(state, waiter.Claim());
+    case Outcome::kDeadline:
+      return RaiseDeadline(timeout,
+                           waiter.at() >= kUntold ? kUntold : waiter.at() - waiter.submitted());
+    case Outcome::kNever:
+      return RaiseNever(*state, state->bucket->Look(state->Now(), wanted).meter, wanted);
+    default:
+      return RaiseStopped();
+  }
+}
+
 // What became of a wait that is over; as Return, or an error.
 PyObject* ReturnOutcome(AcquireObject* self) {
   Waiter* waiter = std::exchange(self->waiter, nullptr);
   self->step = Step::kOver;
   Py_CLEAR(self->future);
-  PyObject* result = nullptr;
-  switch (waiter->outcome()) {
-    case Outcome::kAdmitted:
-      result = Return(self, waiter->Claim());
-      break;
-    case Outcome::kDeadline:
-      RaiseDeadline(self->timeout,
-                    waiter->at() >= kUntold ? kUntold : waiter->at() - waiter->submitted(),
-                    *self->state, 0);
-      break;
-    case Outcome::kNever: {
-      const Denial denial = self->state->bucket->Look(self->state->Now(), Wanted(self));
-      RaiseNever(*self->state, denial.meter, Wanted(self));
-      break;
-    }
-    default:
-      RaiseStopped();
-  }
+  PyObject* reservation = OutcomeOf(self->state, *waiter, Wanted(self), self->timeout);
   waiter->Unref();
-  return result;
+  if (reservation != nullptr) Py_XSETREF(self->reservation, reservation);
+  return reservation;
 }
 
 // The first step. Returns true and leaves `*yielded` null when it is over (result in `*result`, or
@@ -363,9 +363,11 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   bool interrupted = false;
   while (waiter->outcome() == Outcome::kWaiting && !interrupted) {
     WakeFd::Wake wake{};
-    Py_BEGIN_ALLOW_THREADS wake = mailbox->wake().Wait(kNever);
-    Py_END_ALLOW_THREADS interrupted =
-        wake == WakeFd::Wake::kInterrupted && PyErr_CheckSignals() < 0;
+    {
+      const py::gil_scoped_release released;
+      wake = mailbox->wake().Wait(kNever);
+    }
+    interrupted = wake == WakeFd::Wake::kInterrupted && PyErr_CheckSignals() < 0;
     for (Waiter* done = mailbox->Drain(); done != nullptr;) {
       Waiter* next = done->next_in_mailbox;
       done->Unref();
@@ -375,16 +377,8 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   PyObject* result = nullptr;
   if (interrupted) {
     state->scheduler().Cancel(waiter, state->Now());
-  } else if (waiter->outcome() == Outcome::kAdmitted) {
-    result = MakeReservation(state, waiter->Claim());
-  } else if (waiter->outcome() == Outcome::kDeadline) {
-    RaiseDeadline(options.timeout,
-                  waiter->at() >= kUntold ? kUntold : waiter->at() - waiter->submitted(), *state,
-                  0);
-  } else if (waiter->outcome() == Outcome::kNever) {
-    RaiseNever(*state, state->bucket->Look(state->Now(), wanted).meter, wanted);
   } else {
-    RaiseStopped();
+    result = OutcomeOf(state, *waiter, wanted, options.timeout);
   }
   waiter->Unref();
   state->Serve();

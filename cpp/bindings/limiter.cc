@@ -295,7 +295,7 @@ PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_
                    std::to_string(state.bucket->meter(meter).Capacity()) + " at once");
 }
 
-PyObject* RaiseDeadline(Nanos timeout, Nanos would_take, const State& /*state*/, int /*meter*/) {
+PyObject* RaiseDeadline(Nanos timeout, Nanos would_take) {
   std::string message = "not admitted within " + FormatSeconds(timeout);
   if (would_take < kUntold) message += ": it would have taken " + FormatSeconds(would_take);
   return Raise("DeadlineExceededError", message);

@@ -127,7 +127,7 @@ void Complete(void* acquire);
 
 // Raises from headway.errors. Always returns null.
 PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_t> amounts);
-PyObject* RaiseDeadline(Nanos timeout, Nanos would_take, const State& state, int meter);
+PyObject* RaiseDeadline(Nanos timeout, Nanos would_take);
 PyObject* RaiseStopped();
 
 // `priority` and `timeout` of acquire and acquire_sync. Timeout is kNever where there is none.
