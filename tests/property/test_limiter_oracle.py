@@ -20,43 +20,64 @@ NS = 1_000_000_000
 
 @dataclass
 class Held:
-    """What one admission took of one limit."""
+    """What one admission took of one limit; of a bucket, also what it left and found."""
 
     at: int
     amount: int
+    after: int = 0
+    full: int = 0
 
 
 class Oracle(Protocol):
     def fits(self, now: int, amount: int) -> bool: ...
     def take(self, now: int, amount: int) -> Held: ...
-    def give_back(self, now: int, held: Held, amount: int) -> None: ...
+    def give_back(self, now: int, held: Held, amount: int, cancelled: bool) -> None: ...
 
 
 @dataclass
 class Bucket:
-    """Full at first, refilling one unit each `step`; what is given back fills it no higher."""
+    """Full at first, refilling one unit each `step`; what is given back fills it no higher.
+
+    A server may count a burst up to `guard` late. So what is taken from a bucket that has been full
+    for so long may be all of it, and its refill begins that much later.
+    """
 
     step: int
     burst: int
-    level: int = 0  # in nanoseconds' worth of units, below full
+    missing: int = -(1 << 62)  # nanoseconds' worth of units; below zero: for how long it is full
     seen: int = 0
+    began: int = 0
+
+    @property
+    def guard(self) -> int:
+        guard = (self.burst - 1) * self.step // 16
+        return 0 if guard < NS // 50 else min(guard, NS // 2)
 
     def _refill(self, now: int) -> None:
-        self.level = max(0, self.level - max(0, now - self.seen))
+        self.missing -= max(0, now - self.seen)
         self.seen = max(self.seen, now)
 
     def fits(self, now: int, amount: int) -> bool:
         self._refill(now)
-        return self.level + amount * self.step <= self.burst * self.step
+        late = 0 if self.missing <= -self.guard else min(self.guard, now - self.began)
+        room = self.burst * self.step - amount * self.step
+        return room >= 0 and self.missing <= room - late
 
     def take(self, now: int, amount: int) -> Held:
         self._refill(now)
-        self.level += amount * self.step
-        return Held(now, amount)
+        held = Held(now, amount)
+        if amount:
+            held.full = max(0, -self.missing)
+            if self.missing <= -self.guard:
+                self.began = now
+            self.missing = held.after = max(0, self.missing) + amount * self.step
+        return held
 
-    def give_back(self, now: int, held: Held, amount: int) -> None:
+    def give_back(self, now: int, held: Held, amount: int, cancelled: bool) -> None:
         self._refill(now)
-        self.level = max(0, self.level - amount * self.step)
+        if cancelled and amount and self.missing == held.after - (now - held.at):
+            self.missing -= held.full
+        self.missing -= amount * self.step
 
 
 @dataclass
@@ -78,7 +99,7 @@ class Window:
         self.held.append(held)
         return held
 
-    def give_back(self, now: int, held: Held, amount: int) -> None:
+    def give_back(self, now: int, held: Held, amount: int, cancelled: bool) -> None:
         held.amount -= amount
 
 
@@ -94,7 +115,7 @@ class Concurrency:
         self.used += amount
         return Held(now, amount)
 
-    def give_back(self, now: int, held: Held, amount: int) -> None:
+    def give_back(self, now: int, held: Held, amount: int, cancelled: bool) -> None:
         self.used -= amount
 
 
@@ -183,7 +204,7 @@ def test_admission_over_several_limits_is_exactly_what_plain_counting_says(
                 back = {r: cost[r] - actual[r] for r in cost}
                 back["concurrency"] = 1
             for (resource, oracle), taken in zip(oracles, held, strict=True):
-                oracle.give_back(now, taken, back.get(resource, 0))
+                oracle.give_back(now, taken, back.get(resource, 0), verb == "cancel")
 
 
 @settings(max_examples=300, deadline=None)
@@ -215,7 +236,7 @@ def test_a_window_never_admits_more_than_its_limit_in_any_period(
             held = oracle.take(now, cost)
             if fate == "cancelled":
                 assert reservation.cancel()
-                oracle.give_back(now, held, cost)
+                oracle.give_back(now, held, cost, cancelled=True)
             elif fate == "answered":
                 assert reservation.settle()
             else:

@@ -82,13 +82,14 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
 // Which limit admits last, and when. The instants are those of each meter by itself, so the whole
 // may fit later still; whoever waits looks again then.
 Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
-                    absl::Span<const std::int64_t> amounts, bool privileged) {
+                    absl::Span<const std::int64_t> amounts, bool privileged, bool answered) {
   Denial denial{0, now};
   for (int i = 0; i < size_; ++i) {
     const std::int64_t wanted = amount(i, amounts);
     if (wanted == 0) continue;
     const std::int64_t queued = amount(i, ahead);
-    Nanos at = queued == 0 ? meter(i).ReadyAt(now, wanted) : meter(i).Estimate(now, queued, wanted);
+    Nanos at = queued == 0 ? meter(i).ReadyAt(now, wanted, answered)
+                           : meter(i).Estimate(now, queued, wanted);
     // Behind others that wait: it depends on them.
     if (!privileged && at <= now && meter(i).has_waiters()) at = now + 1;
     if (at > denial.ready_at) denial = Denial{i, at};
@@ -97,7 +98,7 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
 }
 
 Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts) {
-  Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true);
+  Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true, /*answered=*/false);
   if (denial.ready_at <= now) HeldBack(now, amounts, denial);
   SignalIfOwed();
   return denial;
@@ -105,7 +106,7 @@ Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts) {
 
 Denial Bucket::Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
                         absl::Span<const std::int64_t> amounts) {
-  const Denial denial = Bind(now, ahead, amounts, /*privileged=*/true);
+  const Denial denial = Bind(now, ahead, amounts, /*privileged=*/true, /*answered=*/false);
   SignalIfOwed();
   return denial;
 }
@@ -140,7 +141,7 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
   }
   absl::InlinedVector<Taken, 4> taken(static_cast<std::size_t>(size_));
   for (;;) {
-    const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/false);
+    const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/false, /*answered=*/true);
     const bool took =
         denial.ready_at <= now && TakeAll(now, amounts, false, true, absl::MakeSpan(taken));
     SignalIfOwed();
@@ -161,7 +162,7 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
   for (;;) {
     Denial denial;
     if (!looked) {
-      denial = Bind(now, kNothing, amounts, privileged);
+      denial = Bind(now, kNothing, amounts, privileged, /*answered=*/false);
       if (denial.ready_at > now || HeldBack(now, amounts, denial)) {
         SignalIfOwed();
         return denial;

@@ -136,7 +136,7 @@ class Bucket {
   bool TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
                absl::Span<Taken> taken);
   Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
-              absl::Span<const std::int64_t> amounts, bool privileged);
+              absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   void Begin(Nanos now, Reservation& out);
   void Signal() {

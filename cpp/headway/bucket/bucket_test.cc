@@ -87,7 +87,8 @@ void LiveBesideTheOracles(Random& random) {
     One one{limit, resource, nullptr, nullptr, 0};
     if (limit.shape == Shape::kBucket)
       one.bucket = std::make_unique<simulate::BucketOracle>(
-          (limit.period + limit.amount - 1) / limit.amount, 1, limit.amount);
+          (limit.period + limit.amount - 1) / limit.amount, 1, limit.amount,
+          simulate::BucketOracle::Guard(limit.amount, limit.period, limit.amount));
     if (limit.shape == Shape::kFixed)
       one.fixed = std::make_unique<simulate::FixedOracle>(limit.amount, limit.period, 0);
     limits.push_back(limit);
@@ -187,7 +188,8 @@ TEST(Bucket, NamesTheLimitThatAdmitsLast) {
   const std::optional<Denial> denied = Reserve(bucket, kNow, {1, 2}, out);
   ASSERT_TRUE(denied);
   EXPECT_EQ(denied->meter, 1);
-  EXPECT_EQ(denied->ready_at, kNow + 4 * kSecond);
+  // Two units of 2 s each, and the guard.
+  EXPECT_EQ(denied->ready_at, kNow + 4 * kSecond + 500 * kMillisecond);
   EXPECT_TRUE(Reserve(bucket, kNow, {1, 6}, out)->never());
   EXPECT_FALSE(bucket->EverFits(Amounts{1, 6}));
   EXPECT_TRUE(bucket->EverFits(Amounts{10, 5}));

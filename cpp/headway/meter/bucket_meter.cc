@@ -3,15 +3,21 @@
 
 namespace headway {
 
-Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
+Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
+                            bool answered) {
   for (;;) {
     const Word word{m.word_.load(std::memory_order_acquire)};
     const Parameters p = m.slots_.Load(word.generation());
+    const Nanos guard = answered ? 0 : p.guard();
     const Nanos increment = p.Increment(amount);
+    const Nanos from = answered || IsFull(word, now, p) ? now : RefillFrom(m, now, p);
     if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
-    if (increment == kNever) return kNever;
-    const Nanos queue = std::min(p.Cost(ahead), Word::kMaxValue);
-    return std::max(now, std::max(word.value(), now) + queue + increment - p.tolerance);
+    if (increment > p.tolerance) return kNever;
+    const Nanos before = ahead == 0 ? word.value()
+                                    : std::max(word.value(), now) +
+                                          std::min(p.Cost(ahead), Word::kMaxValue);
+    if (before + increment <= from + p.tolerance) return now;
+    return std::max(now, before + guard + increment - p.tolerance);
   }
 }
 
@@ -83,6 +89,9 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
     }
     const Nanos before = word.value();
     Nanos after = refund > before ? 0 : before - refund;
+    // As if it had never been: as long full as before, unless others came meanwhile.
+    if (cancel && !slot && !changed && before == taken.after)
+      after = std::max<Nanos>(0, after - taken.full_for);
     // While a slot that was reserved for later is still to come, so do its units: what it stands on
     // cannot be given away before.
     if (const Nanos promised = m.promised_.load(); !slot && promised - p.tolerance > now)
@@ -93,13 +102,14 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
 }
 
 // The server's word is at least counted + increment, where ours is base + increment with base at
-// the admission for a bucket that was full. In a burst only the first few are affected, and what
-// one of them has moved the others count as done (the low 32 bits of the sum tell: 4 s of moves).
+// the admission for a bucket that was full, and the guard is allowed for. In a burst only the first
+// few are affected, and what one of them has moved the others count as done (the low 32 bits of the
+// sum tell: 4 s of moves). No more than a burst, whatever is told.
 void BucketMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
   const Parameters p = m.slots_.Load(Word{m.word_.load()}.generation());
   if (taken.future || p.tolerance == 0) return;
-  const Nanos guard = std::min(p.tolerance / 10, 250 * kMillisecond);
-  const Nanos wanted = std::min(counted_by - (taken.after - taken.increment), guard);
+  const Nanos wanted = std::min({counted_by - (taken.after - taken.increment) - p.guard(),
+                                 p.tolerance, 2 * kSecond});
   Nanos shifted = m.shifted_.load();
   Nanos missing = 0;
   do {
@@ -119,6 +129,7 @@ void BucketMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
     const Word word{bits};
     const Parameters p = m.slots_.Load(word.generation());
     const Nanos cost = p.Cost(amount);
+    if (IsFull(word, now, p)) Begin(m, now);
     if (p.amount == 0) return;  // a limit that was born 0 knows no rate, and admits nothing anyway
     const Nanos after = std::min(std::max(word.value(), now) + std::min(cost, Word::kMaxValue / 2),
                                  Word::kMaxValue);
@@ -184,7 +195,8 @@ std::int64_t BucketMeter::Units(Nanos debt, const Parameters& p) {
 
 std::int64_t BucketMeter::Used(const Meter& m, Nanos now) {
   const Word word{m.word_.load(std::memory_order_acquire)};
-  return Units(word.value() - now, m.slots_.Load(word.generation()));
+  const Parameters p = m.slots_.Load(word.generation());
+  return IsFull(word, now, p) ? 0 : Units(word.value() - RefillFrom(m, now, p), p);
 }
 
 }  // namespace headway

@@ -3,6 +3,8 @@
 #define HEADWAY_METER_BUCKET_METER_H_
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 
 #include "headway/base/pause.h"
 #include "headway/meter/meter.h"
@@ -15,12 +17,24 @@ namespace headway {
 //   take(c) at now fits iff max(word, now) + increment(c) <= now + tolerance; then word is the left
 //   side. A refund moves the word back; a word in the past is a full bucket, however far back.
 //
+// That is exact for a server that counts at `now`. One that counts later, by an unknown time that
+// differs from call to call by at most the guard D (Parameters::guard), would refuse some. What it
+// is sure to accept, and all that it is sure to accept, is: over every interval t of admissions, at
+// most burst + rate * max(0, t - D). (Calls counted in an interval t were admitted in one of at most
+// t + D.) A full burst therefore goes out at once, and its refill begins D later:
+//
+//   take(c) at now fits iff increment(c) <= tolerance and word + increment(c) <= from + tolerance,
+//   from = max(now - D, began), began = when it was last taken from after it had been full for D.
+//
+// With D = 0 the two are the same.
+//
 // Memory ordering: the word is the whole state, so each verb is one successful compare-and-swap on
 // it, and that is where it takes effect. Compare-and-swaps are sequentially consistent because the
 // waiters flag takes part in a store-then-load handshake with the scheduler (see Meter).
 class BucketMeter {
  public:
-  static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, Taken& taken) {
+  static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
+                   Taken& taken) {
     std::uint64_t bits = m.word_.load(std::memory_order_acquire);
     for (;;) {
       const Word word{bits};
@@ -28,14 +42,18 @@ class BucketMeter {
       const Parameters p = m.slots_.Load(word.generation());
       HEADWAY_PAUSE();
       const Nanos increment = p.Increment(amount);
-      const Nanos after = increment == kNever ? kNever : std::max(word.value(), now) + increment;
-      if (increment == kNever || after > now + p.tolerance) {
+      const bool full = IsFull(word, now, p);
+      const Nanos from = full || answered ? now : RefillFrom(m, now, p);
+      if (increment > p.tolerance || word.value() + increment > from + p.tolerance) {
         // The parameters were those of this word only if it still stands.
         const std::uint64_t again = m.word_.load(std::memory_order_acquire);
         if (again == bits) return false;
         bits = again;
         continue;
       }
+      // Before the word, so that whoever finds the bucket no longer full knows since when.
+      if (full) Begin(m, now);
+      const Nanos after = std::max(word.value(), now) + increment;
       const Nanos shifted = m.shifted_.load(std::memory_order_relaxed);
       HEADWAY_PAUSE();
       if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) {
@@ -46,14 +64,13 @@ class BucketMeter {
         taken.period = p.period;
         taken.generation = static_cast<std::uint8_t>(word.generation());
         taken.future = false;
+        taken.full_for = static_cast<std::uint32_t>(
+            std::clamp<Nanos>(now - word.value(), 0, std::numeric_limits<std::uint32_t>::max()));
         return true;
       }
     }
   }
 
-  static Nanos ReadyAt(const Meter& m, Nanos now, std::int64_t amount) {
-    return Estimate(m, now, 0, amount);
-  }
   static Nanos ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static bool GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
                        bool cancel);
@@ -61,13 +78,34 @@ class BucketMeter {
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Raise(Meter& m, Nanos bound);
   static bool Lower(Meter& m, Nanos bound);
-  static Nanos Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
+  static Nanos Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
+                        bool answered);
   static std::int64_t Used(const Meter& m, Nanos now);
 
   // A word of `value` under `old`, as the same debt under `fresh` (SetLimit). At least `now`: an
   // idle bucket's word moves, so that a thread that slept through eight changes finds another word.
   static Nanos Rescale(Nanos value, Nanos now, const Parameters& old, const Parameters& fresh,
                        Debt debt);
+  // Whether it has been full for so long that nothing taken before can matter any more.
+  static bool IsFull(Word word, Nanos now, const Parameters& p) {
+    return word.value() + p.guard() <= now;
+  }
+  // It is full at `now`, and what is taken from now on may be a full burst.
+  static void Begin(Meter& m, Nanos now) {
+    Nanos seen = m.began_.load(std::memory_order_relaxed);
+    while (seen < now &&
+           !m.began_.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+    }
+  }
+
+ private:
+  // Up to which instant the refill counts at `now`, where the bucket is not full. Never later than
+  // `now`, so that threads which disagree about the time pass no limit. Memory ordering: `began_` is
+  // stored before the compare-and-swap that takes, so whoever has read (acquire) a word with that
+  // take in it reads that instant, or a later one.
+  static Nanos RefillFrom(const Meter& m, Nanos now, const Parameters& p) {
+    return std::max(now - p.guard(), std::min(m.began_.load(std::memory_order_relaxed), now));
+  }
 
   // Time as units that are not yet paid for, rounded up.
   static std::int64_t Units(Nanos debt, const Parameters& p);

@@ -25,9 +25,13 @@ Limit Make(std::int64_t amount, Nanos period, std::optional<std::int64_t> burst 
   return Limit::Make(limit).value();
 }
 
-bool Take(Meter& m, Nanos now, std::int64_t amount) {
+bool Take(Meter& m, Nanos now, std::int64_t amount, bool answered = true) {
   Taken taken;
-  return m.Take(now, amount, /*pass_waiters=*/false, /*answered=*/true, taken);
+  return m.Take(now, amount, /*pass_waiters=*/false, answered, taken);
+}
+// When it would fit for one that is counted at once.
+Nanos ReadyAt(Meter& m, Nanos now, std::int64_t amount) {
+  return m.ReadyAt(now, amount, /*answered=*/true);
 }
 
 // The design's price of a unit: whole nanoseconds while that is 1 µs or more, else the exact ratio.
@@ -41,19 +45,26 @@ struct Price {
   std::int64_t denominator = 1;
 };
 
-BucketOracle OracleOf(const Limit& limit) {
+Nanos GuardOf(const Limit& limit, bool answered) {
+  return answered ? 0 : BucketOracle::Guard(limit.amount, limit.period, limit.burst_or_amount());
+}
+
+BucketOracle OracleOf(const Limit& limit, bool answered = true) {
   const Price price(limit);
-  return {price.numerator, price.denominator, limit.burst_or_amount()};
+  return {price.numerator, price.denominator, limit.burst_or_amount(), GuardOf(limit, answered)};
 }
 
 struct Held {
   Taken taken;
   Price price;
   Nanos period;
+  BucketOracle::Receipt receipt{};
 };
 
-// One random life of one meter beside the oracle. `changes`: the limit changes, too.
+// One random life of one meter beside the oracle. `changes`: the limit changes, too. `answered`: all
+// of it is counted at once, so that no guard is needed.
 void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
+  const bool answered = random.OneIn(2);
   // Where the limit changes, by no more than a factor of a million: a debt is whole nanoseconds,
   // and what rounding it costs is scaled with it.
   const auto some_limit = [&] {
@@ -64,11 +75,12 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
   Limit limit = some_limit();
   const bool proportional = changes && debt == Debt::kProportional;
   Meter meter(limit, 0);
-  BucketOracle oracle = OracleOf(limit);
+  BucketOracle oracle = OracleOf(limit, answered);
   Nanos now = random.From(0, Nanos{1} << 56);
   // The meter rounds to whole nanoseconds, to its own disadvantage; where a unit costs less than 1
   // µs, each take by up to one of them, which a later refund takes along.
   Nanos slack = 0;
+  Nanos most_guard = 0;
   bool fractions = Price(limit).denominator != 1;
   std::vector<Held> held;
   for (int op = 0; op < 50; ++op) {
@@ -79,7 +91,7 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
     if (random.OneIn(8)) cost = burst + 1;
     if (cost > Limit::kMaxAmount) cost = Limit::kMaxAmount;
 
-    const Nanos ready = meter.ReadyAt(now, cost);
+    const Nanos ready = meter.ReadyAt(now, cost, answered);
     const Nanos expected = oracle.ReadyAt(now, cost);
     if (expected == simulate::kOracleNever) {
       ASSERT_EQ(ready, kNever);
@@ -90,12 +102,17 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
         return;
       }
       const bool whole = limit.amount == 0 || Price(limit).denominator == 1;
-      ASSERT_GE(ready, whole && !fractions ? expected : expected - slack - 1);
-      ASSERT_LE(ready, expected + slack);
+      // What was rounded may make one of the two take a bucket for full for the guard, and the other
+      // not quite.
+      most_guard = std::max(most_guard, GuardOf(limit, answered));
+      const Nanos off = slack > 0 ? slack + most_guard : 0;
+      ASSERT_GE(ready, whole && !fractions ? expected : expected - off - 1);
+      ASSERT_LE(ready, expected + off);
       fractions |= !whole;
       if (ready > now) {
-        ASSERT_EQ(meter.ReadyAt(ready, cost), ready) << "does not fit when it said it would";
-        ASSERT_EQ(meter.ReadyAt(ready - 1, cost), ready) << "fits earlier than it said";
+        ASSERT_EQ(meter.ReadyAt(ready, cost, answered), ready)
+            << "does not fit when it said it would";
+        ASSERT_EQ(meter.ReadyAt(ready - 1, cost, answered), ready) << "fits earlier than it said";
       }
     }
     switch (random.From(0, 9)) {
@@ -104,10 +121,10 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
       case 2:
       case 3: {
         Held h{{}, Price(limit.amount > 0 ? limit : Make(1, kSecond)), limit.period};
-        const bool took = meter.Take(now, cost, false, false, h.taken);
+        const bool took = meter.Take(now, cost, false, answered, h.taken);
         ASSERT_EQ(took, ready <= now);
         if (!took) break;
-        oracle.Take(now, cost);
+        h.receipt = oracle.Take(now, cost);
         if (h.price.denominator != 1) ++slack;
         held.push_back(h);
         break;
@@ -120,8 +137,11 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
         const Held h = held[at];
         held.erase(held.begin() + static_cast<std::ptrdiff_t>(at));
         const std::int64_t back = random.OneIn(2) ? h.taken.amount : random.From(0, h.taken.amount);
-        EXPECT_FALSE(meter.GiveBack(now, h.taken, back, debt, back == h.taken.amount));
-        if (proportional) {
+        const bool cancel = back == h.taken.amount && !changes;
+        EXPECT_FALSE(meter.GiveBack(now, h.taken, back, debt, cancel));
+        if (cancel) {
+          oracle.Cancel(now, back, h.receipt);
+        } else if (proportional) {
           const Nanos common = std::gcd(limit.period, h.period);
           oracle.GiveBackTime(now,
                               simulate::Wide{back} * h.price.numerator * (limit.period / common),
@@ -149,10 +169,11 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
         const Price price(limit);
         if (proportional) {
           oracle.SetProportional(now, price.numerator, price.denominator, limit.burst_or_amount(),
-                                 limit.period, before.period);
+                                 limit.period, before.period, GuardOf(limit, answered));
           slack = slack * limit.period / before.period + 3;
         } else {
-          oracle.SetAbsolute(now, price.numerator, price.denominator, limit.burst_or_amount());
+          oracle.SetAbsolute(now, price.numerator, price.denominator, limit.burst_or_amount(),
+                             GuardOf(limit, answered));
           // What was rounded before is scaled with the debt.
           const Price old(before);
           const double ratio =
@@ -206,9 +227,9 @@ TEST(BucketMeter, AdmitsTheLastUnitOfEveryBurst) {
       ASSERT_TRUE(burst == 1 || Take(meter, now, burst - 1));
       ASSERT_TRUE(Take(meter, now, 1)) << burst << " of " << amount;
       ASSERT_FALSE(Take(meter, now, 1)) << burst << " of " << amount;
-      ASSERT_EQ(meter.ReadyAt(now, 1), now + step);
-      ASSERT_EQ(meter.ReadyAt(now, burst), now + burst * step);
-      ASSERT_EQ(meter.ReadyAt(now, burst + 1), kNever);
+      ASSERT_EQ(ReadyAt(meter, now, 1), now + step);
+      ASSERT_EQ(ReadyAt(meter, now, burst), now + burst * step);
+      ASSERT_EQ(ReadyAt(meter, now, burst + 1), kNever);
     }
   }
 }
@@ -219,9 +240,10 @@ TEST(BucketMeter, AdmitsTheLastUnitOfEveryBurstTakenOneByOne) {
     SCOPED_TRACE(random.Describe());
     Meter meter(Make(random.From(1, 1000), kSecond * random.From(1, 60), burst), 0);
     const Nanos now = random.From(0, kDay);
+    const bool answered = random.OneIn(2);
     for (std::int64_t i = 0; i < burst; ++i)
-      ASSERT_TRUE(Take(meter, now, 1)) << i << " of " << burst;
-    ASSERT_FALSE(Take(meter, now, 1)) << burst;
+      ASSERT_TRUE(Take(meter, now, 1, answered)) << i << " of " << burst;
+    ASSERT_FALSE(Take(meter, now, 1, answered)) << burst;
   }
 }
 
@@ -231,13 +253,14 @@ TEST(BucketMeter, NeverExceedsTheLimitOverAnyIntervalOnAClockThatStepsBack) {
     SCOPED_TRACE(random.Describe());
     const Limit limit =
         Make(random.From(1, 1000), random.From(1, 1000) * kMillisecond, random.From(1, 100));
+    const bool answered = random.OneIn(2);
     Meter meter(limit, 0);
     std::vector<std::pair<Nanos, std::int64_t>> admitted;
     Nanos now = kDay;
     for (int i = 0; i < 200; ++i) {
       now += random.OneIn(3) ? -random.From(0, 50 * kMillisecond) : random.From(0, limit.period);
       const std::int64_t cost = random.From(1, limit.burst_or_amount());
-      if (Take(meter, now, cost)) admitted.emplace_back(now, cost);
+      if (Take(meter, now, cost, answered)) admitted.emplace_back(now, cost);
     }
     // By the definition: between any two admissions, no more than the burst and what was refilled.
     std::sort(admitted.begin(), admitted.end());
@@ -268,14 +291,14 @@ TEST(BucketMeter, StandsAbsurdLimits) {
     EXPECT_TRUE(Take(one, 0, 1));
     EXPECT_FALSE(Take(one, period - 1, 1));
     EXPECT_TRUE(Take(one, period, 1));
-    EXPECT_EQ(one.ReadyAt(0, 2), kNever);
+    EXPECT_EQ(ReadyAt(one, 0, 2), kNever);
     EXPECT_EQ(one.ReadyAt(0, Limit::kMaxAmount), kNever);
 
     Meter most(Make(Limit::kMaxAmount, period), 0);
     EXPECT_EQ(most.Capacity(), Limit::kMaxAmount);
     EXPECT_TRUE(Take(most, 0, Limit::kMaxAmount));
     EXPECT_FALSE(Take(most, 0, 1));
-    EXPECT_LE(most.ReadyAt(0, Limit::kMaxAmount), period + 1);
+    EXPECT_LE(ReadyAt(most, 0, Limit::kMaxAmount), period + 1);
 
     // Above what a nanosecond can tell, a cost above the burst is still refused for ever.
     Meter fast(Make(Limit::kMaxAmount, period, 1), 0);
@@ -323,7 +346,7 @@ TEST(BucketMeter, WhatIsOwedOutlivesALimitOfZero) {
   // Four units are owed, at a rate of one a second now.
   EXPECT_FALSE(meter.SetLimit(0, Make(10, 10 * kSecond), 0, Debt::kAbsolute));
   EXPECT_EQ(meter.Used(0), 4);
-  EXPECT_EQ(meter.ReadyAt(0, 10), 4 * kSecond);
+  EXPECT_EQ(ReadyAt(meter, 0, 10), 4 * kSecond);
 }
 
 // Ten reservations of 6 at 100 a minute, the limit multiplied, five settle at 1 and five cancel.
@@ -344,11 +367,11 @@ TEST(BucketMeter, KeepsItsBooksThroughALimitChangeWithTenInFlight) {
     // 60 units of before are owed, by their number or by their share.
     const std::int64_t owed = debt == Debt::kAbsolute ? 60 : 60 * amount / 100;
     EXPECT_EQ(meter.Used(now), owed);
-    EXPECT_EQ(meter.ReadyAt(now, amount), now + owed * 60 * kSecond / amount);
+    EXPECT_EQ(ReadyAt(meter, now, amount), now + owed * 60 * kSecond / amount);
     for (std::size_t i = 0; i < taken.size(); ++i)
       EXPECT_FALSE(meter.GiveBack(now, taken[i], i % 2 == 0 ? 5 : 6, debt, i % 2 != 0));
     const Nanos left = debt == Debt::kAbsolute ? 5 * 60 * kSecond / amount : 5 * 60 * kSecond / 100;
-    EXPECT_EQ(meter.ReadyAt(now, amount), now + left);
+    EXPECT_EQ(ReadyAt(meter, now, amount), now + left);
   }
 }
 
@@ -365,15 +388,16 @@ TEST(BucketMeter, ARefundIsWorkedOutAnewAfterEightChanges) {
 }
 
 TEST(BucketMeter, AnObservationOnlyRaisesOrLowers) {
-  Meter meter(Make(10, kSecond), 0);
+  constexpr Nanos kPeriod = 100 * kMillisecond;  // so short that there is no guard
+  Meter meter(Make(10, kPeriod), 0);
   const Nanos now = 100 * kSecond;
-  meter.Raise(now + kSecond, now);
+  meter.Raise(now + kPeriod, now);
   EXPECT_EQ(meter.Used(now), 10);
   meter.Raise(now, now);
   EXPECT_EQ(meter.Used(now), 10);
-  EXPECT_FALSE(meter.Lower(now + 2 * kSecond, now));
+  EXPECT_FALSE(meter.Lower(now + 2 * kPeriod, now));
   EXPECT_EQ(meter.Used(now), 10);
-  EXPECT_FALSE(meter.Lower(now + kSecond / 2, now));
+  EXPECT_FALSE(meter.Lower(now + kPeriod / 2, now));
   EXPECT_EQ(meter.Used(now), 5);
   meter.SetWaiters();
   EXPECT_TRUE(meter.Lower(now, now));
@@ -390,19 +414,24 @@ TEST(BucketMeter, EstimatesWhenAQueueWouldHaveGone) {
     Meter meter(limit, 0);
     Nanos now = random.From(0, kDay);
     const std::int64_t first = random.From(0, limit.burst_or_amount());
-    ASSERT_TRUE(Take(meter, now, first));
+    ASSERT_TRUE(Take(meter, now, first, /*answered=*/false));
     now += random.From(0, limit.period);
+    // A cost of nearly a whole burst may leave the bucket idle for the guard, each time.
+    const bool large = random.OneIn(2);
+    const std::int64_t most = large ? limit.burst_or_amount() : (limit.burst_or_amount() + 1) / 2;
     std::vector<std::int64_t> queue(static_cast<std::size_t>(random.From(0, 30)));
     std::int64_t ahead = 0;
-    for (std::int64_t& cost : queue) ahead += cost = random.From(1, limit.burst_or_amount());
-    const std::int64_t mine = random.From(1, limit.burst_or_amount());
+    for (std::int64_t& cost : queue) ahead += cost = random.From(1, most);
+    const std::int64_t mine = random.From(1, most);
     const Nanos estimate = meter.Estimate(now, ahead, mine);
     queue.push_back(mine);
     for (const std::int64_t cost : queue) {
       now = meter.ReadyAt(now, cost);
-      ASSERT_TRUE(Take(meter, now, cost));
+      ASSERT_TRUE(Take(meter, now, cost, /*answered=*/false));
     }
-    ASSERT_EQ(estimate, now);
+    ASSERT_LE(estimate, now);
+    ASSERT_GE(estimate, large ? now - static_cast<Nanos>(queue.size()) * GuardOf(limit, false)
+                              : now);
   }
 }
 
@@ -530,18 +559,81 @@ TEST(BucketMeter, ASlotCancelledAfterTheLimitRoseTakesNothingFromLaterOnes) {
   EXPECT_EQ(meter.Used(0), 2);
 }
 
-TEST(BucketMeter, ABurstThatIsSentLateIsOwedFromThen) {
-  // Ten at once of ten a second, which the server counts 40 ms later: so much later it admits the
-  // next burst. It is moved once, not once for each; and by no more than a tenth of the tolerance.
-  Meter meter(Make(10, kSecond), 0);
+TEST(BucketMeter, AFullBurstGoesOutAtOnceAndItsRefillBeginsAGuardLater) {
+  Meter meter(Make(600, 60 * kSecond), 0);
+  for (int i = 0; i < 600; ++i) ASSERT_TRUE(Take(meter, kDay, 1, /*answered=*/false));
+  EXPECT_EQ(meter.ReadyAt(kDay, 1), kDay + 600 * kMillisecond);
+  EXPECT_EQ(meter.Used(kDay + 499 * kMillisecond), 600);
+  EXPECT_FALSE(Take(meter, kDay + 600 * kMillisecond - 1, 1, /*answered=*/false));
+  EXPECT_TRUE(Take(meter, kDay + 600 * kMillisecond, 1, /*answered=*/false));
+  EXPECT_FALSE(Take(meter, kDay + 600 * kMillisecond, 1, /*answered=*/false));
+  // All of it in one piece, too; and once everything is paid for and the guard over, again.
+  const Nanos full = meter.ReadyAt(kDay, 600);
+  EXPECT_EQ(full, kDay + 60'600 * kMillisecond);
+  EXPECT_TRUE(Take(meter, full, 600, /*answered=*/false));
+}
+
+TEST(BucketMeter, AnEvenPaceAndQuickBurstsNeedNoGuard) {
+  Meter even(Make(10, kSecond, 1), 0);
+  ASSERT_TRUE(Take(even, kDay, 1, /*answered=*/false));
+  EXPECT_EQ(even.ReadyAt(kDay, 1), kDay + 100 * kMillisecond);
+  Meter quick(Make(100, kSecond, 10), 0);
+  ASSERT_TRUE(Take(quick, kDay, 10, /*answered=*/false));
+  EXPECT_EQ(quick.ReadyAt(kDay, 1), kDay + 10 * kMillisecond);
+}
+
+// A server that counts each call later than it was admitted, by times that differ by no more than
+// the guard, in whatever order they arrive, refuses none; and by no more than the guard does
+// anybody wait longer than for a server that counts at once.
+TEST(BucketMeter, AServerThatCountsLaterRefusesNothingWithinTheGuard) {
+  int late = 0;
+  for (std::uint64_t run = 0; run < 1'000; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    const Limit limit = Make(random.From(1, 1000), random.From(1, 60) * kSecond,
+                             random.OneIn(2) ? std::optional(random.From(1, 100)) : std::nullopt);
+    const std::int64_t burst = limit.burst_or_amount();
+    const Nanos guard = GuardOf(limit, /*answered=*/false);
+    const Nanos least = random.From(0, kSecond);
+    Meter meter(limit, 0);
+    BucketOracle at_once = OracleOf(limit);
+    std::vector<std::pair<Nanos, std::int64_t>> counted;
+    Nanos now = kDay;
+    for (int i = 0; i < 150; ++i) {
+      const std::int64_t cost = random.OneIn(6) ? random.From(1, burst) : 1;
+      const Nanos ready = meter.ReadyAt(now, cost);
+      ASSERT_LE(ready, at_once.ReadyAt(now, cost) + guard);
+      if (ready > now) now = random.OneIn(8) ? ready + random.From(0, 2 * limit.period) : ready;
+      ASSERT_TRUE(Take(meter, now, cost, /*answered=*/false));
+      at_once.Take(now, cost);
+      // Mostly as bad as can be: the early ones late, and the late ones early.
+      const Nanos delay = random.OneIn(3) ? random.From(0, guard) : random.OneIn(2) ? 0 : guard;
+      counted.emplace_back(now + least + delay, cost);
+    }
+    std::sort(counted.begin(), counted.end());
+    BucketOracle server = OracleOf(limit);
+    for (const auto& [at, cost] : counted) {
+      ASSERT_TRUE(server.Fits(at, cost)) << cost << " at " << at << " of " << limit.Format();
+      server.Take(at, cost);
+    }
+    late += guard > 0 ? 1 : 0;
+  }
+  EXPECT_GT(late, 500);
+}
+
+TEST(BucketMeter, ABurstThatIsSentLaterThanTheGuardIsOwedFromThen) {
+  // Ten at once of ten a second, with a guard of 56.25 ms. What the server counts 100 ms later it
+  // refills so much later. It is moved once, not once for each; and by a burst at most.
   std::vector<Taken> taken(10);
-  for (Taken& t : taken) ASSERT_TRUE(meter.Take(kDay, 1, false, false, t));
-  for (const Taken& t : taken) EXPECT_FALSE(meter.Sent(t, kDay + 40 * kMillisecond));
-  EXPECT_EQ(meter.ReadyAt(kDay, 10), kDay + kSecond + 40 * kMillisecond);
-  Meter late(Make(10, kSecond), 0);
-  for (Taken& t : taken) ASSERT_TRUE(late.Take(kDay, 1, false, false, t));
-  for (const Taken& t : taken) EXPECT_FALSE(late.Sent(t, kDay + 5 * kSecond));
-  EXPECT_EQ(late.ReadyAt(kDay, 10), kDay + kSecond + 100 * kMillisecond);
+  for (const auto& [sent, refilled] :
+       std::vector<std::pair<Nanos, Nanos>>{{40 * kMillisecond, kSecond + 56'250 * kMicrosecond},
+                                            {100 * kMillisecond, kSecond + 100 * kMillisecond},
+                                            {5 * kSecond, 2 * kSecond + 56'250 * kMicrosecond}}) {
+    Meter meter(Make(10, kSecond), 0);
+    for (Taken& t : taken) ASSERT_TRUE(meter.Take(kDay, 1, false, false, t));
+    for (const Taken& t : taken) EXPECT_FALSE(meter.Sent(t, kDay + sent));
+    EXPECT_EQ(meter.ReadyAt(kDay, 10), kDay + refilled);
+  }
 }
 
 TEST(BucketMeter, IsAFewWordsHoweverMuchItServes) { EXPECT_LE(sizeof(Meter), 128); }

@@ -34,11 +34,11 @@ Parameters Meter::parameters() const {
   }
 }
 
-Nanos Meter::ReadyAt(Nanos now, std::int64_t amount) {
+Nanos Meter::ReadyAt(Nanos now, std::int64_t amount, bool answered) {
   if (amount == 0) return now;
   switch (shape_) {
     case Shape::kBucket:
-      return BucketMeter::ReadyAt(*this, now, amount);
+      return BucketMeter::Estimate(*this, now, 0, amount, answered);
     case Shape::kConcurrency:
       return ConcurrencyMeter::ReadyAt(*this, now, 0, amount);
     default:
@@ -50,7 +50,7 @@ Nanos Meter::Estimate(Nanos now, std::int64_t ahead, std::int64_t amount) {
   if (amount == 0) return now;
   switch (shape_) {
     case Shape::kBucket:
-      return BucketMeter::Estimate(*this, now, ahead, amount);
+      return BucketMeter::Estimate(*this, now, ahead, amount, /*answered=*/false);
     case Shape::kConcurrency:
       return ConcurrencyMeter::ReadyAt(*this, now, ahead, amount);
     default:
@@ -63,7 +63,7 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
   if (amount == 0) return true;
   switch (shape_) {
     case Shape::kBucket:
-      return BucketMeter::Take(*this, now, amount, pass_waiters, taken);
+      return BucketMeter::Take(*this, now, amount, pass_waiters, answered, taken);
     case Shape::kConcurrency:
       return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
     default:
@@ -136,6 +136,9 @@ bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt
   slots_.Store(Word{bits}.generation() + 1, fresh);
   for (;;) {
     const Word word{bits};
+    // One that was full stays full.
+    if (shape_ == Shape::kBucket && BucketMeter::IsFull(word, now, old))
+      BucketMeter::Begin(*this, now);
     const std::int64_t value = shape_ == Shape::kBucket
                                    ? BucketMeter::Rescale(word.value(), now, old, fresh, debt)
                                    : word.value();

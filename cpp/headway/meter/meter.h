@@ -35,9 +35,10 @@ struct Taken {
   Nanos after = 0;          // bucket: the word's instant after this take
   Nanos period = 0;         // bucket: the limit's period then
   std::uint32_t cell = 0;  // window, fixed: which cell, and its generation; bucket: Meter::shifted_
+  std::uint32_t full_for = 0;  // bucket: for how long it had been full, 4 s at most
   std::uint16_t cell_generation = 0;
   std::uint8_t generation = 0;  // of the parameters
-  bool future = false;          // taken by ReserveAt
+  bool future = false;          // bucket: taken by ReserveAt
 };
 
 // One limit's live state. The verbs are the same for all shapes; a shape's own file says how.
@@ -64,12 +65,12 @@ class Meter {
 
   // When `amount` would fit if nothing else happened: `now` or earlier means that it fits now;
   // kUntold, that it depends on an answer still out; kNever, that it is more than the limit admits
-  // at once. May free cells whose time has come.
-  Nanos ReadyAt(Nanos now, std::int64_t amount);
+  // at once. `answered` as in Take. May free cells whose time has come.
+  Nanos ReadyAt(Nanos now, std::int64_t amount, bool answered = false);
 
   // Takes `amount` if it fits at `now`. With `pass_waiters` false, also refuses when somebody
-  // waits. `answered` says that no answer is to come: a `window` or `fixed` slot is then counted at
-  // `now`.
+  // waits. `answered` says that no answer is to come: it is then counted at `now`, which a `bucket`
+  // needs no guard for.
   bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken);
 
   // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken
@@ -88,9 +89,9 @@ class Meter {
   void Charge(Nanos now, const Taken& taken, std::int64_t amount);
 
   // The request was sent at an instant after which the server counts it by `counted_by` at the
-  // latest. window, fixed: then its slot may leave a period after that. bucket: the server's debt
-  // runs from that instant, not from the admission, so the word moves there where it was behind:
-  // once for a burst, by a tenth of the tolerance and 250 ms at most. Returns whether to signal.
+  // latest. window, fixed: then its slot may leave a period after that. bucket: the server's refill
+  // begins at that instant, not at the admission; where that is later than the guard allows for,
+  // the word moves by the difference, once for a burst. Returns whether to signal.
   [[nodiscard]] bool Sent(const Taken& taken, Nanos counted_by);
   // The request was answered at `at`; `pinned` unless `Sent` was called. kQuiet: it was started at
   // `began`, and counted within a guard of that: 1 % of the period, at least 20 ms and at most 250
@@ -111,13 +112,14 @@ class Meter {
   // signal: a raised limit brings admissions nearer.
   [[nodiscard]] bool SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt);
 
-  // Units in use at `now`, and the most that may be in use (the burst, the window's amount, …). In
-  // use may be more than the most after the limit was lowered.
+  // Units in use at `now`, as far as the server may see them, and the most that may be in use (the
+  // burst, the window's amount, …). In use may be more than the most after the limit was lowered.
   std::int64_t Used(Nanos now);
   std::int64_t Capacity() const;
 
   // When `ahead` + `amount` units would have fitted if they were admitted from now on one by one as
-  // they fit, nothing given back; kUntold where only answers can tell.
+  // they fit, nothing given back; kUntold where only answers can tell. In a `bucket`, costs of
+  // nearly a whole burst may each come later by the guard.
   Nanos Estimate(Nanos now, std::int64_t ahead, std::int64_t amount);
 
   bool has_waiters() const { return Word{word_.load()}.waiters(); }
@@ -144,8 +146,8 @@ class Meter {
     std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
     std::atomic<Nanos> shifted_;          // bucket: by how much Sent has moved the word, in all
   };
-  std::atomic<Nanos> promised_{
-      0};  // bucket: what the latest slot ever reserved for later stands on
+  std::atomic<Nanos> promised_{0};  // bucket: what the latest slot ever reserved for later stands on
+  std::atomic<Nanos> began_{0};     // bucket: when it was last taken from after it had been full
   const Shape shape_;
 };
 

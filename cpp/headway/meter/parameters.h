@@ -2,6 +2,7 @@
 #ifndef HEADWAY_METER_PARAMETERS_H_
 #define HEADWAY_METER_PARAMETERS_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -29,6 +30,18 @@ struct Parameters {
   Nanos step() const { return step_or_anchor; }
   Nanos anchor() const { return step_or_anchor; }
 
+  // bucket: by how much later than by the book a full bucket's refill is taken to begin, for calls
+  // of which only the admission is known. The server's refill begins when it counts the first call
+  // of a burst, and a later call may travel faster than that one did (BucketMeter says what follows
+  // from it). 1/16 of what may be ahead beyond one unit, so that an even pace (burst 1) stays what
+  // it is, and at most 500 ms; nothing where that is less than what any network varies by.
+  Nanos guard() const {
+    const Nanos guard = std::min((tolerance - step()) / 16, kMostGuard);
+    return guard < kLeastGuard ? 0 : guard;
+  }
+  static constexpr Nanos kLeastGuard = 20 * kMillisecond;
+  static constexpr Nanos kMostGuard = 500 * kMillisecond;
+
   // bucket: what `units` cost in time, or kNever where they are more than a full burst.
   //
   // Whole steps while a step is 1 µs or more, so that the units of a burst add up to exactly the
@@ -40,7 +53,8 @@ struct Parameters {
   Nanos Cost(std::int64_t units) const;
 };
 
-// Two sets, the one in force chosen by the generation in the meter's word.
+// Two sets, the one in force chosen by the generation in the meter's word. The second is made at the
+// first change: most limits never change.
 //
 // Memory ordering: the writer fills the slot that is not in force (release stores), then publishes
 // it by the compare-and-swap on the word that moves the generation. A reader loads the word
@@ -51,8 +65,13 @@ struct Parameters {
 // fooled, once; see `Meter::SetLimit`, which moves an idle word for that reason.
 class ParameterSlots {
  public:
+  ParameterSlots() = default;
+  ~ParameterSlots() { delete odd_.load(std::memory_order_relaxed); }
+  ParameterSlots(const ParameterSlots&) = delete;
+  ParameterSlots& operator=(const ParameterSlots&) = delete;
+
   Parameters Load(unsigned generation) const {
-    const Slot& s = slots_[generation & 1];
+    const Slot& s = (generation & 1) == 0 ? even_ : *odd_.load(std::memory_order_acquire);
     return Parameters{
         s.amount.load(std::memory_order_acquire), s.period.load(std::memory_order_acquire),
         s.step_or_anchor.load(std::memory_order_acquire),
@@ -60,7 +79,7 @@ class ParameterSlots {
   }
   // One writer at a time.
   void Store(unsigned generation, const Parameters& p) {
-    Slot& s = slots_[generation & 1];
+    Slot& s = (generation & 1) == 0 ? even_ : Odd();
     s.amount.store(p.amount, std::memory_order_release);
     s.period.store(p.period, std::memory_order_release);
     s.step_or_anchor.store(p.step_or_anchor, std::memory_order_release);
@@ -76,7 +95,15 @@ class ParameterSlots {
     std::atomic<Nanos> tolerance{0};
     std::atomic<std::int64_t> burst{0};
   };
-  Slot slots_[2];
+  // Whoever has seen a word of an odd generation sees this, too: it was stored before.
+  Slot& Odd() {
+    Slot* odd = odd_.load(std::memory_order_relaxed);
+    if (odd == nullptr) odd_.store(odd = new Slot, std::memory_order_release);
+    return *odd;
+  }
+
+  Slot even_;
+  std::atomic<Slot*> odd_{nullptr};
 };
 
 // floor(a * b / c) and ceil(a * b / c) without overflow in between; c > 0, a and b >= 0. The result

@@ -140,13 +140,17 @@ class SlowScheduler {
         std::remove_if(waiting.begin(), waiting.end(), [id](const Wait& w) { return w.id == id; }),
         waiting.end());
   }
-  void GiveBack(Nanos now, const Amounts& amounts, const Amounts& used, bool cancel) {
-    for (Limiter& l : limiters_) {
+  void GiveBack(int id, Nanos now, const Amounts& amounts, const Amounts& used, bool cancel) {
+    for (std::size_t i = 0; i < limiters_.size(); ++i) {
+      Limiter& l = limiters_[i];
+      const std::int64_t taken = amounts[l.resource];
+      if (taken == 0) continue;
       if (l.bucket == nullptr) {
-        l.in_use -= amounts[l.resource];
+        l.in_use -= taken;
+      } else if (cancel) {
+        l.bucket->Cancel(now, taken, takes_.at({id, i}));
       } else {
-        l.bucket->GiveBack(now,
-                           cancel ? amounts[l.resource] : amounts[l.resource] - used[l.resource]);
+        l.bucket->GiveBack(now, taken - used[l.resource]);
       }
     }
   }
@@ -242,9 +246,12 @@ class SlowScheduler {
         if (Asks(*w, blocked)) continue;
         const auto [ready, binds] = Bound(now, *w);
         if (ready <= now) {
-          for (Limiter& l : limiters_) {
+          for (std::size_t i = 0; i < limiters_.size(); ++i) {
+            Limiter& l = limiters_[i];
             if (w->amounts[l.resource] == 0) continue;
-            if (l.bucket != nullptr) l.bucket->Take(now, w->amounts[l.resource]);
+            if (l.bucket != nullptr) {
+              takes_[{w->id, i}] = l.bucket->Take(now, w->amounts[l.resource]);
+            }
             l.in_use += w->amounts[l.resource];
           }
           admitted.push_back(w->id);
@@ -261,6 +268,7 @@ class SlowScheduler {
   std::vector<Limiter> limiters_;
   std::size_t resources_;
   Nanos ageing_;
+  std::map<std::pair<int, std::size_t>, simulate::BucketOracle::Receipt> takes_;  // by limiter, too
 };
 
 void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
@@ -280,7 +288,8 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
       Limiter l{limit, static_cast<std::uint8_t>(r), nullptr, 0};
       if (limit.shape == Shape::kBucket)
         l.bucket = std::make_unique<simulate::BucketOracle>(
-            (limit.period + limit.amount - 1) / limit.amount, 1, limit.burst_or_amount());
+            (limit.period + limit.amount - 1) / limit.amount, 1, limit.burst_or_amount(),
+            simulate::BucketOracle::Guard(limit.amount, limit.period, limit.burst_or_amount()));
       limiters.push_back(std::move(l));
       most[r] = std::min(most[r], limit.burst_or_amount());
     }
@@ -352,13 +361,14 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
     } else if (what < 8 && !running.empty()) {
       const auto at =
           static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(running.size()) - 1));
-      Mine& mine = all.at(running[at]);
+      const int id = running[at];
+      Mine& mine = all.at(id);
       running.erase(running.begin() + static_cast<std::ptrdiff_t>(at));
       const bool cancel = random.OneIn(4);
       Amounts used(resources);
       for (std::size_t r = 0; r < resources; ++r) used[r] = random.From(0, mine.amounts[r]);
       EXPECT_TRUE(cancel ? mine.reservation->Cancel(now) : mine.reservation->Settle(now, used));
-      slow.GiveBack(now, mine.amounts, used, cancel);
+      slow.GiveBack(id, now, mine.amounts, used, cancel);
     }
     ASSERT_NO_FATAL_FAILURE(serve());
     // Then time passes, through every instant that the core names.
@@ -468,8 +478,12 @@ TEST(Scheduler, NobodyPassesTheHeadOnTheLimitThatBindsItAndOthersMay) {
   // Not on the fast path, either.
   EXPECT_FALSE(office.TryTake(kStart + kSecond / 2, {1, 0}));
   EXPECT_TRUE(office.TryTake(kStart + kSecond / 2, {0, 5}));
-  EXPECT_EQ(office.Serve(kStart + kSecond), std::vector<Waiter*>{head});
-  EXPECT_EQ(office.Serve(kStart + kSecond + 100 * kMillisecond), std::vector<Waiter*>{behind});
+  // The guard of ten a second is 56.25 ms.
+  const Nanos full = kStart + kSecond + 56'250 * kMicrosecond;
+  EXPECT_EQ(office.Serve(full - 1), std::vector<Waiter*>{});
+  EXPECT_EQ(office.Serve(full), std::vector<Waiter*>{head});
+  EXPECT_EQ(office.Serve(full + 156'250 * kMicrosecond - 1), std::vector<Waiter*>{});
+  EXPECT_EQ(office.Serve(full + 156'250 * kMicrosecond), std::vector<Waiter*>{behind});
 }
 
 TEST(Scheduler, ALargeOneIsNotStarvedByOnesThatTakeTurnsOnItsTwoLimits) {

@@ -21,16 +21,48 @@ inline constexpr Instant kOracleNever = std::numeric_limits<Instant>::max();
 // One unit costs `cost_numerator / cost_denominator` ns. Debts are kept in 2^-30 ns, so that what
 // rounding there is (rates that are no whole number of ns a unit, changed limits) stays far below
 // one. Amounts up to 2^40.
+//
+// With a guard, a bucket that has been full for so long may be emptied at once, and then refills
+// only after it; a bucket in between may be emptied no further than if the refill of the last
+// `guard` were still to come. A debt below zero says for how long the bucket has been full.
 class BucketOracle {
  public:
-  BucketOracle(std::int64_t cost_numerator, std::int64_t cost_denominator, std::int64_t burst)
-      : cost_{cost_numerator, cost_denominator}, burst_(burst) {}
+  BucketOracle(std::int64_t cost_numerator, std::int64_t cost_denominator, std::int64_t burst,
+               Instant guard = 0)
+      : cost_{cost_numerator, cost_denominator, guard}, burst_(burst) {}
+  // By the core's rule: a sixteenth of what can be ahead beyond one unit, from 20 to 500 ms.
+  static Instant Guard(std::int64_t amount, Instant period, std::int64_t burst) {
+    if (amount == 0) return 0;
+    const Wide unit = (Wide{period} + amount - 1) / amount;
+    const Wide all = unit >= 1'000 ? unit * burst : (Wide{period} * burst + amount - 1) / amount;
+    const Wide guard = (all - unit) / 16;
+    return guard < 20'000'000 ? 0 : static_cast<Instant>(std::min<Wide>(guard, 500'000'000));
+  }
+
+  // The debt before and after a take, to undo it.
+  struct Receipt {
+    Instant at = 0;
+    Wide before = 0;
+    Wide after = 0;
+  };
 
   // Something that happened; events come in the order of time.
-  void Take(Instant at, std::int64_t units) { events_.push_back({at, Kind::kAdd, units, {}, 0}); }
+  Receipt Take(Instant at, std::int64_t units) {
+    Receipt receipt{at, Replay(at).debt, 0};
+    events_.push_back({at, Kind::kAdd, units, {}, 0});
+    receipt.after = Replay(at).debt;
+    return receipt;
+  }
   // Raises what is available, never above the burst.
   void GiveBack(Instant at, std::int64_t units) {
     events_.push_back({at, Kind::kAdd, -units, {}, 0});
+  }
+  // As GiveBack; and where the debt is as if nothing had happened since that take, it then is as
+  // long full as it was before it.
+  void Cancel(Instant at, std::int64_t units, const Receipt& receipt) {
+    if (Replay(at).debt == receipt.after - Wide{at - receipt.at} * kFine)
+      events_.push_back({at, Kind::kAddTime, 0, {}, std::min<Wide>(0, receipt.before)});
+    GiveBack(at, units);
   }
   // As much as a take of `units` cost under the price at which it was taken, for a provider whose
   // debts are shares of the limit: `numerator / denominator` ns.
@@ -40,14 +72,19 @@ class BucketOracle {
   // The limit changes, and with it what is owed: the same units (absolute), or the same time times
   // `numerator / denominator` (proportional: the same share).
   void SetAbsolute(Instant at, std::int64_t cost_numerator, std::int64_t cost_denominator,
-                   std::int64_t burst) {
-    events_.push_back({at, Kind::kAbsolute, 0, {cost_numerator, cost_denominator}, 0});
+                   std::int64_t burst, Instant guard = 0) {
+    events_.push_back({at, Kind::kAbsolute, 0, {cost_numerator, cost_denominator, guard}, 0});
     burst_ = burst;
   }
   void SetProportional(Instant at, std::int64_t cost_numerator, std::int64_t cost_denominator,
-                       std::int64_t burst, std::int64_t numerator, std::int64_t denominator) {
-    events_.push_back(
-        {at, Kind::kAbsolute, 0, {cost_numerator, cost_denominator}, 0, {numerator, denominator}});
+                       std::int64_t burst, std::int64_t numerator, std::int64_t denominator,
+                       Instant guard = 0) {
+    events_.push_back({at,
+                       Kind::kAbsolute,
+                       0,
+                       {cost_numerator, cost_denominator, guard},
+                       0,
+                       {numerator, denominator}});
     burst_ = burst;
   }
 
@@ -55,10 +92,16 @@ class BucketOracle {
   // gone before them as soon as each fitted.
   Instant ReadyAt(Instant now, std::int64_t units, std::int64_t ahead = 0) const {
     if (units > burst_) return kOracleNever;
-    const auto [debt, price] = Replay(now);
-    const Wide over = debt + Time(price, ahead) + Time(price, units) - Time(price, burst_);
-    if (over > kFar * kFine) return now + kFar;
-    return over <= 0 ? now : now + static_cast<Instant>((over + kFine - 1) / kFine);
+    const auto [debt, price, began] = Replay(now);
+    const Wide over = (ahead == 0 ? debt : std::max<Wide>(0, debt)) + Time(price, ahead) +
+                      Time(price, units) - Time(price, burst_);
+    // How much of the refill may be still to come: none where the bucket has been full for long.
+    const bool full = debt <= -Wide{price.guard} * kFine;
+    const Instant late = full ? 0 : std::min(price.guard, std::max<Instant>(0, now - began));
+    if (over <= -Wide{late} * kFine) return now;
+    const Wide wait = over + Wide{price.guard} * kFine;
+    if (wait > kFar * kFine) return now + kFar;
+    return wait <= 0 ? now : now + static_cast<Instant>((wait + kFine - 1) / kFine);
   }
   bool Fits(Instant now, std::int64_t units) const { return ReadyAt(now, units) == now; }
 
@@ -68,6 +111,7 @@ class BucketOracle {
   struct Price {
     std::int64_t numerator = 0;
     std::int64_t denominator = 1;
+    Instant guard = 0;
   };
   enum class Kind { kAdd, kAddTime, kAbsolute };
   struct Event {
@@ -83,19 +127,32 @@ class BucketOracle {
     return Wide{units} * p.numerator * kFine / p.denominator;
   }
 
-  std::pair<Wide, Price> Replay(Instant now) const {
-    Wide debt = 0;
+  struct State {
+    Wide debt;
+    Price price;
+    Instant began;  // when something was last taken that found the bucket full for the guard
+  };
+
+  State Replay(Instant now) const {
+    Wide debt = -kFar * kFine;
     Price price = cost_;
+    Instant began = 0;
     Instant last = events_.empty() ? now : events_.front().at;
     const auto pass = [&](Instant at) {
-      debt = std::max<Wide>(0, debt - Wide{std::max<Instant>(0, at - last)} * kFine);
+      debt -= Wide{std::max<Instant>(0, at - last)} * kFine;
       last = std::max(last, at);
+    };
+    const auto touch = [&](Instant at) {
+      if (debt <= -Wide{price.guard} * kFine) began = std::max(began, at);
+      debt = std::max<Wide>(0, debt);
     };
     for (const Event& e : events_) {
       pass(e.at);
-      if (e.kind == Kind::kAdd) debt = std::max<Wide>(0, debt + Time(price, e.units));
-      if (e.kind == Kind::kAddTime) debt = std::max<Wide>(0, debt + e.time);
+      if (e.kind == Kind::kAdd && e.units > 0) touch(e.at);
+      if (e.kind == Kind::kAdd) debt += Time(price, e.units);
+      if (e.kind == Kind::kAddTime) debt += e.time;
       if (e.kind == Kind::kAbsolute) {
+        touch(e.at);
         if (e.share.denominator != 0) {
           debt = debt * e.share.numerator / e.share.denominator;
         } else {
@@ -107,7 +164,7 @@ class BucketOracle {
       }
     }
     pass(now);
-    return {debt, price};
+    return {debt, price, began};
   }
 
   Price cost_;
