@@ -16,12 +16,14 @@ namespace headway {
 //
 // - through a transport: headers-in, or sent + the network's delay, whichever is earlier;
 // - for an opaque call: the answer, less a margin: the least time that a call has taken, known once
-//   one was started quietly (fewer than 8 others within 50 ms before or after it, and after the
-//   first answer). The times of a burst contain connecting and the client's own queueing;
-//   subtracting them would free slots too early, and refuse a whole burst. From the margin goes how
-//   much the calls' own times differ, as seen from calls overtaking each other, and 20 ms at least.
+//   one was started quietly (at most 16 others within 50 ms before and after it, and after the first
+//   answer). The times of a burst contain connecting and the client's own queueing; subtracting
+//   them would free slots too early, and refuse a whole burst. From the margin goes how much the
+//   calls' own times differ, as seen from calls overtaking each other, and 20 ms at least.
 //   A quiet call is moreover counted soon after its admission, whatever time its answer takes: the
-//   client has nothing else to do, so what is left is the network (Meter::Answered says how soon).
+//   client has little else to do, so what is left is the network (Meter::Answered says how soon).
+//   So is one among up to 64, with 4 ms more for each beyond 16: two to eight times what HTTP
+//   clients in Python use a call.
 //   Until a quiet call has told, the last one that a window admits waits until the others are back,
 //   so that one does.
 //
@@ -34,19 +36,29 @@ class Calls {
   static constexpr Nanos kLeastNetworkDelay = 20 * kMillisecond;
   static constexpr Nanos kQuiet = 50 * kMillisecond;
 
-  // A call among the bucket's: its number, and whether it may turn out to be a quiet one.
+  // A call among the bucket's: its number, and how many at the most were admitted within kQuiet
+  // before it; kMostOthers before the first answer.
   struct Call {
     std::uint64_t number = 0;
-    bool calm = false;
+    int others = 0;
   };
+  static constexpr int kFewOthers = 16;
+  static constexpr int kMostOthers = 64;
+  // How long a call may have waited for the `crowd` around it, where that has fewer than kMostOthers.
+  static Nanos Waited(int crowd) { return std::max(0, crowd - kFewOthers) * 4 * kMillisecond; }
 
   // A call admitted at `now`.
   Call Begin(Nanos now) {
     const bool alone = in_flight_.fetch_add(1) == 0;
     const std::uint64_t number = admitted_.fetch_add(1) + 1;
-    const bool crowd = number > kCrowd && now - Time(number - kCrowd).load() < kQuiet;
+    int others = kMostOthers;
+    if (answered_.load()) {
+      others = alone ? 0 : Others([&](std::uint64_t n) {
+        return number > n && now - Time(number - n).load() < kQuiet;
+      });
+    }
     Time(number).store(now);
-    return Call{number, answered_.load() && (alone || !crowd)};
+    return Call{number, others};
   }
 
   // Returns whether nothing is in flight any more. `answered`: an answer came, rather than a
@@ -56,7 +68,15 @@ class Calls {
     return in_flight_.fetch_sub(1) == 1;
   }
 
-  bool Quiet(const Call& call) { return call.calm && !FollowedByCrowd(call.number); }
+  // How many others, at the most, were admitted within kQuiet before and after it.
+  int Crowd(const Call& call) {
+    const std::uint64_t admitted = admitted_.load();
+    if (admitted - call.number >= kRemembered - kMostOthers) return kMostOthers;  // forgotten
+    return call.others + Others([&](std::uint64_t n) {
+             return admitted >= call.number + n &&
+                    Time(call.number + n).load() - Time(call.number).load() < kQuiet;
+           });
+  }
 
   // A call that was answered at `now` took `latency`. Returns whether the margin has changed.
   bool Learn(const Call& call, bool quiet, Nanos now, Nanos latency) {
@@ -100,17 +120,18 @@ class Calls {
   std::int64_t in_flight() const { return in_flight_.load(); }
 
  private:
-  static constexpr std::uint64_t kCrowd = 8;
   // When so many of the latest calls were admitted is remembered.
   static constexpr std::uint64_t kRemembered = 256;
 
   std::atomic<Nanos>& Time(std::uint64_t number) { return times_[number % kRemembered]; }
 
-  bool FollowedByCrowd(std::uint64_t number) {
-    const std::uint64_t admitted = admitted_.load();
-    if (admitted - number >= kRemembered - kCrowd) return true;  // forgotten
-    return admitted >= number + kCrowd &&
-           Time(number + kCrowd).load() - Time(number).load() < kQuiet;
+  // A bound on the n for which `within` holds: 0, or twice the largest power of two that it holds
+  // for, up to kMostOthers.
+  template <typename Within>
+  static int Others(Within within) {
+    int others = 1;
+    while (others < kMostOthers && within(static_cast<std::uint64_t>(others))) others *= 2;
+    return others == 1 ? 0 : others;
   }
 
   static void StoreLeast(std::atomic<Nanos>& least, Nanos value) {

@@ -56,11 +56,13 @@ void Reservation::TellAnswered(bool refused) {
   const Nanos counted_by = counted_by_.load();
   const bool pinned = counted_by == kNever;
   const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
-  const bool quiet = calls.Quiet(call_) && !calls.transport() && !calls.refused();
+  const int crowd = calls.Crowd(call_);
+  const bool trusted = !calls.transport() && !calls.refused();
   Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
   const bool learnt = answer == Answer::kOpaque && answered_at > began &&
-                      calls.Learn(call_, quiet, answered_at, answered_at - began);
-  if (answer == Answer::kOpaque && quiet) answer = Answer::kQuiet;
+                      calls.Learn(call_, trusted && crowd <= Calls::kFewOthers, answered_at,
+                                  answered_at - began);
+  if (answer == Answer::kOpaque && trusted && crowd < Calls::kMostOthers) answer = Answer::kQuiet;
   if (refused) calls.SawRefusal();
   // The answer may be in before the network's delay is over, and long after.
   const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
@@ -72,7 +74,8 @@ void Reservation::TellAnswered(bool refused) {
     // With a transport's marks in the bucket, or after a refusal, nothing is assumed about the
     // order.
     if (refused || calls.transport()) meter.StopTrustingOrder();
-    signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned, began);
+    signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned,
+                             began + Calls::Waited(crowd));
   }
   if (signal && bucket_->has_waiters()) bucket_->Signal();
 }
