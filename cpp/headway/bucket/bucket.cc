@@ -152,7 +152,11 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
 void Bucket::Begin(Nanos now, Reservation& out) {
   out.bucket_ = this;
   out.admitted_at_ = now;
-  if (calls_ != nullptr) out.call_ = calls_->Begin(now);
+  if (calls_ == nullptr) return;
+  out.call_ = calls_->Begin(now);
+  const Nanos waited = Calls::Waited(out.call_.others);
+  for (int i = 0; i < size_; ++i)
+    meter(i).Begun(out.taken_[static_cast<std::size_t>(i)], now, waited);
 }
 
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,

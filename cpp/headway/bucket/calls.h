@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "headway/base/clock.h"
+#include "headway/meter/meter.h"
 
 namespace headway {
 
@@ -23,7 +24,8 @@ namespace headway {
 //   A quiet call is moreover counted soon after its admission, whatever time its answer takes: the
 //   client has little else to do, so what is left is the network (Meter::Answered says how soon).
 //   So is one among up to 64, with 4 ms more for each beyond 16: two to eight times what HTTP
-//   clients in Python use a call.
+//   clients in Python use a call. That holds before its own answer, too, once a later call has been
+//   answered (Meter::Begun).
 //   Until a quiet call has told, the last one that a window admits waits until the others are back,
 //   so that one does.
 //
@@ -34,9 +36,8 @@ class Calls {
   // Connecting and sending take at least this long in the books, however fast the network was
   // lately.
   static constexpr Nanos kLeastNetworkDelay = 20 * kMillisecond;
-  static constexpr Nanos kQuiet = 50 * kMillisecond;
 
-  // A call among the bucket's: its number, and how many at the most were admitted within kQuiet
+  // A call among the bucket's: its number, and how many at the most were admitted within kCrowdSpan
   // before it; kMostOthers before the first answer.
   struct Call {
     std::uint64_t number = 0;
@@ -44,8 +45,11 @@ class Calls {
   };
   static constexpr int kFewOthers = 16;
   static constexpr int kMostOthers = 64;
-  // How long a call may have waited for the `crowd` around it, where that has fewer than kMostOthers.
-  static Nanos Waited(int crowd) { return std::max(0, crowd - kFewOthers) * 4 * kMillisecond; }
+  // How long a call may have waited for the `crowd` around it; kUntold for a large one.
+  static Nanos Waited(int crowd) {
+    if (crowd >= kMostOthers) return kUntold;
+    return std::max(0, crowd - kFewOthers) * 4 * kMillisecond;
+  }
 
   // A call admitted at `now`.
   Call Begin(Nanos now) {
@@ -54,7 +58,7 @@ class Calls {
     int others = kMostOthers;
     if (answered_.load()) {
       others = alone ? 0 : Others([&](std::uint64_t n) {
-        return number > n && now - Time(number - n).load() < kQuiet;
+        return number > n && now - Time(number - n).load() < kCrowdSpan;
       });
     }
     Time(number).store(now);
@@ -68,13 +72,13 @@ class Calls {
     return in_flight_.fetch_sub(1) == 1;
   }
 
-  // How many others, at the most, were admitted within kQuiet before and after it.
+  // How many others, at the most, were admitted within kCrowdSpan before and after it.
   int Crowd(const Call& call) {
     const std::uint64_t admitted = admitted_.load();
     if (admitted - call.number >= kRemembered - kMostOthers) return kMostOthers;  // forgotten
     return call.others + Others([&](std::uint64_t n) {
              return admitted >= call.number + n &&
-                    Time(call.number + n).load() - Time(call.number).load() < kQuiet;
+                    Time(call.number + n).load() - Time(call.number).load() < kCrowdSpan;
            });
   }
 

@@ -57,12 +57,13 @@ void Reservation::TellAnswered(bool refused) {
   const bool pinned = counted_by == kNever;
   const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
   const int crowd = calls.Crowd(call_);
+  const Nanos waited = Calls::Waited(crowd);
   const bool trusted = !calls.transport() && !calls.refused();
   Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
   const bool learnt = answer == Answer::kOpaque && answered_at > began &&
                       calls.Learn(call_, trusted && crowd <= Calls::kFewOthers, answered_at,
                                   answered_at - began);
-  if (answer == Answer::kOpaque && trusted && crowd < Calls::kMostOthers) answer = Answer::kQuiet;
+  if (answer == Answer::kOpaque && trusted && waited < kUntold) answer = Answer::kQuiet;
   if (refused) calls.SawRefusal();
   // The answer may be in before the network's delay is over, and long after.
   const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
@@ -75,7 +76,7 @@ void Reservation::TellAnswered(bool refused) {
     // order.
     if (refused || calls.transport()) meter.StopTrustingOrder();
     signal |= meter.Answered(taken_[static_cast<std::size_t>(i)], at, answer, pinned,
-                             began + Calls::Waited(crowd));
+                             answer == Answer::kQuiet ? began + waited : kNever);
   }
   if (signal && bucket_->has_waiters()) bucket_->Signal();
 }

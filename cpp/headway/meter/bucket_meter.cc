@@ -91,7 +91,7 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
     Nanos after = refund > before ? 0 : before - refund;
     // As if it had never been: as long full as before, unless others came meanwhile.
     if (cancel && !slot && !changed && before == taken.after)
-      after = std::max<Nanos>(0, after - taken.full_for);
+      after = std::max<Nanos>(0, after - taken.full_for_or_lap);
     // While a slot that was reserved for later is still to come, so do its units: what it stands on
     // cannot be given away before.
     if (const Nanos promised = m.promised_.load(); !slot && promised - p.tolerance > now)

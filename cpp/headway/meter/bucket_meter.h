@@ -64,7 +64,7 @@ class BucketMeter {
         taken.period = p.period;
         taken.generation = static_cast<std::uint8_t>(word.generation());
         taken.future = false;
-        taken.full_for = static_cast<std::uint32_t>(
+        taken.full_for_or_lap = static_cast<std::uint32_t>(
             std::clamp<Nanos>(now - word.value(), 0, std::numeric_limits<std::uint32_t>::max()));
         return true;
       }

@@ -42,10 +42,12 @@ Nanos CellMeter::Leaves(Shape shape, const Parameters& p, Nanos counted) {
 // member gives no bound of its own and none follows from later ones.
 Nanos CellMeter::CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, Nanos later_first) {
   if (Cell::busy(state) != 0) return kUntold;
-  Nanos own = kUntold;
-  if (Cell::pins(state) == 0) {
-    own = std::max(cell.last.load(), cell.opaque_last.load() - margin);
-    if (Cell::pending(state) != 0) own = std::max(own, cell.pending_until.load());
+  Nanos own = std::max(cell.last.load(), cell.opaque_last.load() - margin);
+  if (Cell::pending(state) != 0) own = std::max(own, cell.pending_until.load());
+  if (Cell::pins(state) != 0) {
+    // What is not answered may not even be sent; but a later answer shows that the network works.
+    const Nanos calm = cell.calm_until.load();
+    own = calm != 0 && later_first < kUntold ? std::max(own, calm) : kUntold;
   }
   // Never before it was admitted, however fast this call was compared with the fastest.
   return std::max(cell.newest.load(), std::min(own, later_first));
@@ -87,6 +89,8 @@ bool CellMeter::Empty(Meter& m, const Parameters& p, Nanos now, Cells& cells, Ce
   cell.opaque_last.store(0);
   cell.opaque_first.store(kNever);
   cell.quiet_first.store(kNever);
+  cell.calm_until.store(0);
+  cell.lap.fetch_add(1);
   HEADWAY_PAUSE();
   // A closed cell that is still the newest stays closed until `open` has moved past it: whoever
   // finds it closed moves on. Any other becomes fresh.
@@ -215,11 +219,13 @@ void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amo
     StoreMax(cell.newest, now);
     cell.sum.fetch_add(amount);
     if (answered) StoreMax(cell.last, now);
+    const std::uint32_t lap = cell.lap.load();
     HEADWAY_PAUSE();
     cell.state.fetch_sub(Cell::kBusy);
     taken.amount = amount;
     taken.cell = open % Cells::kRing;
     taken.cell_generation = Cell::generation(state);
+    taken.full_for_or_lap = lap;
     HEADWAY_PAUSE();
     if (tell) Owe(m);
     return;
@@ -307,20 +313,26 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
   }
 }
 
-// Enters a cell again if it is still of that generation: afterwards nobody can empty it until the
-// caller has left (state -= kBusy).
-bool CellMeter::EnterAgain(Cell& cell, std::uint16_t generation) {
+// Enters the cell of a member again if it still holds that: afterwards nobody can empty it until the
+// caller has left (state -= kBusy). Null where it has left.
+Cell* CellMeter::EnterAgain(Meter& m, const Taken& taken) {
+  Cell& cell = m.cells().ring[taken.cell];
   std::uint64_t state = cell.state.load();
   for (;;) {
-    if (Cell::generation(state) != generation || (state & Cell::kEmptying) != 0) return false;
-    if (cell.state.compare_exchange_weak(state, state + Cell::kBusy)) return true;
+    if (Cell::generation(state) != taken.cell_generation || (state & Cell::kEmptying) != 0)
+      return nullptr;
+    if (cell.state.compare_exchange_weak(state, state + Cell::kBusy)) break;
     HEADWAY_PAUSE();
   }
+  if (cell.lap.load() == taken.full_for_or_lap) return &cell;
+  cell.state.fetch_sub(Cell::kBusy);
+  return nullptr;
 }
 
 bool CellMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel) {
-  Cell& cell = m.cells().ring[taken.cell];
-  if (!EnterAgain(cell, taken.cell_generation)) return Word{m.word_.load()}.waiters();
+  Cell* const entered = EnterAgain(m, taken);
+  if (entered == nullptr) return Word{m.word_.load()}.waiters();
+  Cell& cell = *entered;
   HEADWAY_PAUSE();
   cell.sum.fetch_sub(amount);
   HEADWAY_PAUSE();
@@ -348,9 +360,26 @@ void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
   }
 }
 
+// Who comes with a crowd tells of those who came just before it, too: they have waited for it. The
+// cells before may be emptied or begun anew meanwhile; what is then said of the wrong one makes it
+// leave later, no worse.
+void CellMeter::Begun(Meter& m, const Taken& taken, Nanos now, Nanos waited) {
+  Cells& cells = m.cells();
+  const Nanos until =
+      waited >= kUntold ? kUntold : now + Guard(m.parameters().period) + waited;
+  StoreMax(cells.at(taken.cell).calm_until, until);
+  if (waited == 0) return;
+  for (std::uint32_t back = 1; back < Cells::kRing; ++back) {
+    Cell& before = cells.at(taken.cell - back);
+    if (before.newest.load() + kCrowdSpan <= now || before.calm_until.load() >= until) return;
+    StoreMax(before.calm_until, until);
+  }
+}
+
 bool CellMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
-  Cell& cell = m.cells().ring[taken.cell];
-  if (!EnterAgain(cell, taken.cell_generation)) return false;
+  Cell* const entered = EnterAgain(m, taken);
+  if (entered == nullptr) return false;
+  Cell& cell = *entered;
   StoreMax(cell.pending_until, counted_by);
   HEADWAY_PAUSE();
   cell.state.fetch_sub(Cell::kBusy + Cell::kPin - Cell::kPending);
@@ -360,8 +389,9 @@ bool CellMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
 
 bool CellMeter::Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned,
                          Nanos began) {
-  Cell& cell = m.cells().ring[taken.cell];
-  if (!EnterAgain(cell, taken.cell_generation)) return Word{m.word_.load()}.waiters();
+  Cell* const entered = EnterAgain(m, taken);
+  if (entered == nullptr) return Word{m.word_.load()}.waiters();
+  Cell& cell = *entered;
   if (answer == Answer::kOpaque) {
     StoreMax(cell.opaque_last, at);
     StoreMin(cell.opaque_first, at);

@@ -14,7 +14,8 @@ namespace headway {
 
 // A run of consecutive admissions that leave together.
 //
-// `state` packs, from the top: generation (12 bits, moved when the cell is emptied), closed (1),
+// `state` packs, from the top: generation (12 bits, moved when the cell is emptied; `lap` has more of
+// them, for whoever holds a reservation through 4096 generations), closed (1),
 // emptying (1), busy (10: threads between entering a verb and leaving it), pins (20: members of
 // which nothing says yet by when the server has counted them) and pending (20: members that were
 // sent, and are counted by `pending_until` at the latest, perhaps earlier).
@@ -57,6 +58,9 @@ struct Cell {
   std::atomic<Nanos> opaque_first{kNever};  // the earliest such answer: all members of earlier
                                             // cells were counted a margin before it
   std::atomic<Nanos> quiet_first{kNever};   // as opaque_first, less the margin already
+  std::atomic<Nanos> calm_until{0};         // by when all members were counted if the network works;
+                                            // 0: nobody said, kUntold: nobody can tell
+  std::atomic<std::uint32_t> lap{0};        // how often it was emptied; `state` keeps 12 bits of it
 
   bool fresh() const { return state.load() % kGeneration == 0 && sum.load() == 0; }
 };
@@ -101,6 +105,7 @@ class CellMeter {
   static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
+  static void Begun(Meter& m, const Taken& taken, Nanos now, Nanos waited);
   static bool Sent(Meter& m, const Taken& taken, Nanos counted_by);
   static bool Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned,
                        Nanos began);
@@ -126,7 +131,7 @@ class CellMeter {
   static void Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amount, bool answered,
                     bool tell, Taken& taken);
   static void Owe(Meter& m);
-  static bool EnterAgain(Cell& cell, std::uint16_t generation);
+  static Cell* EnterAgain(Meter& m, const Taken& taken);
   static void Release(Meter& m, std::int64_t amount) {
     m.word_.fetch_sub(static_cast<std::uint64_t>(amount) << Word::kValueShift);
   }

@@ -222,6 +222,7 @@ TEST(WindowMeter, NeverExceedsTheLimitOnAClockThatStepsBack) {
 // A server that counts with a list, at instants of its own between sending and answering.
 struct Call {
   Taken taken;
+  Nanos began;
   Nanos counted;
   Nanos answered;
   bool bounded;
@@ -230,7 +231,7 @@ struct Call {
   bool operator>(const Call& other) const { return answered > other.answered; }
 };
 
-enum class How { kTransport, kOpaqueInOrder, kOpaqueInAnyOrder, kMixed };
+enum class How { kTransport, kOpaqueInOrder, kOpaqueInAnyOrder, kOpaqueCalm, kMixed };
 
 void ServeCalls(Random& random, Shape shape, How how) {
   const Limit limit = Make(shape, random.Magnitude(8), random.From(1, 60) * kSecond);
@@ -240,8 +241,11 @@ void ServeCalls(Random& random, Shape shape, How how) {
   // The server takes at least this long for its work, which is what the margin may say.
   const Nanos work = random.OneIn(2) ? random.From(0, 3 * kSecond) : 0;
   if (random.OneIn(2)) meter.SetMargin(random.From(0, work));
-  if (how != How::kOpaqueInOrder) meter.StopTrustingOrder();
-  const Nanos network = random.From(0, kSecond);
+  const bool calm = how == How::kOpaqueCalm;
+  const bool in_order = how == How::kOpaqueInOrder || calm;
+  if (!in_order) meter.StopTrustingOrder();
+  const Nanos network = random.From(
+      0, calm ? std::clamp(limit.period / 100, 20 * kMillisecond, 250 * kMillisecond) : kSecond);
   std::priority_queue<Call, std::vector<Call>, std::greater<>> out;
   Nanos now = random.From(0, kDay);
   Nanos last_counted = now;
@@ -266,7 +270,8 @@ void ServeCalls(Random& random, Shape shape, How how) {
           EXPECT_FALSE(meter.Answered(call.taken, std::min(call.answered, call.counted_by),
                                       Answer::kBounded, false));
         } else {
-          EXPECT_FALSE(meter.Answered(call.taken, call.answered, Answer::kOpaque, true));
+          EXPECT_FALSE(meter.Answered(call.taken, call.answered,
+                                      calm ? Answer::kQuiet : Answer::kOpaque, true, call.began));
         }
         if (random.OneIn(3)) {
           // Less was used than was estimated; the server is told nothing, which is the worse for
@@ -281,9 +286,11 @@ void ServeCalls(Random& random, Shape shape, How how) {
     Call call;
     ASSERT_TRUE(meter.Take(now, cost, false, false, call.taken));
     call.bounded = how == How::kTransport || (how == How::kMixed && random.OneIn(2));
-    call.refused = how != How::kOpaqueInOrder && random.OneIn(20);
+    call.refused = !in_order && random.OneIn(20);
+    call.began = now;
+    if (calm) meter.Begun(call.taken, now, 0);
     call.counted = now + random.From(0, network);
-    if (how == How::kOpaqueInOrder)
+    if (in_order)
       call.counted = last_counted = std::max(call.counted, last_counted);
     call.answered = call.counted + work + random.From(0, random.OneIn(3) ? 90 * kSecond : kSecond);
     // Where the network's delay is known, a refusal is counted within it like everything else.
@@ -326,6 +333,9 @@ TEST(CellMeter, TheServerNeverCountsTooMuchOfOpaqueCallsInOrder) {
 }
 TEST(CellMeter, TheServerNeverCountsTooMuchOfOpaqueCallsInAnyOrder) {
   ServeManyCalls(How::kOpaqueInAnyOrder);
+}
+TEST(CellMeter, TheServerNeverCountsTooMuchOfCalmCallsThatAreNotAnsweredYet) {
+  ServeManyCalls(How::kOpaqueCalm);
 }
 TEST(CellMeter, TheServerNeverCountsTooMuchOfAMixture) { ServeManyCalls(How::kMixed); }
 
@@ -382,6 +392,66 @@ TEST(WindowMeter, LaterAnswersTellOfEarlierCallsWhileTheOrderIsTrusted) {
     EXPECT_EQ(meter.ReadyAt(then + kSecond, 2),
               trusted ? then + kSecond : then + kSecond + kWindow);
   }
+}
+
+TEST(WindowMeter, ACalmCallLeavesUnansweredOnceALaterOneIsAnswered) {
+  constexpr Nanos kGuard = 250 * kMillisecond;
+  const Nanos later = kDay + 5 * kSecond;
+  const auto first_leaves = [&](Nanos waited, Nanos waited_later) {
+    Meter meter(Make(Shape::kWindow, 160, 60 * kSecond), 0);
+    Taken first;
+    Taken second;
+    EXPECT_TRUE(meter.Take(kDay, 10, false, false, first));
+    meter.Begun(first, kDay, waited);
+    EXPECT_EQ(meter.ReadyAt(kDay, 160), kUntold);
+    EXPECT_TRUE(meter.Take(later, 10, false, false, second));
+    meter.Begun(second, later, waited_later);
+    EXPECT_EQ(meter.ReadyAt(later, 150), kUntold) << "nothing shows yet that the network works";
+    EXPECT_FALSE(meter.Answered(second, later + kSecond, Answer::kQuiet, true, later));
+    return meter.ReadyAt(later + kSecond, 150);
+  };
+  EXPECT_EQ(first_leaves(0, 0), kDay + kGuard + 60 * kSecond);
+  EXPECT_EQ(first_leaves(kSecond, 0), kDay + kSecond + kGuard + 60 * kSecond);
+  // A crowd long after it does not touch it; in a crowd itself, the order alone tells.
+  EXPECT_EQ(first_leaves(0, kSecond), kDay + kGuard + 60 * kSecond);
+  EXPECT_EQ(first_leaves(kUntold, 0), later + kGuard + 60 * kSecond);
+}
+
+TEST(WindowMeter, ACrowdTellsOfThoseJustBeforeIt) {
+  Meter meter(Make(Shape::kWindow, 160, 60 * kSecond), 0);
+  std::vector<Taken> taken(4);
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    // Four cells of ten, 20 ms apart: the last one's crowd reaches back over two of them.
+    const Nanos now = kDay + static_cast<Nanos>(i) * 20 * kMillisecond;
+    ASSERT_TRUE(meter.Take(now, 10, false, false, taken[i]));
+    meter.Begun(taken[i], now, i == 3 ? kUntold : 0);
+  }
+  Taken later;
+  const Nanos then = kDay + 5 * kSecond;
+  ASSERT_TRUE(meter.Take(then, 10, false, false, later));
+  meter.Begun(later, then, 0);
+  EXPECT_FALSE(meter.Answered(later, then + kSecond, Answer::kQuiet, true, then));
+  // 110 are free; with the first cell 120; with the crowd, when the later call tells of it, 150.
+  const Nanos guard = 250 * kMillisecond;
+  EXPECT_EQ(meter.ReadyAt(then, 120), kDay + guard + 60 * kSecond);
+  EXPECT_EQ(meter.ReadyAt(then, 130), then + guard + 60 * kSecond);
+  EXPECT_EQ(meter.ReadyAt(then, 150), then + guard + 60 * kSecond);
+}
+
+TEST(WindowMeter, AReservationHeldThroughFourThousandGenerationsGivesNothingBack) {
+  Meter meter(Make(Shape::kWindow, 16, kSecond), 0);
+  Taken held;
+  Nanos now = kDay;
+  ASSERT_TRUE(meter.Take(now, 1, false, false, held));
+  EXPECT_FALSE(meter.Answered(held, now, Answer::kBounded, true));
+  // The same cell, until its twelve bits are the same again.
+  for (int round = 0; round < 4096 * 64; ++round) {
+    now += 2 * kSecond;
+    ASSERT_TRUE(Take(meter, now, 1));
+  }
+  EXPECT_EQ(meter.Used(now), 1);
+  EXPECT_FALSE(meter.GiveBack(now, held, 1, Debt::kAbsolute, false));
+  EXPECT_EQ(meter.Used(now), 1);
 }
 
 TEST(WindowMeter, ARefusedCallIsCountedWhenItsRefusalArrives) {

@@ -102,6 +102,11 @@ void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
   static_cast<void>(taken);
 }
 
+void Meter::Begun(const Taken& taken, Nanos now, Nanos waited) {
+  if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return;
+  CellMeter::Begun(*this, taken, now, waited);
+}
+
 bool Meter::Sent(const Taken& taken, Nanos counted_by) {
   if (taken.amount == 0 || shape_ == Shape::kConcurrency) return false;
   if (shape_ != Shape::kBucket) return CellMeter::Sent(*this, taken, counted_by);

@@ -14,6 +14,10 @@ namespace headway {
 
 class Cells;
 
+// Calls that are admitted within so long of each other may have to wait for each other, in the
+// client, before they are sent.
+inline constexpr Nanos kCrowdSpan = 50 * kMillisecond;
+
 // What an answer tells about the instant at which the server counted the request.
 enum class Answer : std::uint8_t {
   kBounded,  // it was sent at a known instant over a network of known delay (Meter::Sent)
@@ -35,8 +39,9 @@ struct Taken {
   Nanos after = 0;          // bucket: the word's instant after this take
   Nanos period = 0;         // bucket: the limit's period then
   std::uint32_t cell = 0;  // window, fixed: which cell, and its generation; bucket: Meter::shifted_
-  std::uint32_t full_for = 0;  // bucket: for how long it had been full, 4 s at most
-  std::uint16_t cell_generation = 0;
+  // bucket: for how long it had been full, 4 s at most; window, fixed: the cell's generation
+  std::uint32_t full_for_or_lap = 0;
+  std::uint16_t cell_generation = 0;  // its low bits
   std::uint8_t generation = 0;  // of the parameters
   bool future = false;          // bucket: taken by ReserveAt
 };
@@ -88,6 +93,10 @@ class Meter {
   // Takes `amount` more than was reserved, whether or not it fits: it has been used.
   void Charge(Nanos now, const Taken& taken, std::int64_t amount);
 
+  // An opaque call begins at `now`, having waited for others by `waited` at most (kUntold: nobody can
+  // tell). While calls are counted in order, the answer to any later one then shows that the network
+  // was working, and that this one was counted within the guard of kQuiet below, answered or not.
+  void Begun(const Taken& taken, Nanos now, Nanos waited);
   // The request was sent at an instant after which the server counts it by `counted_by` at the
   // latest. window, fixed: then its slot may leave a period after that. bucket: the server's refill
   // begins at that instant, not at the admission; where that is later than the guard allows for,
