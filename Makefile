@@ -74,7 +74,7 @@ fresh:              ## both commands of the README in a minimal Debian 12 (root)
 	@tools/fresh
 
 soak: build         ## minutes of load
-	@build/venv/bin/python -m pytest -m soak
+	@build/venv/bin/python -m pytest -m soak -s tests/soak
 
 bench: build        ## every row of the goals with its floor
 	@tools/bench

@@ -21,7 +21,7 @@ from quota.judge import Verdict, judge
 _HERE = Path(__file__).parent.parent
 _STARTERS = 4
 """Processes that are started at once."""
-_SPREAD = 30.0
+_SPREAD = 50.0
 """Seconds, at most, over which the cells of a batch begin."""
 
 

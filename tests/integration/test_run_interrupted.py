@@ -1,4 +1,4 @@
-"""`headway run` and the key that people press: a real SIGINT, once and twice."""
+"""`headway run` and the key that people press, or the signal that a supervisor sends, once and twice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from running import COMMAND, environment, write_requests
 
 from headway.simulate import SimulatorProcess
@@ -22,7 +23,10 @@ def start(requests: Path, url: str, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def test_an_interrupt_starts_nothing_new_and_writes_what_is_in_flight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_starts_nothing_new_and_writes_what_is_in_flight(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     requests = write_requests(tmp_path / "requests.jsonl", 2000)
     out, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
     # The end of this file that is read here tells when the first result is written.
@@ -34,7 +38,7 @@ def test_an_interrupt_starts_nothing_new_and_writes_what_is_in_flight(tmp_path: 
         )
         with out.open() as written:
             results = [json.loads(written.readline())]
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             results += [json.loads(line) for line in written]
         stdout, stderr = process.communicate(timeout=30)
         stats = simulator.stats()

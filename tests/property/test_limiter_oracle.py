@@ -51,7 +51,7 @@ class Bucket:
     @property
     def guard(self) -> int:
         guard = (self.burst - 1) * self.step // 16
-        return 0 if guard < NS // 50 else min(guard, NS // 2)
+        return 0 if guard < NS // 50 else min(guard, NS)
 
     def _refill(self, now: int) -> None:
         self.missing -= max(0, now - self.seen)

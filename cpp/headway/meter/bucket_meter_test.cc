@@ -562,14 +562,15 @@ TEST(BucketMeter, ASlotCancelledAfterTheLimitRoseTakesNothingFromLaterOnes) {
 TEST(BucketMeter, AFullBurstGoesOutAtOnceAndItsRefillBeginsAGuardLater) {
   Meter meter(Make(600, 60 * kSecond), 0);
   for (int i = 0; i < 600; ++i) ASSERT_TRUE(Take(meter, kDay, 1, /*answered=*/false));
-  EXPECT_EQ(meter.ReadyAt(kDay, 1), kDay + 600 * kMillisecond);
-  EXPECT_EQ(meter.Used(kDay + 499 * kMillisecond), 600);
-  EXPECT_FALSE(Take(meter, kDay + 600 * kMillisecond - 1, 1, /*answered=*/false));
-  EXPECT_TRUE(Take(meter, kDay + 600 * kMillisecond, 1, /*answered=*/false));
-  EXPECT_FALSE(Take(meter, kDay + 600 * kMillisecond, 1, /*answered=*/false));
+  const Nanos next = kDay + 1'100 * kMillisecond;
+  EXPECT_EQ(meter.ReadyAt(kDay, 1), next);
+  EXPECT_EQ(meter.Used(kDay + 999 * kMillisecond), 600);
+  EXPECT_FALSE(Take(meter, next - 1, 1, /*answered=*/false));
+  EXPECT_TRUE(Take(meter, next, 1, /*answered=*/false));
+  EXPECT_FALSE(Take(meter, next, 1, /*answered=*/false));
   // All of it in one piece, too; and once everything is paid for and the guard over, again.
   const Nanos full = meter.ReadyAt(kDay, 600);
-  EXPECT_EQ(full, kDay + 60'600 * kMillisecond);
+  EXPECT_EQ(full, kDay + 61'100 * kMillisecond);
   EXPECT_TRUE(Take(meter, full, 600, /*answered=*/false));
 }
 

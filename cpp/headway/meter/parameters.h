@@ -34,13 +34,13 @@ struct Parameters {
   // of which only the admission is known. The server's refill begins when it counts the first call
   // of a burst, and a later call may travel faster than that one did (BucketMeter says what follows
   // from it). 1/16 of what may be ahead beyond one unit, so that an even pace (burst 1) stays what
-  // it is, and at most 500 ms; nothing where that is less than what any network varies by.
+  // it is, and at most 1 s; nothing where that is less than what any network varies by.
   Nanos guard() const {
     const Nanos guard = std::min((tolerance - step()) / 16, kMostGuard);
     return guard < kLeastGuard ? 0 : guard;
   }
   static constexpr Nanos kLeastGuard = 20 * kMillisecond;
-  static constexpr Nanos kMostGuard = 500 * kMillisecond;
+  static constexpr Nanos kMostGuard = kSecond;
 
   // bucket: what `units` cost in time, or kNever where they are more than a full burst.
   //

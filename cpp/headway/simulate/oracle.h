@@ -30,13 +30,13 @@ class BucketOracle {
   BucketOracle(std::int64_t cost_numerator, std::int64_t cost_denominator, std::int64_t burst,
                Instant guard = 0)
       : cost_{cost_numerator, cost_denominator, guard}, burst_(burst) {}
-  // By the core's rule: a sixteenth of what can be ahead beyond one unit, from 20 to 500 ms.
+  // By the core's rule: a sixteenth of what can be ahead beyond one unit, from 20 ms to 1 s.
   static Instant Guard(std::int64_t amount, Instant period, std::int64_t burst) {
     if (amount == 0) return 0;
     const Wide unit = (Wide{period} + amount - 1) / amount;
     const Wide all = unit >= 1'000 ? unit * burst : (Wide{period} * burst + amount - 1) / amount;
     const Wide guard = (all - unit) / 16;
-    return guard < 20'000'000 ? 0 : static_cast<Instant>(std::min<Wide>(guard, 500'000'000));
+    return guard < 20'000'000 ? 0 : static_cast<Instant>(std::min<Wide>(guard, 1'000'000'000));
   }
 
   // The debt before and after a take, to undo it.

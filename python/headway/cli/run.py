@@ -126,7 +126,8 @@ async def _send(
                 most_at_once=_most_connections(),
             )
             # Until the loop closes, which takes it away again.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, batch.interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, batch.interrupt)
             try:
                 await batch.run(lines)
             except OSError as error:
