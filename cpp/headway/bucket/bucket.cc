@@ -54,8 +54,7 @@ void Bucket::ClearWaiters() {
   for (int i = 0; i < size_; ++i) meter(i).ClearWaiters();
 }
 
-void Bucket::SignalIfOwed() {
-  if (calls_ == nullptr) return;
+void Bucket::SignalOwed() {
   for (int i = 0; i < size_; ++i)
     if (meter(i).TakeOwedSignal()) Signal();
 }
@@ -63,7 +62,7 @@ void Bucket::SignalIfOwed() {
 // The last request that fits into a `window` for now is held back while nothing is known of how
 // long a call takes by itself; see Calls.
 bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial) {
-  if (calls_ == nullptr || !calls_->HoldsLastBack()) return false;
+  if (!calls_->HoldsLastBack()) return false;
   for (int i = 0; i < size_; ++i) {
     const std::int64_t wanted = amount(i, amounts);
     const std::int64_t capacity = meter(i).Capacity();
@@ -99,7 +98,7 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
 
 Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts) {
   Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true, /*answered=*/false);
-  if (denial.ready_at <= now) HeldBack(now, amounts, denial);
+  if (denial.ready_at <= now && calls_ != nullptr) HeldBack(now, amounts, denial);
   SignalIfOwed();
   return denial;
 }
@@ -149,10 +148,7 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
   }
 }
 
-void Bucket::Begin(Nanos now, Reservation& out) {
-  out.bucket_ = this;
-  out.admitted_at_ = now;
-  if (calls_ == nullptr) return;
+void Bucket::BeginCall(Nanos now, Reservation& out) {
   out.call_ = calls_->Begin(now);
   const Nanos waited = Calls::Waited(out.call_.others);
   for (int i = 0; i < size_; ++i)
@@ -162,17 +158,18 @@ void Bucket::Begin(Nanos now, Reservation& out) {
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                          bool privileged, Reservation& out) {
   out.taken_.resize(static_cast<std::size_t>(size_));
+  const auto taken = absl::MakeSpan(out.taken_);
   bool looked = size_ == 1 && calls_ == nullptr;  // then taking is looking
   for (;;) {
     Denial denial;
     if (!looked) {
       denial = Bind(now, kNothing, amounts, privileged, /*answered=*/false);
-      if (denial.ready_at > now || HeldBack(now, amounts, denial)) {
+      if (denial.ready_at > now || (calls_ != nullptr && HeldBack(now, amounts, denial))) {
         SignalIfOwed();
         return denial;
       }
     }
-    const bool took = TakeAll(now, amounts, privileged, false, absl::MakeSpan(out.taken_));
+    const bool took = TakeAll(now, amounts, privileged, false, taken);
     SignalIfOwed();
     if (took) {
       Begin(now, out);

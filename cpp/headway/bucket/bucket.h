@@ -138,11 +138,19 @@ class Bucket {
   Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
               absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
-  void Begin(Nanos now, Reservation& out);
+  void BeginCall(Nanos now, Reservation& out);
+  void Begin(Nanos now, Reservation& out) {
+    out.bucket_ = this;
+    out.admitted_at_ = now;
+    if (calls_ != nullptr) BeginCall(now, out);
+  }
   void Signal() {
     if (signal_ != nullptr) signal_->Signal(*this);
   }
-  void SignalIfOwed();
+  void SignalIfOwed() {
+    if (calls_ != nullptr) SignalOwed();
+  }
+  void SignalOwed();
 
   void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel);
 

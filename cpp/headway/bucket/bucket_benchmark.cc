@@ -43,7 +43,7 @@ void Call(Bucket& bucket, Nanos now, benchmark::State& state) {
 // Every atomic read-modify-write that one such call executes, in its order, on words laid out as
 // the meters' are:
 //   TryReserve  take: a compare-and-swap on each meter's word                       2
-//   Settle      answered, ended: an or on the reservation's state each              2
+//   Settle      answered and ended: an exchange of the reservation's state          1
 //               refund: a compare-and-swap on the word of the tokens                1
 struct Words {
   struct Slot {
@@ -63,8 +63,7 @@ void Floor(Words& words) {
   std::atomic<std::uint8_t> state{0};
   Swap(words.slots[0].word, 16);
   Swap(words.slots[1].word, 160);
-  benchmark::DoNotOptimize(state.fetch_or(3));
-  benchmark::DoNotOptimize(state.fetch_or(4));
+  benchmark::DoNotOptimize(state.exchange(7));
   Swap(words.slots[1].word, std::uint64_t{0} - 64);
 }
 
@@ -73,8 +72,7 @@ void ContendedFloor(Words& words) {
   std::atomic<std::uint8_t> state{0};
   words.slots[0].word.fetch_add(16);
   words.slots[1].word.fetch_add(160);
-  benchmark::DoNotOptimize(state.fetch_or(3));
-  benchmark::DoNotOptimize(state.fetch_or(4));
+  benchmark::DoNotOptimize(state.exchange(7));
   words.slots[1].word.fetch_sub(64);
 }
 

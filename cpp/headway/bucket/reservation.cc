@@ -83,11 +83,16 @@ void Reservation::TellAnswered(bool refused) {
 
 bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
   if (bucket_ == nullptr) return false;
-  // Ended without an answer (a connection that broke, a task that was cancelled): that says nothing
-  // of the server, which counts it by what `Sent` knew.
-  const Nanos counted_by = counted_by_.load();
-  Answered(counted_by == kNever ? now : std::max(now, counted_by), /*refused=*/false);
-  if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
+  if (bucket_->calls_ == nullptr) {
+    // Nobody asks when it was answered, so all of it is said at once.
+    if ((state_.exchange(kSent | kAnswered | kEnded) & kEnded) != 0) return false;
+  } else {
+    // Ended without an answer (a connection that broke, a task that was cancelled): that says nothing
+    // of the server, which counts it by what `Sent` knew.
+    const Nanos counted_by = counted_by_.load();
+    Answered(counted_by == kNever ? now : std::max(now, counted_by), /*refused=*/false);
+    if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
+  }
   const Debt debt = bucket_->debt_.load();
   bool signal = false;
   for (int i = 0; i < bucket_->size(); ++i) {

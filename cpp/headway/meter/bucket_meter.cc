@@ -10,7 +10,7 @@ Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::
     const Parameters p = m.slots_.Load(word.generation());
     const Nanos guard = answered ? 0 : p.guard();
     const Nanos increment = p.Increment(amount);
-    const Nanos from = answered || IsFull(word, now, p) ? now : RefillFrom(m, now, p);
+    const Nanos from = answered || IsFull(word, now, p) ? now : RefillFrom(m, now, p.guard());
     if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
     if (increment > p.tolerance) return kNever;
     const Nanos before = ahead == 0 ? word.value()
@@ -49,11 +49,29 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
     taken.increment = increment;
     taken.after = after;
     taken.period = p.period;
+    taken.cell = 0;
+    taken.full_for_or_lap = 0;
     taken.generation = static_cast<std::uint8_t>(word.generation());
     taken.future = true;
     return std::max(now, after - p.tolerance);
   }
 }
+
+namespace {
+
+// The time that `amount` of what was taken is worth. Where the limit has changed since, the debt was
+// rescaled, and so is what is given back of it.
+Nanos Refund(const Parameters& p, const Taken& taken, std::int64_t amount, Debt debt,
+             bool changed) {
+  if (!changed && amount == taken.amount) return taken.increment;
+  const bool share = changed && debt == Debt::kProportional;
+  if (!share && p.step() >= kMicrosecond) return p.Cost(amount);
+  if (changed && !share) return p.amount > 0 ? MulDivFloor(amount, p.period, p.amount) : 0;
+  const Nanos of_taken = MulDivFloor(taken.increment, amount, taken.amount);
+  return share ? MulDivFloor(of_taken, p.period, taken.period) : of_taken;
+}
+
+}  // namespace
 
 bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
                            bool cancel) {
@@ -63,18 +81,10 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
     const Word word{bits};
     const Parameters p = m.slots_.Load(word.generation());
     HEADWAY_PAUSE();
-    Nanos refund = amount == taken.amount ? taken.increment
-                                          : MulDivFloor(taken.increment, amount, taken.amount);
     // Eight changes later the generation is the same again; the numbers then tell.
     const bool changed = word.generation() != taken.generation || p.period != taken.period ||
                          p.Cost(taken.amount) != taken.increment;
-    if (changed) {
-      // The debt was rescaled when the limit changed; so is what is given back of it.
-      refund = debt == Debt::kProportional ? MulDivFloor(refund, p.period, taken.period)
-               : p.step() >= kMicrosecond  ? p.Cost(amount)
-               : p.amount > 0              ? MulDivFloor(amount, p.period, p.amount)
-                                           : 0;
-    }
+    Nanos refund = Refund(p, taken, amount, debt, changed);
     if (slot) {
       // Later slots hold instants that were promised on top of this one; what they stand on cannot
       // be taken away any more, even if the word has been lowered for others that were cancelled.
@@ -196,7 +206,7 @@ std::int64_t BucketMeter::Units(Nanos debt, const Parameters& p) {
 std::int64_t BucketMeter::Used(const Meter& m, Nanos now) {
   const Word word{m.word_.load(std::memory_order_acquire)};
   const Parameters p = m.slots_.Load(word.generation());
-  return IsFull(word, now, p) ? 0 : Units(word.value() - RefillFrom(m, now, p), p);
+  return IsFull(word, now, p) ? 0 : Units(word.value() - RefillFrom(m, now, p.guard()), p);
 }
 
 }  // namespace headway

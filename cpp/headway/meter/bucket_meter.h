@@ -43,7 +43,7 @@ class BucketMeter {
       HEADWAY_PAUSE();
       const Nanos increment = p.Increment(amount);
       const bool full = IsFull(word, now, p);
-      const Nanos from = full || answered ? now : RefillFrom(m, now, p);
+      const Nanos from = full || answered ? now : RefillFrom(m, now, p.guard());
       if (increment > p.tolerance || word.value() + increment > from + p.tolerance) {
         // The parameters were those of this word only if it still stands.
         const std::uint64_t again = m.word_.load(std::memory_order_acquire);
@@ -103,8 +103,8 @@ class BucketMeter {
   // `now`, so that threads which disagree about the time pass no limit. Memory ordering: `began_` is
   // stored before the compare-and-swap that takes, so whoever has read (acquire) a word with that
   // take in it reads that instant, or a later one.
-  static Nanos RefillFrom(const Meter& m, Nanos now, const Parameters& p) {
-    return std::max(now - p.guard(), std::min(m.began_.load(std::memory_order_relaxed), now));
+  static Nanos RefillFrom(const Meter& m, Nanos now, Nanos guard) {
+    return std::max(now - guard, std::min(m.began_.load(std::memory_order_relaxed), now));
   }
 
   // Time as units that are not yet paid for, rounded up.

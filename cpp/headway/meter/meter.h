@@ -32,18 +32,19 @@ enum class Debt : std::uint8_t {
   kProportional,  // such a share of the limit is owed: the provider scales it
 };
 
-// What one take took of one meter: enough to give exactly that back later.
+// What one take took of one meter: enough to give exactly that back later. Only the amount has a
+// value before; each take sets what its shape reads.
 struct Taken {
   std::int64_t amount = 0;  // units; 0: this meter was not asked
-  Nanos increment = 0;      // bucket: the time that was added to the word
-  Nanos after = 0;          // bucket: the word's instant after this take
-  Nanos period = 0;         // bucket: the limit's period then
-  std::uint32_t cell = 0;  // window, fixed: which cell, and its generation; bucket: Meter::shifted_
+  Nanos increment;          // bucket: the time that was added to the word
+  Nanos after;              // bucket: the word's instant after this take
+  Nanos period;             // bucket: the limit's period then
+  std::uint32_t cell;  // window, fixed: which cell, and its generation; bucket: Meter::shifted_
   // bucket: for how long it had been full, 4 s at most; window, fixed: the cell's generation
-  std::uint32_t full_for_or_lap = 0;
-  std::uint16_t cell_generation = 0;  // its low bits
-  std::uint8_t generation = 0;  // of the parameters
-  bool future = false;          // bucket: taken by ReserveAt
+  std::uint32_t full_for_or_lap;
+  std::uint16_t cell_generation;  // its low bits
+  std::uint8_t generation;        // of the parameters
+  bool future;                    // bucket: taken by ReserveAt
 };
 
 // One limit's live state. The verbs are the same for all shapes; a shape's own file says how.
