@@ -162,7 +162,7 @@ def _limiter(size: int) -> tuple[Callable[[int], Awaitable[object]], Opening]:
     limiter = Limiter(f"{size} requests/31day bucket")
     all_of_it = limiter.try_reserve(size)
     assert isinstance(all_of_it, Reservation)
-    return lambda _: limiter.acquire(1), lambda: all_of_it.settle(0)
+    return lambda _: limiter.acquire(1), all_of_it.cancel
 
 
 def resident(size: int, with_limiter: bool) -> float:

@@ -19,7 +19,7 @@ ReservationObject* Self(PyObject* self) { return reinterpret_cast<ReservationObj
 void Dealloc(PyObject* object) {
   ReservationObject* self = Self(object);
   // Nobody will ever say what was used: rates keep the estimate, concurrency is given back.
-  self->reservation->Expire(self->state->Now());
+  self->reservation->Expire(self->reservation->ExpiresInTime() ? self->state->Now() : 0);
   self->state->Serve();
   delete self->reservation;
   self->state->Unref();

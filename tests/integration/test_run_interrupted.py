@@ -1,4 +1,4 @@
-"""`headway run` and the key that people press, or the signal that a supervisor sends, once and twice."""
+"""`headway run` and the key that people press, or a supervisor's signal, once and twice."""
 
 from __future__ import annotations
 

@@ -100,7 +100,9 @@ class Storm:
         mine = self.memory()
 
         async def wait() -> Reservation:
-            reservation = await self.limiter.acquire(1, 1, draw.randint(1, 60), **self.options(draw))
+            reservation = await self.limiter.acquire(
+                1, 1, draw.randint(1, 60), **self.options(draw)
+            )
             assert isinstance(reservation, Reservation)
             return reservation
 
@@ -142,7 +144,9 @@ class Storm:
     def changes(self) -> None:
         draw = random.Random(f"{self.seed} changes")
         while time.monotonic() < self.end:
-            self.limiter.set_limit(f"{draw.choice([self.limit, self.limit // 4])} requests/s window")
+            self.limiter.set_limit(
+                f"{draw.choice([self.limit, self.limit // 4])} requests/s window"
+            )
             self.limiter.set_limit(f"{draw.choice([40_000, 4_000])} tokens/s bucket")
             self.limiter.explain(1, 1, 30)
             time.sleep(draw.uniform(0, 2))

@@ -17,10 +17,10 @@ namespace headway {
 //
 // - through a transport: headers-in, or sent + the network's delay, whichever is earlier;
 // - for an opaque call: the answer, less a margin: the least time that a call has taken, known once
-//   one was started quietly (at most 16 others within 50 ms before and after it, and after the first
-//   answer). The times of a burst contain connecting and the client's own queueing; subtracting
-//   them would free slots too early, and refuse a whole burst. From the margin goes how much the
-//   calls' own times differ, as seen from calls overtaking each other, and 20 ms at least.
+//   one was started quietly (at most 16 others within 50 ms before and after it, and after the
+//   first answer). The times of a burst contain connecting and the client's own queueing;
+//   subtracting them would free slots too early, and refuse a whole burst. From the margin goes how
+//   much the calls' own times differ, as seen from calls overtaking each other, and 20 ms at least.
 //   A quiet call is moreover counted soon after its admission, whatever time its answer takes: the
 //   client has little else to do, so what is left is the network (Meter::Answered says how soon).
 //   So is one among up to 64, with 4 ms more for each beyond 16: two to eight times what HTTP

@@ -60,9 +60,9 @@ void Reservation::TellAnswered(bool refused) {
   const Nanos waited = Calls::Waited(crowd);
   const bool trusted = !calls.transport() && !calls.refused();
   Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
-  const bool learnt = answer == Answer::kOpaque && answered_at > began &&
-                      calls.Learn(call_, trusted && crowd <= Calls::kFewOthers, answered_at,
-                                  answered_at - began);
+  const bool learnt =
+      answer == Answer::kOpaque && answered_at > began &&
+      calls.Learn(call_, trusted && crowd <= Calls::kFewOthers, answered_at, answered_at - began);
   if (answer == Answer::kOpaque && trusted && waited < kUntold) answer = Answer::kQuiet;
   if (refused) calls.SawRefusal();
   // The answer may be in before the network's delay is over, and long after.
@@ -87,8 +87,8 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
     // Nobody asks when it was answered, so all of it is said at once.
     if ((state_.exchange(kSent | kAnswered | kEnded) & kEnded) != 0) return false;
   } else {
-    // Ended without an answer (a connection that broke, a task that was cancelled): that says nothing
-    // of the server, which counts it by what `Sent` knew.
+    // Ended without an answer (a connection that broke, a task that was cancelled): that says
+    // nothing of the server, which counts it by what `Sent` knew.
     const Nanos counted_by = counted_by_.load();
     Answered(counted_by == kNever ? now : std::max(now, counted_by), /*refused=*/false);
     if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
@@ -114,6 +114,10 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
   bucket_->SignalIfOwed();
   if (signal) bucket_->Signal();
   return true;
+}
+
+bool Reservation::ExpiresInTime() const {
+  return !ended() && bucket_ != nullptr && bucket_->calls_ != nullptr;
 }
 
 bool Reservation::Cancel(Nanos now) {

@@ -54,6 +54,8 @@ class Reservation {
 
   // Ends it at the estimate.
   bool Expire(Nanos now) { return Settle(now, {}); }
+  // Whether it matters when it expires; else any instant will do, and no clock need be read.
+  bool ExpiresInTime() const;
 
   bool held() const { return state_.load() == 0 && bucket_ != nullptr; }
   bool sent() const { return (state_.load() & kSent) != 0; }

@@ -13,9 +13,9 @@ Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::
     const Nanos from = answered || IsFull(word, now, p) ? now : RefillFrom(m, now, p.guard());
     if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
     if (increment > p.tolerance) return kNever;
-    const Nanos before = ahead == 0 ? word.value()
-                                    : std::max(word.value(), now) +
-                                          std::min(p.Cost(ahead), Word::kMaxValue);
+    const Nanos before =
+        ahead == 0 ? word.value()
+                   : std::max(word.value(), now) + std::min(p.Cost(ahead), Word::kMaxValue);
     if (before + increment <= from + p.tolerance) return now;
     return std::max(now, before + guard + increment - p.tolerance);
   }
@@ -59,8 +59,8 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
 
 namespace {
 
-// The time that `amount` of what was taken is worth. Where the limit has changed since, the debt was
-// rescaled, and so is what is given back of it.
+// The time that `amount` of what was taken is worth. Where the limit has changed since, the debt
+// was rescaled, and so is what is given back of it.
 Nanos Refund(const Parameters& p, const Taken& taken, std::int64_t amount, Debt debt,
              bool changed) {
   if (!changed && amount == taken.amount) return taken.increment;
@@ -118,8 +118,8 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
 void BucketMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
   const Parameters p = m.slots_.Load(Word{m.word_.load()}.generation());
   if (taken.future || p.tolerance == 0) return;
-  const Nanos wanted = std::min({counted_by - (taken.after - taken.increment) - p.guard(),
-                                 p.tolerance, 2 * kSecond});
+  const Nanos wanted = std::min(
+      {counted_by - (taken.after - taken.increment) - p.guard(), p.tolerance, 2 * kSecond});
   Nanos shifted = m.shifted_.load();
   Nanos missing = 0;
   do {

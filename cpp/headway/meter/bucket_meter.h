@@ -20,8 +20,8 @@ namespace headway {
 // That is exact for a server that counts at `now`. One that counts later, by an unknown time that
 // differs from call to call by at most the guard D (Parameters::guard), would refuse some. What it
 // is sure to accept, and all that it is sure to accept, is: over every interval t of admissions, at
-// most burst + rate * max(0, t - D). (Calls counted in an interval t were admitted in one of at most
-// t + D.) A full burst therefore goes out at once, and its refill begins D later:
+// most burst + rate * max(0, t - D). (Calls counted in an interval t were admitted in one of at
+// most t + D.) A full burst therefore goes out at once, and its refill begins D later:
 //
 //   take(c) at now fits iff increment(c) <= tolerance and word + increment(c) <= from + tolerance,
 //   from = max(now - D, began), began = when it was last taken from after it had been full for D.
@@ -93,16 +93,15 @@ class BucketMeter {
   // It is full at `now`, and what is taken from now on may be a full burst.
   static void Begin(Meter& m, Nanos now) {
     Nanos seen = m.began_.load(std::memory_order_relaxed);
-    while (seen < now &&
-           !m.began_.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+    while (seen < now && !m.began_.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
     }
   }
 
  private:
   // Up to which instant the refill counts at `now`, where the bucket is not full. Never later than
-  // `now`, so that threads which disagree about the time pass no limit. Memory ordering: `began_` is
-  // stored before the compare-and-swap that takes, so whoever has read (acquire) a word with that
-  // take in it reads that instant, or a later one.
+  // `now`, so that threads which disagree about the time pass no limit. Memory ordering: `began_`
+  // is stored before the compare-and-swap that takes, so whoever has read (acquire) a word with
+  // that take in it reads that instant, or a later one.
   static Nanos RefillFrom(const Meter& m, Nanos now, Nanos guard) {
     return std::max(now - guard, std::min(m.began_.load(std::memory_order_relaxed), now));
   }

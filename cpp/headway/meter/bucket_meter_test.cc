@@ -61,8 +61,8 @@ struct Held {
   BucketOracle::Receipt receipt{};
 };
 
-// One random life of one meter beside the oracle. `changes`: the limit changes, too. `answered`: all
-// of it is counted at once, so that no guard is needed.
+// One random life of one meter beside the oracle. `changes`: the limit changes, too. `answered`:
+// all of it is counted at once, so that no guard is needed.
 void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
   const bool answered = random.OneIn(2);
   // Where the limit changes, by no more than a factor of a million: a debt is whole nanoseconds,
@@ -102,8 +102,8 @@ void LiveBesideTheOracle(Random& random, bool changes, Debt debt) {
         return;
       }
       const bool whole = limit.amount == 0 || Price(limit).denominator == 1;
-      // What was rounded may make one of the two take a bucket for full for the guard, and the other
-      // not quite.
+      // What was rounded may make one of the two take a bucket for full for the guard, and the
+      // other not quite.
       most_guard = std::max(most_guard, GuardOf(limit, answered));
       const Nanos off = slack > 0 ? slack + most_guard : 0;
       ASSERT_GE(ready, whole && !fractions ? expected : expected - off - 1);
@@ -430,8 +430,8 @@ TEST(BucketMeter, EstimatesWhenAQueueWouldHaveGone) {
       ASSERT_TRUE(Take(meter, now, cost, /*answered=*/false));
     }
     ASSERT_LE(estimate, now);
-    ASSERT_GE(estimate, large ? now - static_cast<Nanos>(queue.size()) * GuardOf(limit, false)
-                              : now);
+    ASSERT_GE(estimate,
+              large ? now - static_cast<Nanos>(queue.size()) * GuardOf(limit, false) : now);
   }
 }
 

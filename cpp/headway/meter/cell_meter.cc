@@ -313,8 +313,8 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
   }
 }
 
-// Enters the cell of a member again if it still holds that: afterwards nobody can empty it until the
-// caller has left (state -= kBusy). Null where it has left.
+// Enters the cell of a member again if it still holds that: afterwards nobody can empty it until
+// the caller has left (state -= kBusy). Null where it has left.
 Cell* CellMeter::EnterAgain(Meter& m, const Taken& taken) {
   Cell& cell = m.cells().ring[taken.cell];
   std::uint64_t state = cell.state.load();
@@ -365,8 +365,7 @@ void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
 // leave later, no worse.
 void CellMeter::Begun(Meter& m, const Taken& taken, Nanos now, Nanos waited) {
   Cells& cells = m.cells();
-  const Nanos until =
-      waited >= kUntold ? kUntold : now + Guard(m.parameters().period) + waited;
+  const Nanos until = waited >= kUntold ? kUntold : now + Guard(m.parameters().period) + waited;
   StoreMax(cells.at(taken.cell).calm_until, until);
   if (waited == 0) return;
   for (std::uint32_t back = 1; back < Cells::kRing; ++back) {

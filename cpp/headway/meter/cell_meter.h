@@ -14,11 +14,11 @@ namespace headway {
 
 // A run of consecutive admissions that leave together.
 //
-// `state` packs, from the top: generation (12 bits, moved when the cell is emptied; `lap` has more of
-// them, for whoever holds a reservation through 4096 generations), closed (1),
-// emptying (1), busy (10: threads between entering a verb and leaving it), pins (20: members of
-// which nothing says yet by when the server has counted them) and pending (20: members that were
-// sent, and are counted by `pending_until` at the latest, perhaps earlier).
+// `state` packs, from the top: generation (12 bits, moved when the cell is emptied; `lap` has more
+// of them, for whoever holds a reservation through 4096 generations), closed (1), emptying (1),
+// busy (10: threads between entering a verb and leaving it), pins (20: members of which nothing
+// says yet by when the server has counted them) and pending (20: members that were sent, and are
+// counted by `pending_until` at the latest, perhaps earlier).
 //
 // Memory ordering (all sequentially consistent; x86 makes no difference to a compare-and-swap, and
 // the handshake with the waiters flag needs it):
@@ -58,9 +58,9 @@ struct Cell {
   std::atomic<Nanos> opaque_first{kNever};  // the earliest such answer: all members of earlier
                                             // cells were counted a margin before it
   std::atomic<Nanos> quiet_first{kNever};   // as opaque_first, less the margin already
-  std::atomic<Nanos> calm_until{0};         // by when all members were counted if the network works;
-                                            // 0: nobody said, kUntold: nobody can tell
-  std::atomic<std::uint32_t> lap{0};        // how often it was emptied; `state` keeps 12 bits of it
+  std::atomic<Nanos> calm_until{0};   // by when all members were counted if the network works;
+                                      // 0: nobody said, kUntold: nobody can tell
+  std::atomic<std::uint32_t> lap{0};  // how often it was emptied; `state` keeps 12 bits of it
 
   bool fresh() const { return state.load() % kGeneration == 0 && sum.load() == 0; }
 };

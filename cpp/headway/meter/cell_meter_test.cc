@@ -290,8 +290,7 @@ void ServeCalls(Random& random, Shape shape, How how) {
     call.began = now;
     if (calm) meter.Begun(call.taken, now, 0);
     call.counted = now + random.From(0, network);
-    if (in_order)
-      call.counted = last_counted = std::max(call.counted, last_counted);
+    if (in_order) call.counted = last_counted = std::max(call.counted, last_counted);
     call.answered = call.counted + work + random.From(0, random.OneIn(3) ? 90 * kSecond : kSecond);
     // Where the network's delay is known, a refusal is counted within it like everything else.
     if (call.refused && !call.bounded) call.counted = call.answered;

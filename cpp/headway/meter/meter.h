@@ -94,9 +94,10 @@ class Meter {
   // Takes `amount` more than was reserved, whether or not it fits: it has been used.
   void Charge(Nanos now, const Taken& taken, std::int64_t amount);
 
-  // An opaque call begins at `now`, having waited for others by `waited` at most (kUntold: nobody can
-  // tell). While calls are counted in order, the answer to any later one then shows that the network
-  // was working, and that this one was counted within the guard of kQuiet below, answered or not.
+  // An opaque call begins at `now`, having waited for others by `waited` at most (kUntold: nobody
+  // can tell). While calls are counted in order, the answer to any later one then shows that the
+  // network was working, and that this one was counted within the guard of kQuiet below, answered
+  // or not.
   void Begun(const Taken& taken, Nanos now, Nanos waited);
   // The request was sent at an instant after which the server counts it by `counted_by` at the
   // latest. window, fixed: then its slot may leave a period after that. bucket: the server's refill
@@ -156,8 +157,9 @@ class Meter {
     std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
     std::atomic<Nanos> shifted_;          // bucket: by how much Sent has moved the word, in all
   };
-  std::atomic<Nanos> promised_{0};  // bucket: what the latest slot ever reserved for later stands on
-  std::atomic<Nanos> began_{0};     // bucket: when it was last taken from after it had been full
+  std::atomic<Nanos> promised_{
+      0};                        // bucket: what the latest slot ever reserved for later stands on
+  std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full
   const Shape shape_;
 };
 

@@ -53,8 +53,8 @@ struct Parameters {
   Nanos Cost(std::int64_t units) const;
 };
 
-// Two sets, the one in force chosen by the generation in the meter's word. The second is made at the
-// first change: most limits never change.
+// Two sets, the one in force chosen by the generation in the meter's word. The second is made at
+// the first change: most limits never change.
 //
 // Memory ordering: the writer fills the slot that is not in force (release stores), then publishes
 // it by the compare-and-swap on the word that moves the generation. A reader loads the word
