@@ -9,7 +9,7 @@ from peers import NO_CORE
 
 _METHOD = """
 As core-reserve, by two threads on one bucket; elapsed time a call. Floor: two threads, each with
-the same number of contended atomics, as fetch_add (3 on the two words that they share), and the 2
+the same number of contended atomics, as fetch_add (3 on the two words that they share), and the 1
 on a word of its own. Median of {repetitions} repetitions of both in random order. Means something
 only where each thread has a core to itself: see the load in the machine's file.
 """

@@ -9,9 +9,9 @@ from peers import NO_CORE
 
 _METHOD = """
 C++, release build: Bucket::TryReserve on two `bucket` limits and Reservation::Settle with fewer
-tokens than estimated, time passed in. Floor: the 5 atomic read-modify-writes that this executes
-(a compare-and-swap on each meter's word, an or on the reservation's state for answered and for
-ended, a compare-and-swap for the refund) on words laid out alike. CPU time, median of
+tokens than estimated, time passed in. Floor: the 4 atomic read-modify-writes that this executes
+(a compare-and-swap on each meter's word, an exchange of the reservation's state, a compare-and-swap
+for the refund) on words laid out alike. CPU time, median of
 {repetitions} repetitions of both in random order. No Python, so no garbage collector.
 """
 

@@ -48,7 +48,7 @@ class Calls {
   // How long a call may have waited for the `crowd` around it; kUntold for a large one.
   static Nanos Waited(int crowd) {
     if (crowd >= kMostOthers) return kUntold;
-    return std::max(0, crowd - kFewOthers) * 4 * kMillisecond;
+    return Nanos{std::max(0, crowd - kFewOthers)} * 4 * kMillisecond;
   }
 
   // A call admitted at `now`.
@@ -129,13 +129,14 @@ class Calls {
 
   std::atomic<Nanos>& Time(std::uint64_t number) { return times_[number % kRemembered]; }
 
-  // A bound on the n for which `within` holds: 0, or twice the largest power of two that it holds
-  // for, up to kMostOthers.
+  // A bound on the n for which `within` holds: twice the largest power of two that it holds for, up
+  // to kMostOthers; or 0. From above, because the nearest may be just about to write their
+  // instants.
   template <typename Within>
   static int Others(Within within) {
-    int others = 1;
-    while (others < kMostOthers && within(static_cast<std::uint64_t>(others))) others *= 2;
-    return others == 1 ? 0 : others;
+    for (int n = kMostOthers / 2; n > 0; n /= 2)
+      if (within(static_cast<std::uint64_t>(n))) return 2 * n;
+    return 0;
   }
 
   static void StoreLeast(std::atomic<Nanos>& least, Nanos value) {
