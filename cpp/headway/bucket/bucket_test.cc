@@ -216,8 +216,10 @@ TEST(Bucket, MixesShapesUnderATransport) {
   for (int i = 0; i < 50; ++i) {
     held.push_back(std::make_unique<Reservation>());
     ASSERT_FALSE(Reserve(bucket, kNow, {1}, *held.back()));
-    EXPECT_TRUE(held.back()->Sent(kNow + 100 * kMillisecond, 50 * kMillisecond));
+    // Later than the guard of the `bucket` allows for (619 ms).
+    EXPECT_TRUE(held.back()->Sent(kNow + 800 * kMillisecond, 50 * kMillisecond));
   }
+  EXPECT_EQ(bucket->Used(1, kNow), 53) << "moved by 231 ms";
   EXPECT_FALSE(bucket->TryTake(kNow, Amounts{1}));
   for (auto& r : held) EXPECT_TRUE(r->Answered(kNow + kSecond, false));
   for (auto& r : held) EXPECT_TRUE(r->Settle(kNow + kSecond, {}));

@@ -147,6 +147,17 @@ TEST(FixedMeter, ItsAnchorIsToldOnTheWallClock) {
   EXPECT_TRUE(Take(meter, 50 * kSecond, 1));
 }
 
+TEST(FixedMeter, ACellEndsWithItsWindow) {
+  // One just before the boundary and one just after it, in what would be one cell elsewhere.
+  Meter meter(Make(Shape::kFixed, 160, 10 * kSecond), 0);
+  const Nanos boundary = kDay;
+  ASSERT_TRUE(Take(meter, boundary - 100 * kMillisecond, 100));
+  ASSERT_TRUE(Take(meter, boundary - 50 * kMillisecond, 5));
+  ASSERT_TRUE(Take(meter, boundary + 50 * kMillisecond, 1));
+  EXPECT_EQ(meter.Used(boundary + 50 * kMillisecond), 1);
+  EXPECT_TRUE(Take(meter, boundary + 60 * kMillisecond, 159));
+}
+
 TEST(WindowMeter, ReusesASlotExactlyOneWindowLater) {
   Meter meter(Make(Shape::kWindow, 3, 10 * kSecond), 0);
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(Take(meter, i * kSecond, 1));

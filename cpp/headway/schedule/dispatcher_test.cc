@@ -181,6 +181,43 @@ TEST(Dispatcher, NobodyIsAdmittedBeforeItsInstant) {
   bucket->Unref();
 }
 
+// Each submission follows so closely on the last admission that the thread is just going to sleep.
+TEST(Dispatcher, ASubmissionWhileItGoesToSleepIsServed) {
+  Dispatcher& dispatcher = Dispatcher::Get();
+  dispatcher.Start();
+  Random random(Random::Seed(0));
+  SCOPED_TRACE(random.Describe());
+  Bucket* bucket = MakeBucket({Make(Shape::kBucket, 1'000'000'000)});
+  auto* mailbox = new Mailbox;
+  for (int i = 0; i < 20'000; ++i) {
+    Waiter* w = dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, MonotonicNow(), kNever,
+                                              mailbox, nullptr);
+    const Nanos end = MonotonicNow() + 20 * kSecond;
+    while (w->outcome() == Outcome::kWaiting) {
+      ASSERT_LT(MonotonicNow(), end) << "submission " << i << " is not served";
+      std::this_thread::yield();
+    }
+    if (const auto r = w->Claim()) r->Expire(MonotonicNow());
+    w->Unref();
+    for (Waiter* done = mailbox->Drain(); done != nullptr;) {
+      Waiter* next = done->next_in_mailbox;
+      done->Unref();
+      done = next;
+    }
+    for (const Nanos until = MonotonicNow() + random.From(0, 3'000); MonotonicNow() < until;) {
+    }
+  }
+  // Whoever is still on the way into the mailbox comes before the thread is gone.
+  dispatcher.Stop();
+  for (Waiter* done = mailbox->Drain(); done != nullptr;) {
+    Waiter* next = done->next_in_mailbox;
+    done->Unref();
+    done = next;
+  }
+  mailbox->Unref();
+  bucket->Unref();
+}
+
 TEST(Dispatcher, WhatWaitsWhenItStopsGoesOnWhenItStarts) {
   Dispatcher& dispatcher = Dispatcher::Get();
   dispatcher.Stop();
