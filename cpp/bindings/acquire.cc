@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "bindings/state.h"
 
@@ -108,9 +109,58 @@ PyObject* ReturnOutcome(AcquireObject* self) {
   self->step = Step::kOver;
   Py_CLEAR(self->future);
   PyObject* reservation = OutcomeOf(self->state, *waiter, Wanted(self), self->timeout);
+  // It may still lie in the mailbox, where somebody else than its future has made this step happen.
+  waiter->cookie = nullptr;
   waiter->Unref();
   if (reservation != nullptr) Py_XSETREF(self->reservation, reservation);
   return reservation;
+}
+
+// A thread's own mailbox for blocking waits, made anew after a fork.
+struct ThreadMailbox {
+  Mailbox* mailbox = nullptr;
+  unsigned fork_generation = 0;
+
+  Mailbox* Get() {
+    if (mailbox != nullptr && fork_generation != Dispatcher::ForkGeneration()) {
+      mailbox->Unref();
+      mailbox = nullptr;
+    }
+    if (mailbox == nullptr) {
+      mailbox = new Mailbox;
+      fork_generation = Dispatcher::ForkGeneration();
+    }
+    return mailbox;
+  }
+  ~ThreadMailbox() {
+    if (mailbox == nullptr) return;
+    TakeBack(mailbox->TakeAll(), nullptr);  // a wait that was interrupted just as it was admitted
+    mailbox->Unref();
+  }
+
+  // Lets go of what was taken from a mailbox. Returns whether `awaited` was among it.
+  static bool TakeBack(Waiter* oldest, const Waiter* awaited) {
+    bool found = false;
+    for (Waiter* done = oldest; done != nullptr;) {
+      Waiter* next = done->next_in_mailbox;
+      found |= done == awaited;
+      done->Unref();
+      done = next;
+    }
+    return found;
+  }
+};
+
+// Of the real clock's scheduler. False with a Python error set: the system has no thread left.
+bool StartDispatcher(const State& state) {
+  if (state.time != nullptr) return true;
+  try {
+    Dispatcher::Get().Start();
+    return true;
+  } catch (const std::system_error& error) {
+    RaiseSystemError(error);
+    return false;
+  }
 }
 
 // The first step. Returns true and leaves `*yielded` null when it is over (result in `*result`, or
@@ -137,7 +187,10 @@ PyObject* Begin(AcquireObject* self, PyObject** yielded) {
     return nullptr;
   }
   const Nanos deadline = self->timeout == kNever ? kNever : now + self->timeout;
-  if (state.time == nullptr) Dispatcher::Get().Start();
+  if (!StartDispatcher(state)) {
+    Py_DECREF(future);
+    return nullptr;
+  }
   self->future = Py_NewRef(future);
   self->step = Step::kWaiting;
   self->waiter = state.scheduler().Submit(state.bucket, Wanted(self), self->priority, now, deadline,
@@ -273,27 +326,6 @@ PyType_Spec spec = {"headway._core.Acquire", sizeof(AcquireObject), 0,
                         Py_TPFLAGS_IMMUTABLETYPE,
                     slots};
 
-// A thread's own mailbox for blocking waits, made anew after a fork.
-struct ThreadMailbox {
-  Mailbox* mailbox = nullptr;
-  unsigned fork_generation = 0;
-
-  Mailbox* Get() {
-    if (mailbox != nullptr && fork_generation != Dispatcher::ForkGeneration()) {
-      mailbox->Unref();
-      mailbox = nullptr;
-    }
-    if (mailbox == nullptr) {
-      mailbox = new Mailbox;
-      fork_generation = Dispatcher::ForkGeneration();
-    }
-    return mailbox;
-  }
-  ~ThreadMailbox() {
-    if (mailbox != nullptr) mailbox->Unref();
-  }
-};
-
 }  // namespace
 
 void Complete(void* cookie) {
@@ -353,26 +385,28 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   if (!denial) return MakeReservation(state, std::move(reservation));
   state->Serve();
   if (denial->never()) return RaiseNever(*state, denial->meter, wanted);
-  Mailbox* mailbox = thread_mailbox.Get();
-  if (state->time == nullptr) Dispatcher::Get().Start();
+  Mailbox* mailbox = nullptr;
+  try {
+    mailbox = thread_mailbox.Get();
+  } catch (const std::system_error& error) {
+    return RaiseSystemError(error);
+  }
+  if (!StartDispatcher(*state)) return nullptr;
   const Nanos deadline = options.timeout == kNever ? kNever : now + options.timeout;
   state->Ref();  // the limiter may go while the GIL is released
   Waiter* waiter = state->scheduler().Submit(state->bucket, wanted, options.priority, now, deadline,
                                              mailbox, nullptr);
   state->Serve();
+  // Until it has come out of the mailbox: what was left in there would keep the mailbox, and it
+  // that.
   bool interrupted = false;
-  while (waiter->outcome() == Outcome::kWaiting && !interrupted) {
+  while (!interrupted && !ThreadMailbox::TakeBack(mailbox->Drain(), waiter)) {
     WakeFd::Wake wake{};
     {
       const py::gil_scoped_release released;
       wake = mailbox->wake().Wait(kNever);
     }
     interrupted = wake == WakeFd::Wake::kInterrupted && PyErr_CheckSignals() < 0;
-    for (Waiter* done = mailbox->Drain(); done != nullptr;) {
-      Waiter* next = done->next_in_mailbox;
-      done->Unref();
-      done = next;
-    }
   }
   PyObject* result = nullptr;
   if (interrupted) {

@@ -117,12 +117,9 @@ Immutable and hashable. Also written as text, wherever a Limit is taken:
       .def("__repr__", &Repr)
       .def(py::self == py::self)
       .def("__hash__", [](const Limit& l) { return py::hash(py::str(l.Format())); })
-      .def("__reduce__", [](const py::object& self) {
-        return py::make_tuple(
-            py::type::of(self),
-            py::make_tuple(self.attr("amount"), self.attr("resource"), self.attr("per"),
-                           self.attr("shape"), self.attr("burst"), self.attr("anchor")));
-      });
+      // As text, which is exact: an anchor has more digits than a double.
+      .def(py::pickle([](const Limit& l) { return l.Format(); },
+                      [](const std::string& text) { return Check(Limit::Parse(text)); }));
 
   py::class_<VirtualTime, std::shared_ptr<VirtualTime>>(
       m, "ManualClock", R"(A clock that stands still until it is moved: for tests and simulations.

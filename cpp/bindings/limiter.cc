@@ -1,5 +1,6 @@
 // bindings/limiter.cc: the Limiter type's hot verbs, by hand on the C API.
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -79,6 +80,9 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
     return -1;
   } catch (const py::value_error& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
+    return -1;
+  } catch (const std::system_error& error) {
+    RaiseSystemError(error);
     return -1;
   } catch (const py::cast_error&) {
     PyErr_SetString(PyExc_TypeError,
@@ -303,6 +307,11 @@ PyObject* RaiseDeadline(Nanos timeout, Nanos would_take) {
 
 PyObject* RaiseStopped() {
   return Raise("SchedulerStoppedError", "the scheduler was stopped while this waited");
+}
+
+PyObject* RaiseSystemError(const std::system_error& error) {
+  errno = error.code().value();
+  return PyErr_SetFromErrno(PyExc_OSError);
 }
 
 bool AddLimiter(PyObject* module) {

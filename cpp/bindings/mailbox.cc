@@ -30,18 +30,17 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
     self->mailbox = new Mailbox(pair != 0 ? WakeFd::Kind::kSocketPair : WakeFd::DefaultKind());
   } catch (const std::system_error& error) {
     Py_DECREF(self);
-    errno = error.code().value();
-    return PyErr_SetFromErrno(PyExc_OSError);
+    return RaiseSystemError(error);
   }
   self->fork_generation = Dispatcher::ForkGeneration();
   return reinterpret_cast<PyObject*>(self);
 }
 
-void Drain(Mailbox* mailbox) {
-  for (Waiter* done = mailbox->Drain(); done != nullptr;) {
+void Complete(Waiter* oldest) {
+  for (Waiter* done = oldest; done != nullptr;) {
     Waiter* next = done->next_in_mailbox;
     // The object that waits detaches itself, under the GIL, before it goes.
-    if (done->cookie != nullptr) Complete(done->cookie);
+    if (done->cookie != nullptr) python::Complete(done->cookie);
     done->Unref();
     done = next;
   }
@@ -49,7 +48,8 @@ void Drain(Mailbox* mailbox) {
 
 void Dealloc(PyObject* object) {
   if (Mailbox* mailbox = Self(object)->mailbox; mailbox != nullptr) {
-    Drain(mailbox);
+    // The descriptor may be the parent's of a fork, too: what makes it readable is left there.
+    Complete(mailbox->TakeAll());
     mailbox->Unref();
   }
   PyTypeObject* type = Py_TYPE(object);
@@ -62,8 +62,10 @@ PyObject* Fileno(PyObject* object, PyObject* /*unused*/) {
 }
 
 PyObject* DrainMethod(PyObject* object, PyObject* /*unused*/) {
+  // In a forked child, what its parent's loop is watching is the parent's.
+  if (Self(object)->fork_generation != Dispatcher::ForkGeneration()) Py_RETURN_NONE;
   Py_INCREF(object);  // a completion may drop the loop's own reference
-  Drain(Self(object)->mailbox);
+  Complete(Self(object)->mailbox->Drain());
   Py_DECREF(object);
   Py_RETURN_NONE;
 }

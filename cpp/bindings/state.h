@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <pybind11/pybind11.h>
@@ -129,6 +130,8 @@ void Complete(void* acquire);
 PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_t> amounts);
 PyObject* RaiseDeadline(Nanos timeout, Nanos would_take);
 PyObject* RaiseStopped();
+// OSError: no descriptor or thread was to be had. Always returns null.
+PyObject* RaiseSystemError(const std::system_error& error);
 
 // `priority` and `timeout` of acquire and acquire_sync. Timeout is kNever where there is none.
 struct WaitOptions {

@@ -510,3 +510,113 @@ def _context_switches() -> int:
                 if line.startswith("voluntary_ctxt_switches"):
                     total += int(line.split()[1])
     return total
+
+
+def test_a_wait_that_somebody_steps_by_hand_leaves_nothing_behind_for_its_loop() -> None:
+    async def main() -> None:
+        limiter = Limiter("100 requests/s bucket burst 1")
+        assert limiter.try_acquire()
+        wait: Any = limiter.acquire()
+        assert isinstance(wait.send(None), asyncio.Future)
+        # Admitted, and in the mailbox that this loop, being busy, has not looked into yet.
+        end = time.monotonic() + 10
+        while limiter.explain().waiting:
+            assert time.monotonic() < end
+        with pytest.raises(StopIteration) as over:
+            wait.send(None)
+        assert over.value.value.settle()
+        del wait, over
+        gc.collect()
+        await asyncio.sleep(0.05)
+        async with limiter.acquire():
+            pass
+
+    asyncio.run(main())
+
+
+def test_a_forked_child_takes_no_wake_up_of_its_parents_loop() -> None:
+    program = """
+        import asyncio, gc, os, sys, time, warnings
+        import headway
+        warnings.simplefilter("ignore")  # that a process with threads forks
+        limiter = headway.Limiter("5 requests/s bucket burst 1")
+        loop = asyncio.new_event_loop()
+
+        async def wait():
+            await limiter.acquire()
+
+        async def start():
+            task = loop.create_task(wait())
+            await asyncio.sleep(0.01)
+            return task
+
+        assert limiter.try_acquire()
+        task = loop.run_until_complete(start())
+        child = os.fork()
+        if child == 0:
+            time.sleep(0.3)  # by now the parent's wait is admitted and handed over
+            asyncio.run(wait())
+            del task, loop
+            gc.collect()
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        loop.run_until_complete(asyncio.wait_for(task, 10))
+        print("woken")
+    """
+    done = _child(program)
+    assert done.stdout == "woken\n", done.stderr
+
+
+def test_threads_that_wait_once_and_end_leave_no_descriptor() -> None:
+    clock = ManualClock()
+    limiter = Limiter("1 requests/min bucket", clock=clock)
+    assert limiter.try_acquire()
+
+    def wait() -> None:
+        with pytest.raises(DeadlineExceededError):
+            limiter.acquire_sync(timeout=1)
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+
+    in_a_thread()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(30):
+        in_a_thread()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "headway.Limiter('1 requests/min')"),
+        ("limiter = drained()", "limiter.acquire_sync()"),
+        ("limiter = drained(); loop = asyncio.new_event_loop()", "loop.run_until_complete(wait())"),
+    ],
+)
+def test_a_process_that_may_open_nothing_more_gets_an_oserror(before: str, after: str) -> None:
+    done = _child(
+        f"""
+        import asyncio, resource
+        import headway
+
+        def drained():
+            limiter = headway.Limiter("1 requests/min bucket")
+            assert limiter.try_acquire()
+            return limiter
+
+        async def wait():
+            await limiter.acquire()
+
+        {before}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        try:
+            {after}
+        except OSError:
+            print("OSError")
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "OSError\n"), done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import pytest
@@ -106,3 +107,17 @@ def test_text_that_is_no_limit_is_quoted(text: str) -> None:
     with pytest.raises(ValueError) as error:
         Limit.parse(text)
     assert f"limit '{text}'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        Limit(0, shape="bucket"),
+        Limit(0, "tokens", 60.0),
+        Limit(5, "concurrency"),
+        Limit.parse("10 requests/day fixed anchor 1700000000.123456789"),
+    ],
+)
+def test_every_limit_survives_a_copy_and_a_pickle(limit: Limit) -> None:
+    assert pickle.loads(pickle.dumps(limit)) == limit
+    assert copy.copy(limit) == copy.deepcopy(limit) == limit

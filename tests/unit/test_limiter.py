@@ -373,3 +373,39 @@ def test_clocks_that_stand_still_jump_an_hour_or_go_back_are_stood() -> None:
         clock.advance(3600)
         assert limiter.try_acquire(2)
         assert not limiter.try_acquire()
+
+
+def test_a_call_that_is_sent_late_and_says_so_holds_its_slot_from_then() -> None:
+    clock = ManualClock(1000)
+    limiter = Limiter("10 requests/10s window", clock=clock)
+    for _ in range(3):  # how long a call takes by itself is known
+        reservation = limiter.try_reserve()
+        clock.advance(0.1)
+        assert reservation.settle()
+        clock.advance(1)
+    clock.advance(30)
+    late = limiter.try_reserve()
+    clock.advance(5)
+    assert late.sent()
+    clock.advance(0.01)
+    later = limiter.try_reserve()
+    clock.advance(0.1)
+    assert later.settle()
+    # Nine more fit beside the late one, until ten seconds after it was sent.
+    for _ in range(8):
+        assert limiter.try_reserve().settle()
+    clock.advance(9.8)
+    assert not limiter.try_reserve()
+    clock.advance(0.5)
+    assert limiter.try_reserve()
+
+
+def test_what_only_the_guard_adds_is_never_more_than_a_burst() -> None:
+    clock = ManualClock()
+    limiter = Limiter("60 requests/min bucket", clock=clock)
+    assert limiter.try_acquire(60)
+    for _ in range(10):
+        clock.advance(1)
+        assert limiter.try_acquire()
+        (state,) = limiter.explain().limits
+        assert (state.used, state.capacity) == (60, 60)

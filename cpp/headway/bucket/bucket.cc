@@ -170,11 +170,9 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
       }
     }
     const bool took = TakeAll(now, amounts, privileged, false, taken);
+    if (took) Begin(now, out);
     SignalIfOwed();
-    if (took) {
-      Begin(now, out);
-      return std::nullopt;
-    }
+    if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.
     looked = false;
   }

@@ -16,7 +16,13 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
   if (!state_.compare_exchange_strong(held, marks ? kSent | kMarking : kSent)) return false;
   HEADWAY_PAUSE();
   sent_at_.store(now);
-  if (network_delay < 0) return true;
+  if (network_delay < 0) {
+    // It begins only now, whoever was admitted and answered meanwhile.
+    for (int i = 0; calls != nullptr && i < bucket_->size(); ++i)
+      bucket_->meter(i).Begun(taken_[static_cast<std::size_t>(i)], now,
+                              Calls::Waited(call_.others));
+    return true;
+  }
   const Nanos counted_by = now + std::max(network_delay, Calls::kLeastNetworkDelay);
   if (!marks) {
     for (int i = 0; i < bucket_->size(); ++i)

@@ -206,7 +206,10 @@ std::int64_t BucketMeter::Units(Nanos debt, const Parameters& p) {
 std::int64_t BucketMeter::Used(const Meter& m, Nanos now) {
   const Word word{m.word_.load(std::memory_order_acquire)};
   const Parameters p = m.slots_.Load(word.generation());
-  return IsFull(word, now, p) ? 0 : Units(word.value() - RefillFrom(m, now, p.guard()), p);
+  if (IsFull(word, now, p)) return 0;
+  // What only the guard adds is never more than a burst: calls that need none may fill all of it.
+  const std::int64_t guarded = Units(word.value() - RefillFrom(m, now, p.guard()), p);
+  return std::max(Units(word.value() - now, p), std::min(guarded, p.burst));
 }
 
 }  // namespace headway

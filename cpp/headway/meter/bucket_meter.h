@@ -26,6 +26,10 @@ namespace headway {
 //   take(c) at now fits iff increment(c) <= tolerance and word + increment(c) <= from + tolerance,
 //   from = max(now - D, began), began = when it was last taken from after it had been full for D.
 //
+// This never passes that bound, and is a little below it where the bucket was full for less than D:
+// it then counts as if its last D had not been paid for, so up to rate * D of a burst follow within
+// D.
+//
 // With D = 0 the two are the same.
 //
 // Memory ordering: the word is the whole state, so each verb is one successful compare-and-swap on

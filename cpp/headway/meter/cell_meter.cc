@@ -377,7 +377,7 @@ void CellMeter::Begun(Meter& m, const Taken& taken, Nanos now, Nanos waited) {
 
 bool CellMeter::Sent(Meter& m, const Taken& taken, Nanos counted_by) {
   Cell* const entered = EnterAgain(m, taken);
-  if (entered == nullptr) return false;
+  if (entered == nullptr) return Word{m.word_.load()}.waiters();
   Cell& cell = *entered;
   StoreMax(cell.pending_until, counted_by);
   HEADWAY_PAUSE();

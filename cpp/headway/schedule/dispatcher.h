@@ -23,7 +23,7 @@ class Dispatcher {
 
   Scheduler& scheduler() { return scheduler_; }
 
-  // Starts the thread if it is not running.
+  // Starts the thread if it is not running. std::system_error where there is none to be had.
   void Start();
   // Ends the thread and waits for it. What waits goes on waiting; `Start` resumes.
   void Stop();

@@ -1,7 +1,9 @@
 // headway/schedule/wake_fd.cc: eventfd and socketpair.
 #include "headway/schedule/wake_fd.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstdint>
 #include <system_error>
 
@@ -88,7 +90,8 @@ WakeFd::Wake WakeFd::Wait(Nanos until) {
         &watched, 1,
         given == nullptr
             ? -1
-            : static_cast<int>(timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000));
+            : static_cast<int>(std::min<std::int64_t>(
+                  INT_MAX, timeout.tv_sec * 1000 + (timeout.tv_nsec + 999'999) / 1'000'000)));
 #endif
     if (n > 0) return Wake::kSignalled;
     if (n < 0) return Wake::kInterrupted;
