@@ -257,7 +257,11 @@ bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Am
 
 bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out) {
   const double value = PyFloat_AsDouble(seconds);
-  if (value == -1.0 && PyErr_Occurred() != nullptr) return false;
+  if (value == -1.0 && PyErr_Occurred() != nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_TypeError) != 0)
+      PyErr_Format(PyExc_TypeError, "%s %R: must be a number of seconds", what, seconds);
+    return false;
+  }
   if (!(value >= 0) || value > 1e9) {
     PyErr_Format(PyExc_ValueError, "%s %R: must be a number of seconds from 0 to 1e9", what,
                  seconds);

@@ -126,8 +126,13 @@ class Limiter(_core.LimiterCore):
         Replaces the limit of the same resource and period, or the resource's only one. Its shape
         stays, so it must be the same or not given. debt: "absolute" where so many units are owed
         whatever the limit is, "proportional" where the provider scales what is used with the limit.
-        Raises ValueError, and changes nothing, where that does not single out a limit.
+        Raises ValueError, and changes nothing, where that does not single out a limit; TypeError
+        where it is none.
         """
+        if not isinstance(limit, (Limit, str)):
+            raise TypeError(
+                f"limit {limit!r}: must be a Limit or its text, as in '500 requests/min'"
+            )
         wanted = Limit.parse(limit) if isinstance(limit, str) else limit
         if debt not in ("absolute", "proportional"):
             raise ValueError(f"debt {debt!r}: must be 'absolute' or 'proportional'")

@@ -75,6 +75,7 @@ def test_a_provider_that_only_fails_is_not_asked_for_ever(requests: Path) -> Non
     assert (ended.status, ended.summary["failed"], ended.summary["retries"]) == (1, 100, 30)
     assert stats["admitted"] == 130
     assert {each["response"]["status_code"] for each in ended.results} == {500}
+    assert ended.stderr.count("the budget for retries is used up") == 1
 
 
 def test_max_retries_of_nought_tries_nothing_again(requests: Path) -> None:

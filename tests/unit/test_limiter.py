@@ -409,3 +409,11 @@ def test_what_only_the_guard_adds_is_never_more_than_a_burst() -> None:
         assert limiter.try_acquire()
         (state,) = limiter.explain().limits
         assert (state.used, state.capacity) == (60, 60)
+
+
+def test_what_is_no_limit_and_no_number_is_said_by_name() -> None:
+    limiter = Limiter("1 requests/min")
+    with pytest.raises(TypeError, match="limit 10: must be a Limit or its text"):
+        limiter.set_limit(10)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="timeout '5': must be a number of seconds"):
+        limiter.acquire_sync(timeout="5")  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ class Batch:
         self._change = asyncio.Event()  # there is more room, fewer tasks, or an interrupt
         self._fault: BaseException | None = None
         self._told_of_files = False
+        self._told_of_budget = False
         self._closing = False  # nothing new starts
         self._abandoned = False  # nor does anything go on
         self.interrupted = False
@@ -186,12 +187,23 @@ class Batch:
             self._tally.attempt(outcome)
             if not outcome.retried or self._closing:
                 break
-            if retry == self._max_retries or not self._budget.take():
+            if retry == self._max_retries:
+                break
+            if not self._budget.take():
+                self._tell_of_budget()
                 break
             self._waiting.add(task)
         assert outcome is not None
         self._results.write(line.custom_id, outcome)
         self._tally.end(outcome)
+
+    def _tell_of_budget(self) -> None:
+        if not self._told_of_budget:
+            self._told_of_budget = True
+            self._say(
+                "so many calls have failed that the budget for retries is used up for now: "
+                "what fails meanwhile is not tried again"
+            )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         for those in (self._tasks, self._unsent, self._waiting):
