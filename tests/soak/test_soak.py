@@ -110,10 +110,8 @@ class Storm:
             try:
                 # Some are cancelled while they wait, or just as they are admitted.
                 reservation = await asyncio.wait_for(wait(), draw.choice([0.001, 0.01, 30, 30, 30]))
-            except TimeoutError:  # DeadlineExceededError is one, too
-                self.given_up += 1
-                continue
-            except asyncio.TimeoutError:  # another class before Python 3.11
+            # DeadlineExceededError is one, too; asyncio's is another class before Python 3.11.
+            except (TimeoutError, asyncio.TimeoutError):
                 self.given_up += 1
                 continue
             self.counted(reservation, mine)

@@ -44,6 +44,15 @@ Waiter* Next(Mailbox& mailbox) {
   }
 }
 
+// Drops what is in the mailbox: whoever submitted it has looked at it already.
+void LetGo(Mailbox& mailbox) {
+  for (Waiter* done = mailbox.Drain(); done != nullptr;) {
+    Waiter* next = done->next_in_mailbox;
+    done->Unref();
+    done = next;
+  }
+}
+
 // One loop's thread: submits, cancels some, and waits until each of the others has come out.
 void Live(Bucket* bucket, WakeFd::Kind kind, std::uint64_t seed, std::atomic<int>& running) {
   Random random(seed);
@@ -199,21 +208,13 @@ TEST(Dispatcher, ASubmissionWhileItGoesToSleepIsServed) {
     }
     if (const auto r = w->Claim()) r->Expire(MonotonicNow());
     w->Unref();
-    for (Waiter* done = mailbox->Drain(); done != nullptr;) {
-      Waiter* next = done->next_in_mailbox;
-      done->Unref();
-      done = next;
-    }
+    LetGo(*mailbox);
     for (const Nanos until = MonotonicNow() + random.From(0, 3'000); MonotonicNow() < until;) {
     }
   }
   // Whoever is still on the way into the mailbox comes before the thread is gone.
   dispatcher.Stop();
-  for (Waiter* done = mailbox->Drain(); done != nullptr;) {
-    Waiter* next = done->next_in_mailbox;
-    done->Unref();
-    done = next;
-  }
+  LetGo(*mailbox);
   mailbox->Unref();
   bucket->Unref();
 }
