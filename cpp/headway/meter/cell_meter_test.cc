@@ -147,6 +147,38 @@ TEST(FixedMeter, ItsAnchorIsToldOnTheWallClock) {
   EXPECT_TRUE(Take(meter, 50 * kSecond, 1));
 }
 
+// The wall clock is read when a limit is made or changed. A step in between moves nothing; one that
+// a change of the limit brings along moves the windows, and none of the new ones admits too much.
+TEST(FixedMeter, AdmitsWhatTheOracleAdmitsWhileTheWallClockSteps) {
+  for (std::uint64_t run = 0; run < 500; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    const Limit limit = Make(Shape::kFixed, random.From(1, 40), random.From(1, 60) * kSecond);
+    Nanos wall = random.From(0, 365 * kDay);
+    Meter meter(limit, wall);
+    FixedOracle oracle(limit.amount, limit.period, -wall);
+    bool told = false;
+    Nanos now = random.From(0, kDay);
+    for (int op = 0; op < 150; ++op) {
+      now += random.OneIn(20) ? 3600 * kSecond : random.From(0, limit.period / 4);
+      if (random.OneIn(10)) wall += random.From(-3600 * kSecond, 3600 * kSecond);
+      if (random.OneIn(30)) {
+        EXPECT_FALSE(meter.SetLimit(now, limit, wall, Debt::kAbsolute));
+        oracle = FixedOracle(limit.amount, limit.period, -wall);
+        told = true;
+      }
+      const std::int64_t cost = random.From(1, limit.amount);
+      const bool fits = oracle.ReadyAt(now, cost) == now;
+      const bool took = Take(meter, now, cost);
+      // What was used before the windows moved still counts in them.
+      ASSERT_TRUE(told ? !took || fits : took == fits);
+      if (took) oracle.Add(now, cost);
+    }
+    ASSERT_LE(oracle.Most(), limit.amount);
+    ASSERT_TRUE(Take(meter, now + 2 * limit.period, limit.amount));
+  }
+}
+
 TEST(FixedMeter, ACellEndsWithItsWindow) {
   // One just before the boundary and one just after it, in what would be one cell elsewhere.
   Meter meter(Make(Shape::kFixed, 160, 10 * kSecond), 0);
