@@ -44,13 +44,44 @@ void Bucket::Unref() {
   ::operator delete(static_cast<void*>(this));
 }
 
+bool Bucket::TryEnter(Nanos now, bool privileged) {
+  Taken taken;
+  return meter(0).Take(now, 1, privileged, /*answered=*/false, taken);
+}
+
+void Bucket::Leave(Nanos now) {
+  Taken taken;
+  taken.amount = 1;
+  if (meter(0).GiveBack(now, taken, 1, Debt::kAbsolute, /*cancel=*/false)) Signal();
+}
+
+void Bucket::Cool(Nanos until) {
+  std::uint64_t word = cool_.load();
+  while (
+      static_cast<Nanos>(word >> 1) < until &&
+      !cool_.compare_exchange_weak(word, (static_cast<std::uint64_t>(until) << 1) | (word & 1))) {
+  }
+}
+
+// When it has cooled down, as far as whoever asks goes: behind others, not before them.
+Nanos Bucket::Cooled(Nanos now, bool privileged) {
+  std::uint64_t word = cool_.load();
+  const auto until = static_cast<Nanos>(word >> 1);
+  if (until > now) return until;
+  if ((word & 1) != 0) return privileged ? now : now + 1;
+  cool_.compare_exchange_strong(word, 0);  // over: the fast path need not look any more
+  return now;
+}
+
 bool Bucket::has_waiters() const {
+  if ((cool_.load() & 1) != 0) return true;
   for (int i = 0; i < size_; ++i)
     if (meters()[i].meter.has_waiters()) return true;
   return false;
 }
 
 void Bucket::ClearWaiters() {
+  cool_.fetch_and(~std::uint64_t{1});
   for (int i = 0; i < size_; ++i) meter(i).ClearWaiters();
 }
 
@@ -83,6 +114,9 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
 Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
                     absl::Span<const std::int64_t> amounts, bool privileged, bool answered) {
   Denial denial{0, now};
+  if (cool_.load() != 0) {
+    if (const Nanos at = Cooled(now, privileged); at > now) denial = Denial{Denial::kCooling, at};
+  }
   for (int i = 0; i < size_; ++i) {
     const std::int64_t wanted = amount(i, amounts);
     if (wanted == 0) continue;
@@ -96,9 +130,9 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
   return denial;
 }
 
-Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts) {
-  Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true, /*answered=*/false);
-  if (denial.ready_at <= now && calls_ != nullptr) HeldBack(now, amounts, denial);
+Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered) {
+  Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true, answered);
+  if (denial.ready_at <= now && calls_ != nullptr && !answered) HeldBack(now, amounts, denial);
   SignalIfOwed();
   return denial;
 }
@@ -134,7 +168,7 @@ bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool pri
 }
 
 bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
-  if (size_ == 1 && calls_ == nullptr) {
+  if (size_ == 1 && calls_ == nullptr && cool_.load() == 0) {
     Taken taken;
     return meter(0).Take(now, amount(0, amounts), false, true, taken);
   }
@@ -156,21 +190,23 @@ void Bucket::BeginCall(Nanos now, Reservation& out) {
 }
 
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                         bool privileged, Reservation& out) {
+                                         bool privileged, Reservation& out, bool answered) {
   out.taken_.resize(static_cast<std::size_t>(size_));
   const auto taken = absl::MakeSpan(out.taken_);
-  bool looked = size_ == 1 && calls_ == nullptr;  // then taking is looking
+  // With one limit and nothing else to ask, taking is looking.
+  bool looked = size_ == 1 && calls_ == nullptr && cool_.load() == 0;
   for (;;) {
     Denial denial;
     if (!looked) {
-      denial = Bind(now, kNothing, amounts, privileged, /*answered=*/false);
-      if (denial.ready_at > now || (calls_ != nullptr && HeldBack(now, amounts, denial))) {
+      denial = Bind(now, kNothing, amounts, privileged, answered);
+      if (denial.ready_at > now ||
+          (calls_ != nullptr && !answered && HeldBack(now, amounts, denial))) {
         SignalIfOwed();
         return denial;
       }
     }
-    const bool took = TakeAll(now, amounts, privileged, false, taken);
-    if (took) Begin(now, out);
+    const bool took = TakeAll(now, amounts, privileged, answered, taken);
+    if (took) Begin(now, out, answered);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.

@@ -18,6 +18,9 @@ namespace headway {
 
 // Why a cost is not admitted now: a value, not an error.
 struct Denial {
+  // As `meter`: the bucket is cooling down after a refusal, whatever its limits say.
+  static constexpr int kCooling = -1;
+
   int meter = 0;            // the limit that binds: the one that would admit last
   Nanos ready_at = kNever;  // when it would fit; kUntold, kNever: see clock.h
 
@@ -59,9 +62,16 @@ class Bucket {
   int size() const { return size_; }
   int resource(int meter) const { return meters()[meter].resource; }
   Meter& meter(int i) { return meters()[i].meter; }
-  // Whether this meter counts a resource of which `amounts` asks something.
+  const Meter& meter(int i) const { return meters()[i].meter; }
+  // What `amounts` asks of the resource that this meter counts. Where the list ends before it: 0.
   std::int64_t amount(int meter, absl::Span<const std::int64_t> amounts) const {
-    return amounts[static_cast<std::size_t>(resource(meter))];
+    const auto at = static_cast<std::size_t>(resource(meter));
+    return at < amounts.size() ? amounts[at] : 0;
+  }
+  // What nobody may ask who stands behind a head that is denied so, as bits by resource.
+  std::uint32_t Binding(const Denial& denial) const {
+    return denial.meter == Denial::kCooling ? ~std::uint32_t{0}
+                                            : std::uint32_t{1} << resource(denial.meter);
   }
 
   // Takes the amounts (one for each resource) if all of it fits and nobody waits. There is no
@@ -69,9 +79,9 @@ class Bucket {
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
-  // it may pass those who wait.
+  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now.
   std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                   bool privileged, Reservation& out);
+                                   bool privileged, Reservation& out, bool answered = false);
 
   // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
   // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of
@@ -79,8 +89,18 @@ class Bucket {
   // admit less.
   Nanos ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out);
 
+  // For a bucket of one limit, of shape kConcurrency, that many others share: enters, or does not,
+  // and leaves. No reservation is kept of it.
+  bool TryEnter(Nanos now, bool privileged);
+  void Leave(Nanos now);
+
+  // Admits nothing before `until`: a refusal has said so. Only ever moves forward.
+  void Cool(Nanos until);
+  // The last instant that was given to Cool; in the past, or 0, where nothing cools.
+  Nanos cooled_until() const { return static_cast<Nanos>(cool_.load() >> 1); }
+
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
-  Denial Look(Nanos now, absl::Span<const std::int64_t> amounts);
+  Denial Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered = false);
 
   // As Look, with `ahead` (by resource) queued before it.
   Denial Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
@@ -104,7 +124,13 @@ class Bucket {
 
   // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of
   // them.
-  void SetWaiters(int meter) { this->meter(meter).SetWaiters(); }
+  void SetWaiters(int meter) {
+    if (meter == Denial::kCooling) {
+      cool_.fetch_or(1);
+    } else {
+      this->meter(meter).SetWaiters();
+    }
+  }
   void ClearWaiters();
   bool has_waiters() const;
 
@@ -137,12 +163,17 @@ class Bucket {
                absl::Span<Taken> taken);
   Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
               absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
+  Nanos Cooled(Nanos now, bool privileged);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   void BeginCall(Nanos now, Reservation& out);
-  void Begin(Nanos now, Reservation& out) {
+  void Begin(Nanos now, Reservation& out, bool answered = false) {
     out.bucket_ = this;
     out.admitted_at_ = now;
-    if (calls_ != nullptr) BeginCall(now, out);
+    if (answered) {
+      out.BeginAnswered();
+    } else if (calls_ != nullptr) {
+      BeginCall(now, out);
+    }
   }
   void Signal() {
     if (signal_ != nullptr) signal_->Signal(*this);
@@ -158,6 +189,8 @@ class Bucket {
   std::atomic<Debt> debt_{Debt::kAbsolute};
   const std::uint16_t size_;
   std::atomic<std::uint32_t> references_{1};
+  // Bit 0: somebody waits for it to have cooled down. The rest: until when it does; 0: not.
+  std::atomic<std::uint64_t> cool_{0};
   WaiterSignal* const signal_;
   std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
 };

@@ -109,7 +109,8 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
       continue;
     }
     if (actual.empty()) continue;
-    const std::int64_t used = actual[static_cast<std::size_t>(bucket_->resource(i))];
+    const auto resource = static_cast<std::size_t>(bucket_->resource(i));
+    const std::int64_t used = resource < actual.size() ? actual[resource] : -1;
     if (used < 0) continue;
     if (used < taken.amount) {
       signal |= meter.GiveBack(now, taken, taken.amount - used, debt, /*cancel=*/false);
@@ -119,11 +120,21 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
   }
   bucket_->SignalIfOwed();
   if (signal) bucket_->Signal();
+  if (of_account_ != nullptr) of_account_->Settle(now, actual);
+  if (gate_ != nullptr) gate_->Leave(now);
   return true;
 }
 
+bool Reservation::Undo(Nanos now) {
+  absl::InlinedVector<std::int64_t, 4> nothing;
+  for (int i = 0; bucket_ != nullptr && i < bucket_->size(); ++i)
+    nothing.resize(std::max(nothing.size(), static_cast<std::size_t>(bucket_->resource(i)) + 1));
+  return Cancel(now) || Settle(now, nothing);
+}
+
 bool Reservation::ExpiresInTime() const {
-  return !ended() && bucket_ != nullptr && bucket_->calls_ != nullptr;
+  if (ended() || bucket_ == nullptr) return false;
+  return bucket_->calls_ != nullptr || (of_account_ != nullptr && of_account_->ExpiresInTime());
 }
 
 bool Reservation::Cancel(Nanos now) {
@@ -138,6 +149,8 @@ bool Reservation::Cancel(Nanos now) {
     signal |= bucket_->meter(i).GiveBack(now, taken, taken.amount, debt, /*cancel=*/true);
   }
   if (signal) bucket_->Signal();
+  if (of_account_ != nullptr) of_account_->Undo(now);
+  if (gate_ != nullptr) gate_->Leave(now);
   return true;
 }
 

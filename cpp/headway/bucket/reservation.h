@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
@@ -52,6 +54,16 @@ class Reservation {
   // Ends it as if it had never been. Only before `Sent`.
   bool Cancel(Nanos now);
 
+  // Ends it, giving everything back, even where `Answered` has been said already: for limits that
+  // nobody but the caller counts.
+  bool Undo(Nanos now);
+
+  // What was entered and reserved together with it ends with it. Once, before anybody else sees it.
+  void Attach(Bucket* gate, std::unique_ptr<Reservation> of_account) {
+    gate_ = gate;
+    of_account_ = std::move(of_account);
+  }
+
   // Ends it at the estimate.
   bool Expire(Nanos now) { return Settle(now, {}); }
   // Whether it matters when it expires; else any instant will do, and no clock need be read.
@@ -74,6 +86,7 @@ class Reservation {
   static constexpr std::uint8_t kMarking = 8;   // Sent is telling the meters
   static constexpr std::uint8_t kRefused = 16;  // with kAnswered
 
+  void BeginAnswered() { state_.store(kSent | kAnswered, std::memory_order_relaxed); }
   // Tells the meters of an answer at `answered_at_`.
   void TellAnswered(bool refused);
 
@@ -86,6 +99,8 @@ class Reservation {
   std::atomic<Nanos> counted_by_{kNever};
   std::atomic<Nanos> answered_at_{0};
   absl::InlinedVector<Taken, 2> taken_;  // by meter
+  Bucket* gate_ = nullptr;
+  std::unique_ptr<Reservation> of_account_;
 };
 
 }  // namespace headway

@@ -2,8 +2,34 @@
 #include "headway/schedule/bucket_queue.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace headway {
+namespace {
+
+const Account* AccountOf(const Waiter& w) {
+  return w.path() == nullptr ? nullptr : w.path()->account();
+}
+
+// In seconds, what a request takes to be paid for by the limit that it needs most of. Where no rate
+// is known, requests count alike, and as next to nothing beside those that one is known of.
+constexpr float kLeastCost = 1e-9F;
+
+float Cost(const Bucket& bucket, absl::Span<const std::int64_t> amounts) {
+  float cost = kLeastCost;
+  for (int i = 0; i < bucket.size(); ++i) {
+    const std::int64_t amount = bucket.amount(i, amounts);
+    if (amount == 0 || bucket.meter(i).shape() == Shape::kConcurrency) continue;
+    const Parameters p = bucket.meter(i).parameters();
+    if (p.amount == 0) continue;
+    cost = std::max(cost, static_cast<float>(static_cast<double>(amount) *
+                                             (static_cast<double>(p.period) / 1e9) /
+                                             static_cast<double>(p.amount)));
+  }
+  return cost;
+}
+
+}  // namespace
 
 std::uint32_t Asks(absl::Span<const std::int64_t> amounts) {
   std::uint32_t asks = 0;
@@ -12,63 +38,242 @@ std::uint32_t Asks(absl::Span<const std::int64_t> amounts) {
   return asks;
 }
 
-void ClassQueue::Append(Waiter* w) {
-  w->previous_ = tail_;
+void Flow::Append(Waiter* w) {
+  w->previous_ = tail;
   w->next_ = nullptr;
-  (tail_ != nullptr ? tail_->next_ : head_) = w;
-  tail_ = w;
-  w->queued_ = true;
-  for (std::size_t i = 0; i < ahead_.size(); ++i) ahead_[i] += w->amounts_[i];
+  (tail != nullptr ? tail->next_ : head) = w;
+  tail = w;
+  w->flow_ = this;
+  cost += static_cast<double>(w->cost_);
+  for (std::size_t i = 0; i < w->amounts_.size(); ++i) queued[i] += w->amounts_[i];
+}
+
+void Flow::Unlink(Waiter* w) {
+  (w->previous_ != nullptr ? w->previous_->next_ : head) = w->next_;
+  (w->next_ != nullptr ? w->next_->previous_ : tail) = w->previous_;
+  w->flow_ = nullptr;
+  cost -= static_cast<double>(w->cost_);
+  for (std::size_t i = 0; i < w->amounts_.size(); ++i) queued[i] -= w->amounts_[i];
+}
+
+void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
+  ++size_;
+  Flow* flow = last_;
+  if (flow == nullptr || flow->account != account) {
+    std::unique_ptr<Flow>& found = flows_[account];
+    if (found == nullptr) {
+      found = std::make_unique<Flow>(account, share, this, resources_);
+      ++share->users;
+    }
+    flow = last_ = found.get();
+  }
+  const bool was_empty = flow->head == nullptr;
+  if (flow->queued.size() < w->amounts().size()) flow->queued.resize(w->amounts().size());
+  flow->Append(w);
+  if (!was_empty) return;
+  ++share->flows;
+  if (flow != elected_ && flow->parked_at == nullptr) Push(flow);
 }
 
 void ClassQueue::Unlink(Waiter* w) {
-  if (w == head_) held = 0;
-  (w->previous_ != nullptr ? w->previous_->next_ : head_) = w->next_;
-  (w->next_ != nullptr ? w->next_->previous_ : tail_) = w->previous_;
-  w->queued_ = false;
-  for (std::size_t i = 0; i < ahead_.size(); ++i) ahead_[i] -= w->amounts_[i];
+  --size_;
+  Flow* flow = w->flow_;
+  const bool was_head = flow == elected_ && flow->head == w;
+  flow->Unlink(w);
+  if (flow->head == nullptr) --flow->share->flows;
+  if (was_head) {
+    held = 0;
+    elected_ = nullptr;
+    if (flow->head != nullptr) Push(flow);
+  }
+  EraseIfOver(flow);
+}
+
+void ClassQueue::Push(Flow* flow) {
+  // By itself it need not be compared with anybody.
+  if (elected_ == nullptr && flows_.size() == 1) {
+    elected_ = flow;
+    return;
+  }
+  if (flow->offered) return;  // what it says is corrected when it comes to the front
+  flow->offered = true;
+  offers_.push_back({flow->share->given, flow->head->sequence_, flow});
+  std::push_heap(offers_.begin(), offers_.end(), std::greater<>());
+}
+
+void ClassQueue::Elect() {
+  while (!offers_.empty()) {
+    std::pop_heap(offers_.begin(), offers_.end(), std::greater<>());
+    const Offer offer = offers_.back();
+    offers_.pop_back();
+    Flow* flow = offer.flow;
+    flow->offered = false;
+    if (flow->head == nullptr || flow->parked_at != nullptr) {
+      EraseIfOver(flow);
+    } else if (offer.given != flow->share->given || offer.sequence != flow->head->sequence_) {
+      flow->offered = true;
+      offers_.push_back({flow->share->given, flow->head->sequence_, flow});
+      std::push_heap(offers_.begin(), offers_.end(), std::greater<>());
+    } else {
+      elected_ = flow;
+      return;
+    }
+  }
+}
+
+void ClassQueue::EraseIfOver(Flow* flow) {
+  if (flow->head != nullptr || flow->offered || flow->parked_at != nullptr || flow == elected_)
+    return;
+  if (last_ == flow) last_ = nullptr;
+  --flow->share->users;
+  flows_.erase(flow->account);
+}
+
+Flow* ClassQueue::Park(AccountPlace* place) {
+  Flow* flow = elected_;
+  flow->parked_at = place;
+  elected_ = nullptr;
+  held = 0;
+  return flow;
+}
+
+void ClassQueue::Unpark(Flow* flow) {
+  flow->parked_at = nullptr;
+  if (flow->head != nullptr) {
+    Push(flow);
+  } else {
+    EraseIfOver(flow);
+  }
 }
 
 ClassQueue& BucketQueue::ClassOf(const Waiter& w) {
   const std::uint32_t asks = Asks(w.amounts_);
   for (const auto& c : classes_)
     if (c->priority() == w.priority_ && c->asks() == asks) return *c;
-  classes_.push_back(std::make_unique<ClassQueue>(w.priority_, asks, w.amounts_.size()));
+  classes_.push_back(std::make_unique<ClassQueue>(this, w.priority_, asks, w.amounts_.size()));
   return *classes_.back();
 }
 
+Share* BucketQueue::ShareOf(const Account* account) {
+  std::unique_ptr<Share>& share = shares_[account];
+  if (share == nullptr) {
+    share = std::make_unique<Share>();
+    if (account != nullptr) share->weight = account->weight();
+    if (shares_.size() >= forget_at_) ForgetShares();
+  }
+  return shares_[account].get();
+}
+
+// Accounts that wait no more and are behind everybody else anyway: names come from outside.
+void BucketQueue::ForgetShares() {
+  for (auto it = shares_.begin(); it != shares_.end();) {
+    const Share& share = *it->second;
+    const auto here = it++;
+    if (share.users == 0 && share.given > 0 && share.given <= virtual_now_) shares_.erase(here);
+  }
+  forget_at_ = 2 * shares_.size() + 64;
+}
+
 void BucketQueue::Append(Waiter* w) {
-  ClassOf(*w).Append(w);
+  const Account* account = AccountOf(*w);
+  Share* share = ShareOf(account);
+  if (account != nullptr) w->cost_ = Cost(*bucket, w->amounts());
+  // Nobody is owed anything for the time that he did not wait.
+  if (share->flows == 0) share->given = std::max(share->given, virtual_now_);
+  ClassOf(*w).Append(w, account, share);
   ++depth_;
 }
 
 void BucketQueue::Unlink(Waiter* w) {
-  ClassOf(*w).Unlink(w);
+  w->flow_->of->Unlink(w);
   --depth_;
+}
+
+void BucketQueue::Charge(Waiter* w) {
+  Share& share = *w->flow_->share;
+  virtual_now_ = std::max(virtual_now_, share.given);
+  share.given += static_cast<double>(w->cost_) / share.weight;
 }
 
 absl::Span<ClassQueue* const> BucketQueue::Ordered(Nanos now, Nanos ageing) {
   // Priorities that came once and are gone would otherwise stay for ever.
   classes_.erase(std::remove_if(classes_.begin(), classes_.end(),
-                                [](const auto& c) { return c->head() == nullptr; }),
+                                [](const auto& c) {
+                                  bool over = c->empty();
+                                  c->ForEachFlow([&](const Flow& flow) {
+                                    over = over && flow.parked_at == nullptr;
+                                  });
+                                  return over;
+                                }),
                  classes_.end());
   order_.clear();
-  for (const auto& c : classes_) order_.push_back(c.get());
-  std::sort(order_.begin(), order_.end(), [=](const ClassQueue* a, const ClassQueue* b) {
+  for (const auto& c : classes_)
+    if (c->head() != nullptr) order_.push_back(c.get());
+  std::sort(order_.begin(), order_.end(), [=](ClassQueue* a, ClassQueue* b) {
     const std::int64_t ea = a->Effective(now, ageing);
     const std::int64_t eb = b->Effective(now, ageing);
-    return ea != eb ? ea > eb : a->head()->sequence_ < b->head()->sequence_;
+    if (ea != eb) return ea > eb;
+    if (a->share().given != b->share().given) return a->share().given < b->share().given;
+    return a->head()->sequence_ < b->head()->sequence_;
   });
   return order_;
 }
 
 absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
+                                                        const Account* account,
                                                         std::size_t resources) const {
-  absl::InlinedVector<std::int64_t, 4> sum(resources);
+  // By what its account will have been given when its turn comes, its own that wait included.
+  const auto own = shares_.find(account);
+  double given = own == shares_.end() ? 0 : own->second->given;
+  if (own == shares_.end() || own->second->flows == 0) given = std::max(given, virtual_now_);
   for (const auto& c : classes_)
-    if (c->priority() >= priority)
-      for (std::size_t i = 0; i < resources; ++i) sum[i] += c->queued()[i];
+    c->ForEachFlow([&](const Flow& flow) {
+      if (flow.account == account && c->priority() >= priority)
+        given += flow.cost / flow.share->weight;
+    });
+  absl::InlinedVector<std::int64_t, 4> sum(resources);
+  for (const auto& c : classes_) {
+    if (c->priority() < priority) continue;
+    const bool equal = c->priority() == priority;
+    c->ForEachFlow([&](const Flow& flow) {
+      // Of another account of this priority, as much as brings it up to there.
+      double part = 1;
+      if (equal && flow.account != account && flow.cost > 0)
+        part = std::clamp((given - flow.share->given) * flow.share->weight / flow.cost, 0.0, 1.0);
+      for (std::size_t i = 0; i < std::min(resources, flow.queued.size()); ++i)
+        sum[i] += part == 1 ? flow.queued[i]
+                            : static_cast<std::int64_t>(part * static_cast<double>(flow.queued[i]));
+    });
+  }
   return sum;
+}
+
+Waiter* BucketQueue::Oldest() const {
+  Waiter* oldest = nullptr;
+  ForEachFlow([&](const Flow& flow) {
+    if (flow.head != nullptr && (oldest == nullptr || flow.head->sequence_ < oldest->sequence_))
+      oldest = flow.head;
+  });
+  return oldest;
+}
+
+void GateQueue::Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing) {
+  const Waiter& head = *heads.head();
+  const Nanos as_if_submitted = head.submitted() - Nanos{heads.priority()} * ageing;
+  queue->gate = this;
+  queue->at_gate = {as_if_submitted, BucketQueue::Sequence(head)};
+  parked_.insert({queue->at_gate, queue});
+}
+
+void GateQueue::Unpark(BucketQueue* queue) {
+  parked_.erase({queue->at_gate, queue});
+  queue->gate = nullptr;
+}
+
+BucketQueue* GateQueue::Next() {
+  BucketQueue* queue = parked_.begin()->second;
+  Unpark(queue);
+  return queue;
 }
 
 }  // namespace headway

@@ -4,81 +4,214 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
 #include "headway/schedule/waiter.h"
 
 namespace headway {
 
-// Waits of one priority that ask the same resources: first in, first out. (Accounts will stand
-// between this and the waits: a class is where they share.)
-class ClassQueue {
- public:
-  ClassQueue(std::int32_t priority, std::uint32_t asks, std::size_t resources)
-      : priority_(priority), asks_(asks), ahead_(resources) {}
+class AccountPlace;
+class BucketQueue;
+class ClassQueue;
+class GateQueue;
+
+// What one account has been given of one bucket, in virtual time: a request adds its cost divided
+// by the account's weight, and whoever has been given least goes next (start-time fair queueing,
+// Goyal, Vin and Cheng 1996). So two accounts that both always wait are never further apart than
+// one request of each, whatever sizes and weights they have, and there is no quantum to choose. A
+// request costs the time that it takes to be paid for, by the limit that it needs most of (its
+// dominant share, Ghodsi et al. 2011).
+//
+// An account that comes back begins where the others are: it is owed nothing for its idle time, and
+// owes at most for its last request.
+struct Share {
+  double weight = 1;
+  double given = 0;
+  int flows = 0;  // of this account that have somebody in them
+  int users = 0;  // flows that refer to it
+};
+
+// Waits of one account, one priority and the same resources: first in, first out.
+struct Flow {
+  Flow(const Account* a, Share* s, ClassQueue* c, std::size_t resources)
+      : account(a), share(s), of(c), queued(resources) {}
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
 
-  Waiter* head() const { return head_; }
+  const Account* const account;
+  Share* const share;
+  ClassQueue* const of;
+  Waiter* head = nullptr;
+  Waiter* tail = nullptr;
+  AccountPlace* parked_at = nullptr;            // held up by the account's own limits
+  bool offered = false;                         // an entry of the class's heap is for it
+  double cost = 0;                              // of all that wait
+  absl::InlinedVector<std::int64_t, 2> queued;  // the sum of what waits, by resource
+};
+
+// Waits of one priority that ask the same resources, of all accounts. The one whose turn it is, its
+// head, is elected once and stays until it goes: a newcomer of another account does not pass it.
+class ClassQueue {
+ public:
+  ClassQueue(BucketQueue* queue, std::int32_t priority, std::uint32_t asks, std::size_t resources)
+      : queue_(queue), priority_(priority), asks_(asks), resources_(resources) {}
+
+  void Append(Waiter* w, const Account* account, Share* share);
+  void Unlink(Waiter* w);
+
+  // Null where nobody waits, or whoever does is parked.
+  Waiter* head() {
+    if (elected_ == nullptr) Elect();
+    return elected_ == nullptr ? nullptr : elected_->head;
+  }
+  const Share& share() const { return *elected_->share; }
+  bool empty() const { return size_ == 0; }
   std::int32_t priority() const { return priority_; }
   std::uint32_t asks() const { return asks_; }
-  // The sum of what waits, by resource.
-  absl::Span<const std::int64_t> queued() const { return ahead_; }
+  BucketQueue* queue() const { return queue_; }
+
+  // The head's account must wait for its own limits: the next one is elected.
+  Flow* Park(AccountPlace* place);
+  void Unpark(Flow* flow);
 
   // The head's priority with ageing: one step for each `ageing` that it has waited.
-  std::int64_t Effective(Nanos now, Nanos ageing) const {
-    return priority_ + (now - head_->submitted_) / ageing;
+  std::int64_t Effective(Nanos now, Nanos ageing) {
+    return priority_ + (now - head()->submitted_) / ageing;
   }
+  // When the head's priority makes its next step.
+  Nanos NextStep(Nanos now, Nanos ageing) {
+    return head()->submitted_ + ((now - head()->submitted_) / ageing + 1) * ageing;
+  }
+
+  template <typename Each>
+  void ForEachFlow(Each each) const {
+    for (const auto& [account, flow] : flows_) each(*flow);
+  }
+
   // Resources of the meters that have bound the head so far, as bits. What has bound it once stays
   // reserved for it: else those who ask only one of two could take turns for ever.
   std::uint32_t held = 0;
 
-  // When the head's priority makes its next step.
-  Nanos NextStep(Nanos now, Nanos ageing) const {
-    return head_->submitted_ + ((now - head_->submitted_) / ageing + 1) * ageing;
-  }
-
  private:
+  struct Offer {
+    double given;
+    std::uint64_t sequence;
+    Flow* flow;
+    friend bool operator>(const Offer& a, const Offer& b) {
+      return a.given != b.given ? a.given > b.given : a.sequence > b.sequence;
+    }
+  };
+
+  void Elect();
+  void Push(Flow* flow);
+  void EraseIfOver(Flow* flow);
+
+  BucketQueue* const queue_;
   const std::int32_t priority_;
   const std::uint32_t asks_;  // bit by resource
-  Waiter* head_ = nullptr;
-  Waiter* tail_ = nullptr;
-  absl::InlinedVector<std::int64_t, 2> ahead_;
+  const std::size_t resources_;
+  std::size_t size_ = 0;
+  Flow* elected_ = nullptr;
+  Flow* last_ = nullptr;  // that was appended to: almost always the next one, too
+  absl::flat_hash_map<const Account*, std::unique_ptr<Flow>> flows_;
+  // Who may be elected, the least given in front. An entry may be out of date: it then stands too
+  // far in front, never too far behind, since what was given only grows.
+  std::vector<Offer> offers_;
+};
+
+// A place at which waits are held up: a bucket, the gate before it, or an account's own limits.
+struct Place {
+  enum class Kind : std::uint8_t { kBucket, kGate, kAccount };
+
+  Place(Kind k, Bucket* b) : kind(k), bucket(b) { bucket->Ref(); }
+  virtual ~Place() { bucket->Unref(); }
+  Place(const Place&) = delete;
+  Place& operator=(const Place&) = delete;
+
+  const Kind kind;
+  bool dirty = false;  // something may be admissible
+  Bucket* const bucket;
+  Nanos wake_at = kNever;  // the timer that is set for this place
 };
 
 // All that waits on one bucket. Not thread-safe: the scheduler's lock guards it.
-class BucketQueue {
+class BucketQueue final : public Place {
  public:
-  explicit BucketQueue(Bucket* bucket) : bucket_(bucket) { bucket_->Ref(); }
-  ~BucketQueue() { bucket_->Unref(); }
-  BucketQueue(const BucketQueue&) = delete;
-  BucketQueue& operator=(const BucketQueue&) = delete;
+  explicit BucketQueue(Bucket* b) : Place(Kind::kBucket, b) {}
 
-  Bucket* bucket() const { return bucket_; }
   std::size_t depth() const { return depth_; }
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
+  // It is being admitted: its account is charged. Before it is unlinked.
+  void Charge(Waiter* w);
 
-  // The classes that have somebody in them, the one that may go first in front: by effective
-  // priority, then by who was taken in first.
+  // The classes that have somebody in them who is not parked, the one that may go first in front:
+  // by effective priority, then by what its account has been given, then by who was taken in first.
   absl::Span<ClassQueue* const> Ordered(Nanos now, Nanos ageing);
 
-  // By resource, what waits in front of a newcomer of this priority.
-  absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, std::size_t resources) const;
+  // By resource, what goes in front of a newcomer of this priority and account.
+  absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
+                                             std::size_t resources) const;
 
-  Nanos wake_at = kNever;  // the timer that is set for this bucket
-  bool dirty = false;      // something may be admissible
+  Waiter* Oldest() const;
+  static std::uint64_t Sequence(const Waiter& w) { return w.sequence_; }
+
+  template <typename Each>
+  void ForEachFlow(Each each) const {
+    for (const auto& c : classes_) c->ForEachFlow(each);
+  }
+
+  // At the gate: its place there (see GateQueue), and whether it is its turn.
+  GateQueue* gate = nullptr;
+  std::pair<Nanos, std::uint64_t> at_gate;
+  bool turn = false;
 
  private:
   ClassQueue& ClassOf(const Waiter& w);
+  Share* ShareOf(const Account* account);
+  void ForgetShares();
 
-  Bucket* const bucket_;
   std::size_t depth_ = 0;
+  double virtual_now_ = 0;  // what whoever went last had been given
   std::vector<std::unique_ptr<ClassQueue>> classes_;
   std::vector<ClassQueue*> order_;
+  absl::flat_hash_map<const Account*, std::unique_ptr<Share>> shares_;
+  std::size_t forget_at_ = 64;
+};
+
+// The buckets whose heads are held up by how many may be under way at once. They take turns: the
+// one whose head has waited longest goes first, a step of priority counting as much as what it is
+// aged by.
+//
+// It exists as long as the gate's waiters flag is set.
+class GateQueue final : public Place {
+ public:
+  explicit GateQueue(Bucket* b) : Place(Kind::kGate, b) {}
+
+  void Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing);
+  void Unpark(BucketQueue* queue);
+  // Takes out whose turn it is.
+  BucketQueue* Next();
+  bool empty() const { return parked_.empty(); }
+
+  bool full = false;  // the last look found it so, with its waiters flag set
+
+ private:
+  absl::btree_set<std::pair<std::pair<Nanos, std::uint64_t>, BucketQueue*>> parked_;
+};
+
+// The accounts that are held up by their own limits, in whatever buckets they wait.
+class AccountPlace final : public Place {
+ public:
+  explicit AccountPlace(Bucket* b) : Place(Kind::kAccount, b) {}
+
+  std::vector<Flow*> parked;
 };
 
 // Bit by resource, where something is asked.

@@ -23,15 +23,16 @@ bool StandsBehind(std::uint64_t blocked, std::int32_t priority, std::uint32_t as
 
 Scheduler::~Scheduler() { Forget(); }
 
-Waiter* Scheduler::Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts,
-                          std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox,
-                          void* cookie) {
-  auto* waiter = new Waiter(bucket, amounts, priority, now, deadline, mailbox, cookie);
+Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
+                        std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox,
+                        void* cookie) {
+  auto* waiter = new Waiter(bucket, path, amounts, priority, now, deadline, mailbox, cookie);
   const std::uint32_t asks = Asks(amounts);
   // From now on nobody passes by on the meter that binds, even if what is asked comes free before
   // the driver has taken this in. The driver takes the flag away again when nobody waits any more.
-  if (const Denial binding = bucket->Look(now, amounts); binding.ready_at > now)
-    bucket->SetWaiters(binding.meter);
+  const Refusal binding =
+      path == nullptr ? Refusal{bucket->Look(now, amounts), bucket} : path->LookAll(now, amounts);
+  if (binding.denial.ready_at > now) binding.by->SetWaiters(binding.denial.meter);
   HEADWAY_PAUSE();
   intake_.Push(waiter);
   HEADWAY_PAUSE();
@@ -64,32 +65,48 @@ void Scheduler::Signal(Bucket& bucket) {
   wake_();
 }
 
-BucketQueue& Scheduler::QueueOf(Bucket* bucket) {
-  std::unique_ptr<BucketQueue>& queue = queues_[bucket];
-  if (queue == nullptr) queue = std::make_unique<BucketQueue>(bucket);
-  return *queue;
+template <typename T>
+T& Scheduler::PlaceOf(Bucket* bucket) {
+  std::unique_ptr<Place>& place = places_[bucket];
+  if (place == nullptr) place = std::make_unique<T>(bucket);
+  return static_cast<T&>(*place);
 }
 
-void Scheduler::MarkDirty(BucketQueue& queue) {
-  if (queue.dirty) return;
-  queue.dirty = true;
-  dirty_.push_back(&queue);
+BucketQueue* Scheduler::Find(Bucket& bucket) {
+  const auto found = places_.find(&bucket);
+  if (found == places_.end() || found->second->kind != Place::Kind::kBucket) return nullptr;
+  return static_cast<BucketQueue*>(found->second.get());
 }
 
-void Scheduler::SetTimer(BucketQueue& queue, Nanos at) {
-  if (queue.wake_at == at) return;
-  if (queue.wake_at != kNever) timers_.erase({queue.wake_at, &queue});
-  queue.wake_at = at >= kUntold ? kNever : at;
-  if (queue.wake_at != kNever) timers_.insert({queue.wake_at, &queue});
+void Scheduler::MarkDirty(Place& place) {
+  if (place.dirty) return;
+  place.dirty = true;
+  dirty_.push_back(&place);
 }
 
-void Scheduler::Drop(BucketQueue& queue) {
-  SetTimer(queue, kNever);
-  Bucket* bucket = queue.bucket();
+void Scheduler::SetTimer(Place& place, Nanos at) {
+  if (place.wake_at == at) return;
+  if (place.wake_at != kNever) timers_.erase({place.wake_at, &place});
+  place.wake_at = at >= kUntold ? kNever : at;
+  if (place.wake_at != kNever) timers_.insert({place.wake_at, &place});
+}
+
+// Nobody waits there any more.
+void Scheduler::Drop(Place& place) {
+  SetTimer(place, kNever);
+  if (place.kind == Place::Kind::kBucket) {
+    // Its accounts may be held up elsewhere, with nobody left to go on.
+    static_cast<BucketQueue&>(place).ForEachFlow([](Flow& flow) {
+      if (flow.parked_at == nullptr) return;
+      std::vector<Flow*>& parked = flow.parked_at->parked;
+      parked.erase(std::find(parked.begin(), parked.end(), &flow));
+    });
+  }
+  Bucket* bucket = place.bucket;
   bucket->ClearWaiters();
   HEADWAY_PAUSE();
   bucket->blocked.store(0);
-  queues_.erase(bucket);
+  places_.erase(bucket);
 }
 
 // Hands a finished wait, and the scheduler's reference with it, to its mailbox.
@@ -117,14 +134,24 @@ void Scheduler::PostBatch() {
 
 void Scheduler::Queue(Waiter* waiter, Nanos now) {
   BucketQueue& queue = QueueOf(waiter->bucket_);
+  // Submitting it may have set their flags; who is there takes them away again, after the queue has
+  // been tried.
+  if (const Path* path = waiter->path_; path != nullptr) {
+    if (path->gate() != nullptr && path->gate()->has_waiters())
+      MarkDirty(PlaceOf<GateQueue>(path->gate()));
+    if (path->limits() != nullptr && path->limits()->has_waiters())
+      MarkDirty(PlaceOf<AccountPlace>(path->limits()));
+  }
   MarkDirty(queue);
   waiter->sequence_ = ++taken_in_;
-  if (!waiter->bucket_->EverFits(waiter->amounts_)) {
+  if (!waiter->bucket_->EverFits(waiter->amounts_) ||
+      (waiter->path_ != nullptr && !waiter->path_->EverFits(waiter->amounts_))) {
     if (waiter->Finish(Outcome::kNever)) Finish(waiter);
     return;
   }
   if (waiter->deadline_ != kNever) {
-    const auto ahead = queue.Ahead(waiter->priority_, waiter->amounts_.size());
+    const Account* account = waiter->path_ == nullptr ? nullptr : waiter->path_->account();
+    const auto ahead = queue.Ahead(waiter->priority_, account, waiter->amounts_.size());
     const Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
     // Behind others the estimate is for the whole queue in front; kUntold is let in.
     if (waiter->deadline_ < now ||
@@ -143,7 +170,7 @@ void Scheduler::TakeTouched() {
     Bucket* next = bucket->next_touched;
     bucket->touched.store(false);
     HEADWAY_PAUSE();
-    if (const auto found = queues_.find(bucket); found != queues_.end()) MarkDirty(*found->second);
+    if (const auto found = places_.find(bucket); found != places_.end()) MarkDirty(*found->second);
     bucket->Unref();
     bucket = next;
   }
@@ -162,7 +189,7 @@ void Scheduler::TakeIn(Nanos now) {
   while (cancelled != nullptr) {
     Waiter* waiter = cancelled;
     cancelled = cancelled->next_cancelled_;
-    if (waiter->queued_) {
+    if (waiter->flow_ != nullptr) {
       BucketQueue& queue = QueueOf(waiter->bucket_);
       queue.Unlink(waiter);
       MarkDirty(queue);
@@ -174,9 +201,9 @@ void Scheduler::TakeIn(Nanos now) {
 
 void Scheduler::FireTimers(Nanos now) {
   while (!timers_.empty() && timers_.begin()->first <= now) {
-    BucketQueue& queue = *timers_.begin()->second;
-    SetTimer(queue, kNever);
-    MarkDirty(queue);
+    Place& place = *timers_.begin()->second;
+    SetTimer(place, kNever);
+    MarkDirty(place);
   }
 }
 
@@ -194,38 +221,101 @@ void Scheduler::FailDeadlines(Nanos until) {
   }
 }
 
-// Tries the head of a class. Returns whether it is done with (admitted, or over in another way);
-// else `denial` says why not.
-bool Scheduler::AdmitHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial) {
-  Waiter* waiter = heads.head();
-  if (waiter->outcome() != Outcome::kWaiting) {
-    // Cancelled: its owner pushes it, and the reference goes there.
-    queue.Unlink(waiter);
-    return true;
-  }
+// Takes what the waiter asks into `spare_`, at the gate only when it is this bucket's turn.
+std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now) {
   if (spare_ == nullptr) spare_ = std::make_unique<Reservation>();
-  const std::optional<Denial> denied =
-      waiter->bucket_->TryReserve(now, waiter->amounts_, /*privileged=*/true, *spare_);
-  if (denied && !denied->never()) {
-    denial = *denied;
-    return false;
+  const Path* path = waiter.path_;
+  if (path == nullptr) {
+    const std::optional<Denial> denied =
+        waiter.bucket_->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
+    return denied ? std::optional<Refusal>({*denied, waiter.bucket_}) : std::nullopt;
   }
-  queue.Unlink(waiter);
-  if (!denied) {
-    waiter->at_ = now;
-    waiter->reservation_.store(spare_.release());
+  if (path->gate() == nullptr)
+    return path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
+  // Entering the gate and leaving it again would signal those who wait there for nothing.
+  if (const Refusal refusal = path->Look(now, waiter.amounts_); refusal.denial.ready_at > now)
+    return refusal;
+  const auto found = places_.find(path->gate());
+  auto* gate = found == places_.end() ? nullptr : static_cast<GateQueue*>(found->second.get());
+  if (gate != nullptr && !gate->empty() && !queue.turn)
+    return Refusal{Denial{0, kUntold}, path->gate()};
+  for (;;) {
+    const auto refusal = path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
+    if (!refusal || refusal->by != path->gate()) return refusal;
+    // Looked at with the flag set: whoever leaves from now on signals.
+    if (gate != nullptr) {
+      gate->full = true;
+      return refusal;
+    }
+    gate = &PlaceOf<GateQueue>(path->gate());
+    gate->bucket->SetWaiters(0);
+    MarkDirty(*gate);  // dropped again, and the flag with it, if nobody is held up there after all
+    HEADWAY_PAUSE();
   }
-  HEADWAY_PAUSE();
-  if (waiter->Finish(denied ? Outcome::kNever : Outcome::kAdmitted)) {
-    Finish(waiter);
-  } else if (const std::unique_ptr<Reservation> unclaimed = waiter->Claim()) {
-    unclaimed->Cancel(now);  // cancelled meanwhile: gives its place back
+}
+
+// Tries the head of a class. kDone: it is done with (admitted, or over in another way). kAccount,
+// kGate: it is held up there. Else `denial` says why not, and the flag of the limit that binds was
+// set before it was looked at.
+Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now,
+                                  Denial& denial) {
+  Waiter* waiter = heads.head();
+  Bucket* flagged_in = nullptr;
+  int flagged = 0;
+  for (;;) {
+    if (waiter->outcome() != Outcome::kWaiting) {
+      // Cancelled: its owner pushes it, and the reference goes there.
+      queue.Unlink(waiter);
+      return Try::kDone;
+    }
+    const std::optional<Refusal> refusal = Reserve(queue, *waiter, now);
+    const bool never = refusal && refusal->denial.never();
+    if (refusal && !never) {
+      if (waiter->path_ != nullptr && refusal->by == waiter->path_->gate()) return Try::kGate;
+      denial = refusal->denial;
+      // Denied by a look that was taken with the flag on the meter that binds: what is given back
+      // from now on signals. Otherwise set the flag and look again. (A flag that is seen here may
+      // be a newcomer's, set after the look: only one that was set here before it counts.)
+      if (refusal->by != flagged_in || denial.meter != flagged) {
+        flagged_in = refusal->by;
+        flagged = denial.meter;
+        flagged_in->SetWaiters(flagged);
+        HEADWAY_PAUSE();
+        continue;
+      }
+      if (refusal->by == waiter->bucket_) return Try::kDenied;
+      ParkAccount(heads, refusal->by, denial.ready_at);
+      return Try::kAccount;
+    }
+    if (!refusal) {
+      queue.Charge(waiter);
+      queue.turn = false;
+    }
+    queue.Unlink(waiter);
+    if (!refusal) {
+      waiter->at_ = now;
+      waiter->reservation_.store(spare_.release());
+    }
+    HEADWAY_PAUSE();
+    if (waiter->Finish(never ? Outcome::kNever : Outcome::kAdmitted)) {
+      Finish(waiter);
+    } else if (const std::unique_ptr<Reservation> unclaimed = waiter->Claim()) {
+      unclaimed->Cancel(now);  // cancelled meanwhile: gives its place back
+    }
+    return Try::kDone;
   }
-  return true;
+}
+
+// The account of a class's head is held up by its own limits until then.
+void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
+  auto& place = PlaceOf<AccountPlace>(limits);
+  place.parked.push_back(heads.Park(&place));
+  SetTimer(place, std::min(place.wake_at, until));
 }
 
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
-  Bucket& bucket = *queue.bucket();
+  Bucket& bucket = *queue.bucket;
+  if (queue.gate != nullptr) queue.gate->Unpark(&queue);
   while (queue.depth() > 0) {
     const absl::Span<ClassQueue* const> order = queue.Ordered(now, ageing_);
     const bool alone = order.size() == 1;
@@ -233,28 +323,22 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     std::int32_t lowest = INT32_MAX;
     Nanos next = kNever;
     bool moved = false;
-    int flagged = -1;
     for (ClassQueue* heads : order) {
       if ((heads->asks() & blocked) != 0) continue;
       Denial denial;
-      for (;;) {
-        if (AdmitHead(queue, *heads, now, denial)) {
-          moved = true;
-          // With one class there is nobody whose turn could come in between.
-          if (alone && heads->head() != nullptr) continue;
-          break;
-        }
-        moved = false;
-        // Denied by a look that was taken with the flag on the meter that binds: what is given back
-        // from now on signals. Otherwise set the flag and look again. (A flag that is seen here may
-        // be a newcomer's, set after the look: only one that was set here before it counts.)
-        if (denial.meter == flagged) break;
-        bucket.SetWaiters(denial.meter);
-        flagged = denial.meter;
-        HEADWAY_PAUSE();
+      Try tried = TryHead(queue, *heads, now, denial);
+      // With one class there is nobody whose turn could come in between.
+      while (alone && tried == Try::kDone && heads->head() != nullptr)
+        tried = TryHead(queue, *heads, now, denial);
+      if (tried == Try::kGate) {
+        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads, ageing_);
+        SetTimer(queue, kNever);
+        bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));
+        return;
       }
+      moved = tried != Try::kDenied;
       if (moved) break;
-      heads->held |= std::uint32_t{1} << bucket.resource(denial.meter);
+      heads->held |= bucket.Binding(denial);
       blocked |= heads->held;
       lowest = std::min(lowest, heads->priority());
       next = std::min(next, denial.ready_at);
@@ -262,20 +346,60 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     if (moved) continue;
     // Ageing may bring another head to the front before this one fits.
     if (!alone)
-      for (const ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing_));
+      for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing_));
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
     return;
   }
 }
 
+// The buckets at a gate take turns, one head each, until it is full.
+void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
+  gate.full = false;
+  while (!gate.empty() && !gate.full) {
+    BucketQueue& queue = *gate.Next();
+    queue.turn = true;
+    Admit(queue, now);
+    queue.turn = false;
+    if (queue.depth() == 0) MarkDirty(queue);
+  }
+}
+
+// Whoever an account's own limits have held up is tried again.
+void Scheduler::AdmitAccount(AccountPlace& place) {
+  std::vector<Flow*> parked = std::move(place.parked);
+  place.parked.clear();
+  for (Flow* flow : parked) {
+    MarkDirty(*flow->of->queue());
+    flow->of->Unpark(flow);
+  }
+}
+
 void Scheduler::AdmitDirty(Nanos now) {
   while (!dirty_.empty()) {
-    BucketQueue& queue = *dirty_.back();
+    Place& place = *dirty_.back();
     dirty_.pop_back();
-    queue.dirty = false;
-    Admit(queue, now);
-    if (queue.depth() == 0) Drop(queue);
+    place.dirty = false;
+    switch (place.kind) {
+      case Place::Kind::kBucket: {
+        auto& queue = static_cast<BucketQueue&>(place);
+        Admit(queue, now);
+        if (queue.depth() == 0) Drop(queue);
+        break;
+      }
+      case Place::Kind::kGate: {
+        auto& gate = static_cast<GateQueue&>(place);
+        AdmitAtGate(gate, now);
+        if (gate.empty()) Drop(gate);
+        break;
+      }
+      case Place::Kind::kAccount: {
+        auto& account = static_cast<AccountPlace&>(place);
+        AdmitAccount(account);
+        Drop(account);
+        break;
+      }
+    }
   }
 }
 
@@ -302,15 +426,19 @@ void Scheduler::Nudge() {
   wake_();
 }
 
-Denial Scheduler::Estimate(Bucket& bucket, Nanos now, std::int32_t priority,
+Denial Scheduler::Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
+                           absl::Span<const std::int64_t> more,
                            absl::Span<const std::int64_t> amounts) {
   const std::lock_guard<std::mutex> lock(mutex_);
   TakeIn(now);
   PostBatch();
   Nudge();
-  const auto found = queues_.find(&bucket);
-  if (found == queues_.end()) return bucket.Look(now, amounts);
-  return bucket.Estimate(now, found->second->Ahead(priority, amounts.size()), amounts);
+  const BucketQueue* queue = Find(bucket);
+  if (queue == nullptr && more.empty()) return bucket.Look(now, amounts);
+  absl::InlinedVector<std::int64_t, 4> ahead(amounts.size());
+  if (queue != nullptr) ahead = queue->Ahead(priority, account, amounts.size());
+  for (std::size_t i = 0; i < more.size(); ++i) ahead[i] += more[i];
+  return bucket.Estimate(now, ahead, amounts);
 }
 
 std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {
@@ -318,8 +446,27 @@ std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {
   TakeIn(now);
   PostBatch();
   Nudge();
-  const auto found = queues_.find(&bucket);
-  return found == queues_.end() ? 0 : found->second->depth();
+  const BucketQueue* queue = Find(bucket);
+  return queue == nullptr ? 0 : queue->depth();
+}
+
+bool Scheduler::DropOldest(Bucket& bucket, Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TakeIn(now);
+  bool dropped = false;
+  if (BucketQueue* queue = Find(bucket)) {
+    while (!dropped) {
+      Waiter* oldest = queue->Oldest();
+      if (oldest == nullptr) break;
+      queue->Unlink(oldest);
+      MarkDirty(*queue);
+      dropped = oldest->Finish(Outcome::kDropped);
+      if (dropped) Finish(oldest);  // else it was cancelled, and its owner pushes it
+    }
+  }
+  PostBatch();
+  Nudge();
+  return dropped;
 }
 
 // Hands nothing over: after a fork the mailboxes' descriptors are the parent's, too.
@@ -338,16 +485,18 @@ void Scheduler::Forget() {
   deadlines_.clear();
   timers_.clear();
   dirty_.clear();
-  for (auto& [bucket, queue] : queues_) {
-    while (queue->depth() > 0) {
-      Waiter* waiter = queue->Ordered(0, ageing_)[0]->head();
-      queue->Unlink(waiter);
-      stop(waiter);
+  for (auto& [bucket, place] : places_) {
+    if (place->kind == Place::Kind::kBucket) {
+      auto& queue = static_cast<BucketQueue&>(*place);
+      while (Waiter* waiter = queue.Oldest()) {
+        queue.Unlink(waiter);
+        stop(waiter);
+      }
     }
     bucket->ClearWaiters();
     bucket->blocked.store(0);
   }
-  queues_.clear();
+  places_.clear();
   while (cancelled != nullptr) {
     Waiter* next = cancelled->next_cancelled_;
     cancelled->Unref();

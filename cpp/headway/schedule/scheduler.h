@@ -21,10 +21,13 @@ namespace headway {
 
 // The order of admission over any number of buckets:
 // - strict priority classes, a wait gaining one step for each `ageing` it has waited;
-// - first in, first out within a class;
+// - among the accounts of a class, whoever has been given least (see Share), and first in, first
+// out
+//   within an account;
 // - nobody passes the head of the top class on a meter that binds it, or has bound it. Those who
-// ask
-//   nothing of that meter's resource may go.
+//   ask nothing of that meter's resource may go;
+// - an account that its own limits hold up keeps nobody else waiting;
+// - buckets whose heads a common gate holds up take turns at it.
 //
 // Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to
 // the mailboxes, and says when to come back. The dispatcher drives it with the real clock and the
@@ -50,7 +53,14 @@ class Scheduler final : public WaiterSignal {
   // admitted. If by the estimate at submission it cannot be met, the wait ends with kDeadline at
   // once; with kNever where no waiting would help.
   Waiter* Submit(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
-                 Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie);
+                 Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie) {
+    return Push(bucket, nullptr, amounts, priority, now, deadline, mailbox, cookie);
+  }
+  // The same through a gate and on an account.
+  Waiter* Submit(const Path* path, absl::Span<const std::int64_t> amounts, std::int32_t priority,
+                 Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie) {
+    return Push(path->bucket(), path, amounts, priority, now, deadline, mailbox, cookie);
+  }
 
   // Ends a wait. Afterwards it is not admitted, or what it was admitted to is given back. `now` is
   // for that. Idempotent.
@@ -68,10 +78,19 @@ class Scheduler final : public WaiterSignal {
 
   // What would bind a newcomer behind all that waits, and when it would be admitted.
   Denial Estimate(Bucket& bucket, Nanos now, std::int32_t priority,
-                  absl::Span<const std::int64_t> amounts);
+                  absl::Span<const std::int64_t> amounts) {
+    return Estimate(bucket, nullptr, now, priority, {}, amounts);
+  }
+  // The same on an account, behind `more` that is not submitted yet. Of the gate nothing can be
+  // told.
+  Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
+                  absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
 
   // How many wait on this bucket.
   std::size_t Depth(Bucket& bucket, Nanos now);
+
+  // Ends the wait on this bucket that was submitted first, as kDropped. False where nobody waits.
+  bool DropOldest(Bucket& bucket, Nanos now);
 
   // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
   // (their owners see kStopped) after `Unlock`.
@@ -80,7 +99,12 @@ class Scheduler final : public WaiterSignal {
   void Forget();
 
  private:
-  BucketQueue& QueueOf(Bucket* bucket);
+  Waiter* Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
+               std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie);
+  template <typename T>
+  T& PlaceOf(Bucket* bucket);
+  BucketQueue& QueueOf(Bucket* bucket) { return PlaceOf<BucketQueue>(bucket); }
+  BucketQueue* Find(Bucket& bucket);
   void TakeIn(Nanos now);
   void Queue(Waiter* waiter, Nanos now);
   void TakeTouched();
@@ -88,13 +112,18 @@ class Scheduler final : public WaiterSignal {
   void FailDeadlines(Nanos until);
   void AdmitDirty(Nanos now);
   void Admit(BucketQueue& queue, Nanos now);
-  bool AdmitHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
+  void AdmitAtGate(GateQueue& gate, Nanos now);
+  void AdmitAccount(AccountPlace& place);
+  enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
+  Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
+  std::optional<Refusal> Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now);
+  void ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until);
   void Nudge();
   void Finish(Waiter* waiter);
   void PostBatch();
-  void SetTimer(BucketQueue& queue, Nanos at);
-  void MarkDirty(BucketQueue& queue);
-  void Drop(BucketQueue& queue);
+  void SetTimer(Place& place, Nanos at);
+  void MarkDirty(Place& place);
+  void Drop(Place& place);
 
   const std::function<void()> wake_;
   const Nanos ageing_;
@@ -109,9 +138,9 @@ class Scheduler final : public WaiterSignal {
   std::mutex mutex_;  // guards all below
   std::unique_ptr<Reservation> spare_;
   std::uint64_t taken_in_ = 0;
-  absl::flat_hash_map<Bucket*, std::unique_ptr<BucketQueue>> queues_;
-  std::vector<BucketQueue*> dirty_;
-  absl::btree_set<std::pair<Nanos, BucketQueue*>> timers_;
+  absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;
+  std::vector<Place*> dirty_;
+  absl::btree_set<std::pair<Nanos, Place*>> timers_;
   absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;
   // Finished waits on their way to one mailbox, newest first.
   Mailbox* batch_mailbox_ = nullptr;

@@ -3,23 +3,25 @@
 
 namespace headway {
 
-Waiter::Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
-               Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie)
+Waiter::Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
+               std::int32_t priority, Nanos submitted, Nanos deadline, Mailbox* mailbox,
+               void* cookie)
     : cookie(cookie),
       bucket_(bucket),
+      path_(path),
       mailbox_(mailbox),
       submitted_(submitted),
       deadline_(deadline),
       priority_(priority),
       amounts_(amounts.begin(), amounts.end()) {
-  bucket_->Ref();
+  path_ != nullptr ? path_->Ref() : bucket_->Ref();
   mailbox_->Ref();
 }
 
 Waiter::~Waiter() {
   if (const std::unique_ptr<Reservation> unclaimed = Claim()) unclaimed->Cancel(at_);
   mailbox_->Unref();
-  bucket_->Unref();
+  path_ != nullptr ? path_->Unref() : bucket_->Unref();
 }
 
 // Nothing can be in it: a waiter in the mailbox holds a reference to it.

@@ -9,6 +9,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "headway/bucket/bucket.h"
+#include "headway/bucket/path.h"
 #include "headway/bucket/reservation.h"
 #include "headway/schedule/stack.h"
 #include "headway/schedule/wake_fd.h"
@@ -16,6 +17,7 @@
 namespace headway {
 
 class Mailbox;
+struct Flow;
 
 enum class Outcome : std::uint8_t {
   kWaiting,
@@ -24,6 +26,7 @@ enum class Outcome : std::uint8_t {
   kDeadline,   // could not be, or was not, admitted in time
   kNever,      // the limit was lowered below what it needs
   kStopped,    // the scheduler was
+  kDropped,    // to make room for another
 };
 
 // One wait. Two references exist: the owner's and the scheduler's, which passes to the mailbox when
@@ -33,8 +36,9 @@ enum class Outcome : std::uint8_t {
 // whoever makes that move wrote `reservation` or `at` before it, and whoever sees it may read them.
 class Waiter {
  public:
-  Waiter(Bucket* bucket, absl::Span<const std::int64_t> amounts, std::int32_t priority,
-         Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie);
+  // On `path`, or, where that is null, through nothing but `bucket`.
+  Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
+         std::int32_t priority, Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie);
 
   void Unref() {
     if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
@@ -42,6 +46,7 @@ class Waiter {
 
   Outcome outcome() const { return outcome_.load(); }
   Bucket* bucket() const { return bucket_; }
+  const Path* path() const { return path_; }
   absl::Span<const std::int64_t> amounts() const { return amounts_; }
   Nanos submitted() const { return submitted_; }
   // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold:
@@ -62,6 +67,7 @@ class Waiter {
   friend class ClassQueue;
   friend class BucketQueue;
   friend class Mailbox;
+  friend struct Flow;
 
   ~Waiter();
   bool Finish(Outcome outcome) {
@@ -70,6 +76,7 @@ class Waiter {
   }
 
   Bucket* const bucket_;
+  const Path* const path_;
   Mailbox* const mailbox_;
   const Nanos submitted_;
   const Nanos deadline_;
@@ -78,11 +85,12 @@ class Waiter {
   Waiter* previous_ = nullptr;
   Waiter* next_cancelled_ = nullptr;
   Waiter* next_ = nullptr;      // in the intake, then in its class's queue
+  Flow* flow_ = nullptr;        // while queued
   std::uint64_t sequence_ = 0;  // in the order in which waits were taken in
+  float cost_ = 0;              // while queued, on an account: see Share
   const std::int32_t priority_;
   std::atomic<std::uint16_t> references_{2};
   std::atomic<Outcome> outcome_{Outcome::kWaiting};
-  bool queued_ = false;
   absl::InlinedVector<std::int64_t, 2> amounts_;
 };
 

@@ -1,0 +1,555 @@
+// headway/schedule/account_test.cc: accounts, gates and cooling, on a virtual clock.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "headway/schedule/scheduler.h"
+#include "headway/simulate/memory.h"
+#include "headway/simulate/random.h"
+
+namespace headway {
+namespace {
+
+using simulate::Random;
+using Amounts = std::vector<std::int64_t>;
+
+constexpr Nanos kStart = 1'000 * kSecond;
+constexpr std::uint8_t kRequests = 0;
+constexpr std::uint8_t kTokens = 1;
+constexpr std::uint8_t kConcurrent = 2;
+
+Limit Read(const char* text) { return Limit::Parse(text).value(); }
+
+// A scheduler, a gate, and any number of buckets and accounts; served as the dispatcher does it.
+class Exchange {
+ public:
+  explicit Exchange(std::int64_t at_once = 1'000'000) {
+    Limit limit;
+    limit.amount = at_once;
+    limit.resource = "concurrency";
+    limit.shape = Shape::kConcurrency;
+    const std::uint8_t resource = kConcurrent;
+    gate = Bucket::Make({&limit, 1}, {&resource, 1}, 0, &scheduler);
+  }
+  ~Exchange() {
+    running.clear();
+    for (Waiter* w : waiters_) w->Unref();
+    scheduler.Forget();
+    Drain();
+    for (const auto& [key, path] : paths_) path->Unref();
+    for (Account* a : accounts_) a->Unref();
+    for (Bucket* b : buckets_) b->Unref();
+    gate->Unref();
+    mailbox->Unref();
+  }
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+
+  Bucket* MakeBucket(const std::vector<const char*>& texts) {
+    std::vector<Limit> limits;
+    std::vector<std::uint8_t> resources;
+    for (const char* text : texts) {
+      limits.push_back(Read(text));
+      resources.push_back(limits.back().resource == "requests" ? kRequests
+                          : limits.back().resource == "tokens" ? kTokens
+                                                               : kConcurrent);
+    }
+    buckets_.push_back(Bucket::Make(limits, resources, 0, &scheduler));
+    return buckets_.back();
+  }
+  Account* MakeAccount(double weight, const std::vector<const char*>& limits = {}) {
+    accounts_.push_back(new Account(weight, limits.empty() ? nullptr : MakeBucket(limits)));
+    return accounts_.back();
+  }
+
+  Waiter* Submit(Nanos now, Bucket* bucket, Account* account, std::int64_t tokens,
+                 std::int32_t priority = 0, Nanos deadline = kNever) {
+    const Path*& path = paths_[{bucket, account}];
+    if (path == nullptr) path = new Path(bucket, gate, account);
+    const Amounts amounts = {1, tokens, 1};
+    waiters_.push_back(scheduler.Submit(path, amounts, priority, now, deadline, mailbox, nullptr));
+    return waiters_.back();
+  }
+
+  // Who is admitted, in that order. Their reservations are in `running`.
+  std::vector<Waiter*> Serve(Nanos now) {
+    std::vector<Waiter*> out;
+    while (woken || next <= now || scheduler.HasWork()) {
+      woken = false;
+      next = scheduler.Advance(now);
+      for (Waiter* w : Drain()) {
+        if (w->outcome() != Outcome::kAdmitted) continue;
+        out.push_back(w);
+        running[w] = w->Claim();
+      }
+    }
+    return out;
+  }
+
+  void End(Waiter* w, Nanos now) {
+    EXPECT_TRUE(running.at(w)->Settle(now, {}));
+    running.erase(w);
+  }
+
+ private:
+  std::vector<Waiter*> Drain() {
+    std::vector<Waiter*> out;
+    for (Waiter* w = mailbox->Drain(); w != nullptr;) {
+      Waiter* following = w->next_in_mailbox;
+      out.push_back(w);
+      w->Unref();
+      w = following;
+    }
+    return out;
+  }
+
+  std::vector<Waiter*> waiters_;
+  std::vector<Account*> accounts_;
+  std::vector<Bucket*> buckets_;
+  std::map<std::pair<Bucket*, Account*>, const Path*> paths_;
+
+ public:
+  bool woken = false;
+  Nanos next = kNever;
+  Scheduler scheduler{[this] { woken = true; }};
+  Bucket* gate = nullptr;
+  Mailbox* mailbox = new Mailbox;
+  std::map<Waiter*, std::unique_ptr<Reservation>> running;
+};
+
+double Jain(const std::vector<double>& shares) {
+  const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  double squares = 0;
+  for (const double s : shares) squares += s * s;
+  return sum * sum / (static_cast<double>(shares.size()) * squares);
+}
+
+TEST(Accounts, AreServedByWeightOnWhatTheyNeedMostOf) {
+  for (std::uint64_t run = 0; run < 10; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    Exchange x;
+    // Some need many tokens, some many requests: each is measured by the one it needs most of.
+    Bucket* bucket =
+        x.MakeBucket({"1000 requests/s bucket burst 10", "100_000 tokens/s bucket burst 2_000"});
+    struct Mine {
+      Account* account;
+      double weight;
+      std::int64_t least;
+      std::int64_t most;
+      double served = 0;
+    };
+    std::vector<Mine> accounts;
+    std::map<Waiter*, std::pair<std::size_t, double>> whose;
+    for (int i = 0; i < 6; ++i) {
+      const double weight = static_cast<double>(random.From(1, 8)) / 2;
+      const std::int64_t most = random.OneIn(2) ? 50 : 2'000;
+      accounts.push_back({x.MakeAccount(weight), weight, most / 10, most});
+    }
+    // In any order, and never without some who wait.
+    Nanos now = kStart;
+    const auto submit = [&](std::size_t i) {
+      const std::int64_t tokens = random.From(accounts[i].least, accounts[i].most);
+      whose[x.Submit(now, bucket, accounts[i].account, tokens)] = {
+          i, std::max(1.0 / 1'000, static_cast<double>(tokens) / 100'000)};
+    };
+    for (int n = 0; n < 120; ++n) submit(static_cast<std::size_t>(random.From(0, 2)));
+    for (std::size_t i = 0; i < 6; ++i) submit(i);
+    for (int n = 0; n < 120; ++n) submit(static_cast<std::size_t>(random.From(3, 5)));
+    while (now < kStart + 40 * kSecond) {
+      for (Waiter* w : x.Serve(now)) {
+        const auto [i, cost] = whose.at(w);
+        accounts[i].served += cost;
+        x.End(w, now);
+        submit(i);
+      }
+      if (!x.woken) now = x.next;
+    }
+    std::vector<double> shares;
+    for (const Mine& mine : accounts) shares.push_back(mine.served / mine.weight);
+    EXPECT_GE(Jain(shares), 0.99);
+    // No two are further apart than the largest request of each.
+    for (const Mine& one : accounts)
+      for (const Mine& other : accounts)
+        EXPECT_LE(one.served / one.weight - other.served / other.weight,
+                  static_cast<double>(one.most) / 100'000 / one.weight +
+                      static_cast<double>(other.most) / 100'000 / other.weight + 0.004);
+  }
+}
+
+TEST(Accounts, AFloodCostsAnotherOneRequestOfItsOwnAtMost) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"100_000 tokens/min bucket burst 5_000"});
+  Account* flood = x.MakeAccount(1);
+  Account* light = x.MakeAccount(1);
+  for (int i = 0; i < 50'000; ++i) x.Submit(kStart, bucket, flood, 5'000 - i % 7);
+  x.Serve(kStart);
+  // The flood's largest takes 3 s to be paid for; the light one's own 60 ms.
+  Nanos now = kStart;
+  for (int i = 0; i < 60; ++i) {
+    now += kSecond;
+    Nanos at = now;
+    Waiter* w = x.Submit(at, bucket, light, 100);
+    x.Serve(at);
+    while (w->outcome() == Outcome::kWaiting) {
+      at = x.next;
+      x.Serve(at);
+    }
+    EXPECT_LE(w->at() - w->submitted(), 3 * kSecond + 60 * kMillisecond + kMillisecond);
+    now = std::max(now, at);
+  }
+}
+
+TEST(Accounts, AreFirstInFirstOutEach) {
+  Random random(Random::Seed(0));
+  SCOPED_TRACE(random.Describe());
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"10 requests/s bucket burst 1", "1_000 tokens/s bucket"});
+  std::vector<Account*> accounts;
+  for (int i = 0; i < 5; ++i) accounts.push_back(x.MakeAccount(1 + i));
+  std::map<Account*, std::vector<Waiter*>> submitted;
+  std::map<Waiter*, Account*> whose;
+  std::map<Account*, std::vector<Waiter*>> admitted;
+  Nanos now = kStart;
+  for (int i = 0; i < 600; ++i) {
+    Account* a = accounts[static_cast<std::size_t>(random.From(0, 4))];
+    Waiter* w = x.Submit(now, bucket, a, random.From(0, 300));
+    submitted[a].push_back(w);
+    whose[w] = a;
+    if (random.OneIn(3)) now += random.From(0, 100 * kMillisecond);
+    for (Waiter* done : x.Serve(now)) admitted[whose[done]].push_back(done);
+  }
+  while (x.next < kNever) {
+    now = x.next;
+    for (Waiter* done : x.Serve(now)) admitted[whose[done]].push_back(done);
+  }
+  // What asks tokens may be passed by what asks none of them, and by nothing else.
+  for (Account* a : accounts) {
+    for (const bool asks_tokens : {false, true}) {
+      std::vector<Waiter*> in;
+      std::vector<Waiter*> out;
+      for (Waiter* w : submitted[a])
+        if ((w->amounts()[kTokens] > 0) == asks_tokens) in.push_back(w);
+      for (Waiter* w : admitted[a])
+        if ((w->amounts()[kTokens] > 0) == asks_tokens) out.push_back(w);
+      EXPECT_EQ(in, out);
+    }
+  }
+}
+
+TEST(Accounts, BorrowWhatOthersLeaveIdle) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* one = x.MakeAccount(1);
+  x.MakeAccount(1'000);
+  for (int i = 0; i < 20; ++i) x.Submit(kStart, bucket, one, 0);
+  std::size_t admitted = x.Serve(kStart).size();
+  for (Nanos now = kStart; now < kStart + kSecond; now = x.next) admitted += x.Serve(now).size();
+  EXPECT_EQ(admitted, 10U);
+}
+
+TEST(Accounts, CarryNoDebtOverIdleTime) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* early = x.MakeAccount(1);
+  Account* late = x.MakeAccount(1);
+  std::map<Waiter*, Account*> whose;
+  // The first has been served alone for ten seconds, though others waited in between.
+  for (int i = 0; i < 200; ++i) whose[x.Submit(kStart, bucket, early, 0)] = early;
+  Nanos now = kStart;
+  x.Serve(now);
+  while (now < kStart + 10 * kSecond) {
+    now = x.next;
+    x.Serve(now);
+  }
+  for (int i = 0; i < 50; ++i) whose[x.Submit(now, bucket, late, 0)] = late;
+  std::map<Account*, int> served;
+  for (int i = 0; i < 20; ++i) {
+    now = x.next;
+    for (Waiter* w : x.Serve(now)) ++served[whose.at(w)];
+  }
+  EXPECT_NEAR(served[early], served[late], 1);
+}
+
+TEST(Accounts, ThatComeOneByOneAreForgottenAgain) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1_000 requests/s bucket burst 1"});
+  Account* always = x.MakeAccount(1);
+  for (int i = 0; i < 100; ++i) x.Submit(kStart, bucket, always, 0);
+  Nanos now = kStart;
+  x.Serve(now);
+  std::size_t before = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    x.Submit(now, bucket, x.MakeAccount(1), 0);
+    x.Submit(now, bucket, always, 0);
+    for (int n = 0; n < 2; ++n) {
+      now = x.next;
+      for (Waiter* w : x.Serve(now)) x.End(w, now);
+    }
+    if (i == 10'000) before = simulate::AllocatedBytes();
+  }
+  // Of each the test itself keeps waiter, account and path, four hundred bytes or so.
+  EXPECT_LE(simulate::AllocatedBytes() - before, 10'000 * 900U);
+}
+
+TEST(Accounts, TheirOwnLimitsHoldOverAllBucketsAndHoldUpNobodyElse) {
+  Exchange x;
+  Bucket* left = x.MakeBucket({"1_000 requests/s bucket"});
+  Bucket* right = x.MakeBucket({"1_000 requests/s bucket"});
+  Account* limited = x.MakeAccount(1, {"2 requests/s bucket burst 2", "3 concurrency"});
+  Account* free = x.MakeAccount(1);
+  std::vector<Waiter*> mine;
+  std::vector<Waiter*> others;
+  for (int i = 0; i < 8; ++i) {
+    mine.push_back(x.Submit(kStart, i % 2 == 0 ? left : right, limited, 10));
+    others.push_back(x.Submit(kStart, i % 2 == 0 ? left : right, free, 10));
+  }
+  const auto over = [&](const std::vector<Waiter*>& those) {
+    return std::count_if(those.begin(), those.end(),
+                         [](Waiter* w) { return w->outcome() == Outcome::kAdmitted; });
+  };
+  x.Serve(kStart);
+  EXPECT_EQ(over(others), 8);
+  EXPECT_EQ(over(mine), 2);
+  // A third by its rate after half a second; then its concurrency holds, whatever the rate.
+  EXPECT_EQ(x.Serve(kStart + kSecond / 2).size(), 1U);
+  EXPECT_EQ(x.Serve(kStart + 5 * kSecond).size(), 0U);
+  EXPECT_EQ(x.next, kNever) << "only an answer can tell";
+  Waiter* some = nullptr;
+  for (Waiter* w : mine)
+    if (w->outcome() == Outcome::kAdmitted) some = w;
+  x.End(some, kStart + 6 * kSecond);
+  EXPECT_TRUE(x.woken);
+  EXPECT_EQ(x.Serve(kStart + 6 * kSecond).size(), 1U);
+  // Whoever gives up while he is held up leaves nothing behind.
+  for (Waiter* w : mine) x.scheduler.Cancel(w, kStart + 7 * kSecond);
+  EXPECT_TRUE(x.Serve(kStart + 7 * kSecond).empty());
+  EXPECT_EQ(x.scheduler.Depth(*left, kStart + 7 * kSecond), 0U);
+  EXPECT_EQ(x.scheduler.Depth(*right, kStart + 7 * kSecond), 0U);
+}
+
+TEST(Accounts, AnEstimateCountsOthersByTheirWeightOnly) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* flood = x.MakeAccount(1);
+  Account* light = x.MakeAccount(1);
+  for (int i = 0; i < 1'000; ++i) x.Submit(kStart, bucket, flood, 0);
+  x.Serve(kStart);
+  const Amounts one = {1, 0, 1};
+  const Denial behind = x.scheduler.Estimate(*bucket, flood, kStart, 0, {}, one);
+  const Denial beside = x.scheduler.Estimate(*bucket, light, kStart, 0, {}, one);
+  EXPECT_EQ(behind.ready_at, kStart + 100 * kSecond);
+  EXPECT_LE(beside.ready_at, kStart + kSecond / 5);
+  // So a deadline that the flood could not meet is met.
+  Waiter* w = x.Submit(kStart, bucket, light, 0, 0, kStart + kSecond / 2);
+  x.Serve(kStart);
+  while (w->outcome() == Outcome::kWaiting) x.Serve(x.next);
+  EXPECT_EQ(w->outcome(), Outcome::kAdmitted);
+  EXPECT_LE(w->at(), kStart + kSecond / 5);
+}
+
+TEST(Gate, AdmitsNoMoreAtOnceThanItSaysAndAlwaysThatMany) {
+  for (std::uint64_t run = 0; run < 60; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    const std::int64_t at_once = random.From(1, 6);
+    Exchange x(at_once);
+    std::vector<Bucket*> buckets;
+    for (int i = 0; i < 4; ++i)
+      buckets.push_back(x.MakeBucket(i == 0
+                                         ? std::vector<const char*>{"5 requests/s bucket burst 2"}
+                                         : std::vector<const char*>{"1_000 concurrency"}));
+    std::vector<Account*> accounts = {x.MakeAccount(1), x.MakeAccount(3),
+                                      x.MakeAccount(1, {"2 concurrency"})};
+    std::vector<Waiter*> all;
+    Nanos now = kStart;
+    std::size_t admitted = 0;
+    std::size_t cancelled = 0;
+    for (int event = 0; event < 400; ++event) {
+      if (random.From(0, 9) < 6) {
+        all.push_back(x.Submit(now, buckets[static_cast<std::size_t>(random.From(0, 3))],
+                               accounts[static_cast<std::size_t>(random.From(0, 2))],
+                               random.From(0, 50), static_cast<std::int32_t>(random.From(0, 2))));
+      } else if (random.OneIn(5) && !all.empty()) {
+        Waiter* w = all[static_cast<std::size_t>(
+            random.From(0, static_cast<std::int64_t>(all.size()) - 1))];
+        if (w->outcome() == Outcome::kWaiting) ++cancelled;
+        if (x.running.count(w) == 0) x.scheduler.Cancel(w, now);
+      } else if (!x.running.empty()) {
+        auto it = x.running.begin();
+        std::advance(it, random.From(0, static_cast<std::int64_t>(x.running.size()) - 1));
+        x.End(it->first, now);
+      }
+      if (random.OneIn(3)) now += random.From(0, kSecond);
+      admitted += x.Serve(now).size();
+      ASSERT_LE(x.running.size(), static_cast<std::size_t>(at_once));
+      ASSERT_EQ(x.gate->Used(0, now), static_cast<std::int64_t>(x.running.size()));
+      // With room at the gate, nobody waits in a bucket that would take him, unless his account
+      // is at its own limit.
+      if (x.running.size() == static_cast<std::size_t>(at_once)) continue;
+      std::size_t of_limited = 0;
+      for (const auto& [w, r] : x.running)
+        of_limited += w->path()->account() == accounts[2] ? 1 : 0;
+      for (Waiter* w : all) {
+        if (w->outcome() != Outcome::kWaiting || w->bucket() == buckets[0]) continue;
+        ASSERT_EQ(w->path()->account(), accounts[2]) << "idle, though somebody waits";
+        ASSERT_EQ(of_limited, 2U) << "idle, though somebody waits";
+      }
+    }
+    // Everybody gets through in the end.
+    for (int i = 0; i < 5'000 && admitted + cancelled < all.size(); ++i) {
+      for (auto it = x.running.begin(); it != x.running.end(); it = x.running.begin())
+        x.End(it->first, now);
+      now = x.next == kNever ? now + kSecond : std::max(now, x.next);
+      admitted += x.Serve(now).size();
+    }
+    EXPECT_EQ(admitted + cancelled, all.size());
+    while (!x.running.empty()) x.End(x.running.begin()->first, now);
+    x.Serve(now);
+    EXPECT_EQ(x.gate->Used(0, now), 0);
+    EXPECT_FALSE(x.gate->has_waiters()) << "the fast path would stay shut";
+  }
+}
+
+TEST(Gate, BucketsTakeTurnsByPriorityThenByAge) {
+  Exchange x(1);
+  Bucket* left = x.MakeBucket({"1_000 concurrency"});
+  Bucket* right = x.MakeBucket({"1_000 concurrency"});
+  Waiter* first = x.Submit(kStart, left, nullptr, 0);
+  x.Serve(kStart);
+  std::vector<Waiter*> expected;
+  std::vector<Waiter*> low;
+  for (int i = 0; i < 6; ++i) {
+    low.push_back(x.Submit(kStart + i, i % 3 == 0 ? right : left, nullptr, 0));
+    x.Serve(kStart + i);
+  }
+  Waiter* urgent = x.Submit(kStart + kSecond, right, nullptr, 0, 5);
+  x.Serve(kStart + kSecond);
+  expected.push_back(urgent);
+  expected.insert(expected.end(), low.begin(), low.end());
+  std::vector<Waiter*> admitted;
+  x.End(first, kStart + 2 * kSecond);
+  for (Nanos now = kStart + 2 * kSecond; admitted.size() < 7; now += kSecond) {
+    const std::vector<Waiter*> some = x.Serve(now);
+    ASSERT_EQ(some.size(), 1U);
+    admitted.push_back(some[0]);
+    x.End(some[0], now + 1);
+  }
+  EXPECT_EQ(admitted, expected);
+}
+
+TEST(Gate, ANewcomerOfAnotherBucketDoesNotPassWhoWaitsThere) {
+  Exchange x(1);
+  Bucket* left = x.MakeBucket({"1_000 concurrency"});
+  Bucket* right = x.MakeBucket({"1_000 concurrency"});
+  Waiter* first = x.Submit(kStart, left, nullptr, 0);
+  x.Serve(kStart);
+  Waiter* waits = x.Submit(kStart, left, nullptr, 0);
+  x.Serve(kStart);
+  x.End(first, kStart + 1);
+  x.Submit(kStart + 1, right, nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart + 1), std::vector<Waiter*>{waits});
+}
+
+TEST(Gate, ABucketThatIsHeldUpByItsLimitsLeavesTheGateToOthers) {
+  Exchange x(1);
+  Bucket* slow = x.MakeBucket({"1 requests/s bucket burst 1"});
+  Bucket* fast = x.MakeBucket({"1_000 concurrency"});
+  Waiter* first = x.Submit(kStart, slow, nullptr, 0);
+  x.Serve(kStart);
+  x.End(first, kStart);
+  Waiter* waits = x.Submit(kStart, slow, nullptr, 0);
+  x.Serve(kStart);
+  Waiter* goes = x.Submit(kStart, fast, nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart), std::vector<Waiter*>{goes});
+  EXPECT_EQ(waits->outcome(), Outcome::kWaiting);
+}
+
+TEST(Cooling, HoldsEverybodyUpUntilThenAndNobodyPassesWhoWaited) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1_000 requests/s bucket"});
+  Bucket* other = x.MakeBucket({"1_000 requests/s bucket"});
+  bucket->Cool(kStart + 2 * kSecond);
+  bucket->Cool(kStart + kSecond);  // never shortened
+  EXPECT_EQ(bucket->cooled_until(), kStart + 2 * kSecond);
+  Waiter* w = x.Submit(kStart, bucket, nullptr, 0);
+  Waiter* elsewhere = x.Submit(kStart, other, nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart), std::vector<Waiter*>{elsewhere});
+  EXPECT_EQ(x.next, kStart + 2 * kSecond);
+  const Amounts one = {1, 0, 1};
+  EXPECT_FALSE(bucket->TryTake(kStart, one));
+  EXPECT_FALSE(bucket->TryTake(kStart + 2 * kSecond, one)) << "passed the one that waits";
+  EXPECT_EQ(x.Serve(kStart + 2 * kSecond), std::vector<Waiter*>{w});
+  EXPECT_TRUE(bucket->TryTake(kStart + 2 * kSecond, one));
+}
+
+TEST(Cooling, HoldsUpABucketWithoutLimitsToo) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({});
+  Waiter* before = x.Submit(kStart, bucket, nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart), std::vector<Waiter*>{before});
+  bucket->Cool(kStart + kSecond);
+  Waiter* after = x.Submit(kStart, bucket, nullptr, 0);
+  Waiter* late = x.Submit(kStart, bucket, nullptr, 0, 0, kStart + kSecond / 2);
+  EXPECT_TRUE(x.Serve(kStart).empty());
+  EXPECT_EQ(late->outcome(), Outcome::kDeadline);
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{after});
+  EXPECT_EQ(x.next, kNever);
+  EXPECT_FALSE(bucket->has_waiters());
+}
+
+TEST(Overflow, DropsTheOneThatWasSubmittedFirst) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1 requests/s bucket burst 1"});
+  Account* a = x.MakeAccount(1);
+  Account* b = x.MakeAccount(1);
+  x.Submit(kStart, bucket, a, 0);
+  x.Serve(kStart);
+  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, kStart));
+  Waiter* oldest = x.Submit(kStart, bucket, b, 0);
+  Waiter* urgent = x.Submit(kStart, bucket, a, 0, 9);
+  EXPECT_TRUE(x.scheduler.DropOldest(*bucket, kStart));
+  EXPECT_EQ(oldest->outcome(), Outcome::kDropped);
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{urgent});
+  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, kStart + kSecond));
+}
+
+TEST(Path, TakesAllOrNothingThroughGateAccountAndBucket) {
+  Exchange x(2);
+  Bucket* bucket = x.MakeBucket({"1_000 tokens/s bucket"});
+  Account* account = x.MakeAccount(1, {"500 tokens/s bucket"});
+  auto* path = new Path(bucket, x.gate, account);
+  const auto used = [&] {
+    return std::vector<std::int64_t>{x.gate->Used(0, kStart), account->limits()->Used(0, kStart),
+                                     bucket->Used(0, kStart)};
+  };
+  Reservation first;
+  EXPECT_FALSE(path->TryReserve(kStart, Amounts{1, 400, 1}, false, first));
+  EXPECT_EQ(used(), (std::vector<std::int64_t>{1, 400, 400}));
+  Reservation second;
+  const auto by_account = path->TryReserve(kStart, Amounts{1, 200, 1}, false, second);
+  ASSERT_TRUE(by_account);
+  EXPECT_EQ(by_account->by, account->limits());
+  EXPECT_EQ(used(), (std::vector<std::int64_t>{1, 400, 400}));
+  EXPECT_TRUE(bucket->TryTake(kStart, Amounts{0, 550, 0}));
+  Reservation third;
+  const auto by_bucket = path->TryReserve(kStart, Amounts{1, 100, 1}, false, third);
+  ASSERT_TRUE(by_bucket);
+  EXPECT_EQ(by_bucket->by, bucket);
+  EXPECT_EQ(used(), (std::vector<std::int64_t>{1, 400, 950}));
+  // What is settled is given back everywhere.
+  EXPECT_TRUE(first.Settle(kStart, Amounts{1, 100, 1}));
+  EXPECT_EQ(used(), (std::vector<std::int64_t>{0, 100, 650}));
+  Reservation fourth;
+  EXPECT_FALSE(path->TryReserve(kStart, Amounts{1, 50, 1}, false, fourth));
+  EXPECT_TRUE(fourth.Cancel(kStart));
+  EXPECT_EQ(used(), (std::vector<std::int64_t>{0, 100, 650}));
+  path->Unref();
+}
+
+}  // namespace
+}  // namespace headway
