@@ -18,9 +18,8 @@ namespace {
 // and yields a future of the running loop, which the loop's mailbox resolves.
 struct AcquireObject {
   PyObject_HEAD State* state;
-  PyObject* future;       // while waiting
+  Wait wait;              // while waiting
   PyObject* reservation;  // after admission, for `async with`
-  Waiter* waiter;         // while waiting
   Nanos timeout;
   std::int32_t priority;
   enum class Step : std::uint8_t { kNew, kWaiting, kOver } step;
@@ -29,9 +28,6 @@ struct AcquireObject {
 };
 using Step = AcquireObject::Step;
 
-PyObject* str_create_future = nullptr;
-PyObject* str_blocking = nullptr;
-PyObject* str_set_result = nullptr;
 PyObject* str_settle = nullptr;
 
 AcquireObject* Self(PyObject* self) { return reinterpret_cast<AcquireObject*>(self); }
@@ -43,8 +39,8 @@ absl::Span<const std::int64_t> Wanted(const AcquireObject* self) {
 // Gives up a wait: afterwards it is not admitted, or what it was admitted to has been given back.
 void Withdraw(AcquireObject* self) {
   self->step = Step::kOver;
-  Py_CLEAR(self->future);
-  Waiter* waiter = std::exchange(self->waiter, nullptr);
+  Py_CLEAR(self->wait.future);
+  Waiter* waiter = std::exchange(self->wait.waiter, nullptr);
   if (waiter == nullptr) return;
   waiter->cookie = nullptr;
   self->state->scheduler().Cancel(waiter, self->state->Now());
@@ -54,7 +50,7 @@ void Withdraw(AcquireObject* self) {
 
 int Traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(object));
-  Py_VISIT(Self(object)->future);
+  Py_VISIT(Self(object)->wait.future);
   Py_VISIT(Self(object)->reservation);
   return 0;
 }
@@ -62,7 +58,7 @@ int Traverse(PyObject* object, visitproc visit, void* arg) {
 int Clear(PyObject* object) {
   AcquireObject* self = Self(object);
   if (self->step == Step::kWaiting) Withdraw(self);
-  Py_CLEAR(self->future);
+  Py_CLEAR(self->wait.future);
   Py_CLEAR(self->reservation);
   return 0;
 }
@@ -105,62 +101,15 @@ PyObject* OutcomeOf(State* state, Waiter& waiter, absl::Span<const std::int64_t>
 
 // What became of a wait that is over; as Return, or an error.
 PyObject* ReturnOutcome(AcquireObject* self) {
-  Waiter* waiter = std::exchange(self->waiter, nullptr);
+  Waiter* waiter = std::exchange(self->wait.waiter, nullptr);
   self->step = Step::kOver;
-  Py_CLEAR(self->future);
+  Py_CLEAR(self->wait.future);
   PyObject* reservation = OutcomeOf(self->state, *waiter, Wanted(self), self->timeout);
   // It may still lie in the mailbox, where somebody else than its future has made this step happen.
   waiter->cookie = nullptr;
   waiter->Unref();
   if (reservation != nullptr) Py_XSETREF(self->reservation, reservation);
   return reservation;
-}
-
-// A thread's own mailbox for blocking waits, made anew after a fork.
-struct ThreadMailbox {
-  Mailbox* mailbox = nullptr;
-  unsigned fork_generation = 0;
-
-  Mailbox* Get() {
-    if (mailbox != nullptr && fork_generation != Dispatcher::ForkGeneration()) {
-      mailbox->Unref();
-      mailbox = nullptr;
-    }
-    if (mailbox == nullptr) {
-      mailbox = new Mailbox;
-      fork_generation = Dispatcher::ForkGeneration();
-    }
-    return mailbox;
-  }
-  ~ThreadMailbox() {
-    if (mailbox == nullptr) return;
-    TakeBack(mailbox->TakeAll(), nullptr);  // a wait that was interrupted just as it was admitted
-    mailbox->Unref();
-  }
-
-  // Lets go of what was taken from a mailbox. Returns whether `awaited` was among it.
-  static bool TakeBack(Waiter* oldest, const Waiter* awaited) {
-    bool found = false;
-    for (Waiter* done = oldest; done != nullptr;) {
-      Waiter* next = done->next_in_mailbox;
-      found |= done == awaited;
-      done->Unref();
-      done = next;
-    }
-    return found;
-  }
-};
-
-// Of the real clock's scheduler. False with a Python error set: the system has no thread left.
-bool StartDispatcher(const State& state) {
-  if (state.time != nullptr) return true;
-  try {
-    Dispatcher::Get().Start();
-    return true;
-  } catch (const std::system_error& error) {
-    RaiseSystemError(error);
-    return false;
-  }
 }
 
 // The first step. Returns true and leaves `*yielded` null when it is over (result in `*result`, or
@@ -178,23 +127,18 @@ PyObject* Begin(AcquireObject* self, PyObject** yielded) {
   PyObject* loop = nullptr;
   Mailbox* mailbox = MailboxOfRunningLoop(&loop);
   if (mailbox == nullptr) return nullptr;
-  PyObject* future = PyObject_CallMethodNoArgs(loop, str_create_future);
+  PyObject* future = MakeFuture(loop);
   Py_DECREF(loop);
   if (future == nullptr) return nullptr;
-  // What a future's own __await__ does before it yields itself.
-  if (PyObject_SetAttr(future, str_blocking, Py_True) < 0) {
-    Py_DECREF(future);
-    return nullptr;
-  }
   const Nanos deadline = self->timeout == kNever ? kNever : now + self->timeout;
   if (!StartDispatcher(state)) {
     Py_DECREF(future);
     return nullptr;
   }
-  self->future = Py_NewRef(future);
+  self->wait.future = Py_NewRef(future);
   self->step = Step::kWaiting;
-  self->waiter = state.scheduler().Submit(state.bucket, Wanted(self), self->priority, now, deadline,
-                                          mailbox, self);
+  self->wait.waiter = state.scheduler().Submit(state.bucket, Wanted(self), self->priority, now,
+                                               deadline, mailbox, &self->wait);
   state.Serve();
   *yielded = future;
   return nullptr;
@@ -218,10 +162,10 @@ PySendResult Send(PyObject* object, PyObject* /*value*/, PyObject** result) {
     *result = Py_XNewRef(returned);
     return returned != nullptr ? PYGEN_RETURN : PYGEN_ERROR;
   }
-  if (self->waiter->outcome() == Outcome::kWaiting) {
+  if (self->wait.waiter->outcome() == Outcome::kWaiting) {
     // Resumed by something else than the admission: go on waiting on the same future.
-    if (PyObject_SetAttr(self->future, str_blocking, Py_True) < 0) return PYGEN_ERROR;
-    *result = Py_NewRef(self->future);
+    if (!MarkYielded(self->wait.future)) return PYGEN_ERROR;
+    *result = Py_NewRef(self->wait.future);
     return PYGEN_NEXT;
   }
   PyObject* returned = ReturnOutcome(self);
@@ -328,32 +272,6 @@ PyType_Spec spec = {"headway._core.Acquire", sizeof(AcquireObject), 0,
 
 }  // namespace
 
-void Complete(void* cookie) {
-  auto* self = static_cast<AcquireObject*>(cookie);
-  if (self->future == nullptr) return;
-  PyObject* future = Py_NewRef(self->future);
-  PyObject* set = PyObject_CallMethodOneArg(future, str_set_result, Py_None);
-  if (set == nullptr) {
-    // Already done: the task was cancelled, and will throw into the wait at its next step.
-    PyObject* type = nullptr;
-    PyObject* value = nullptr;
-    PyObject* traceback = nullptr;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyObject* done = PyObject_CallMethod(future, "done", nullptr);
-    if (done == Py_True) {
-      Py_XDECREF(type);
-      Py_XDECREF(value);
-      Py_XDECREF(traceback);
-    } else {
-      PyErr_Restore(type, value, traceback);
-      PyErr_WriteUnraisable(future);
-    }
-    Py_XDECREF(done);
-  }
-  Py_XDECREF(set);
-  Py_DECREF(future);
-}
-
 PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   WaitOptions options;
   Amounts amounts;
@@ -372,7 +290,6 @@ PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyO
 }
 
 PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names) {
-  thread_local ThreadMailbox thread_mailbox;
   WaitOptions options;
   Amounts amounts;
   if (!ReadAmounts(*state, args, count, amounts) || !ReadWaitOptions(args + count, names, options))
@@ -385,34 +302,18 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
   if (!denial) return MakeReservation(state, std::move(reservation));
   state->Serve();
   if (denial->never()) return RaiseNever(*state, denial->meter, wanted);
-  Mailbox* mailbox = nullptr;
-  try {
-    mailbox = thread_mailbox.Get();
-  } catch (const std::system_error& error) {
-    return RaiseSystemError(error);
-  }
-  if (!StartDispatcher(*state)) return nullptr;
+  Mailbox* mailbox = MailboxOfThread();
+  if (mailbox == nullptr || !StartDispatcher(*state)) return nullptr;
   const Nanos deadline = options.timeout == kNever ? kNever : now + options.timeout;
   state->Ref();  // the limiter may go while the GIL is released
   Waiter* waiter = state->scheduler().Submit(state->bucket, wanted, options.priority, now, deadline,
                                              mailbox, nullptr);
   state->Serve();
-  // Until it has come out of the mailbox: what was left in there would keep the mailbox, and it
-  // that.
-  bool interrupted = false;
-  while (!interrupted && !ThreadMailbox::TakeBack(mailbox->Drain(), waiter)) {
-    WakeFd::Wake wake{};
-    {
-      const py::gil_scoped_release released;
-      wake = mailbox->wake().Wait(kNever);
-    }
-    interrupted = wake == WakeFd::Wake::kInterrupted && PyErr_CheckSignals() < 0;
-  }
   PyObject* result = nullptr;
-  if (interrupted) {
-    state->scheduler().Cancel(waiter, state->Now());
-  } else {
+  if (Block(mailbox, waiter)) {
     result = OutcomeOf(state, *waiter, wanted, options.timeout);
+  } else {
+    state->scheduler().Cancel(waiter, state->Now());
   }
   waiter->Unref();
   state->Serve();
@@ -421,9 +322,6 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
 }
 
 bool AddAcquire(PyObject* module) {
-  str_create_future = PyUnicode_InternFromString("create_future");
-  str_blocking = PyUnicode_InternFromString("_asyncio_future_blocking");
-  str_set_result = PyUnicode_InternFromString("set_result");
   str_settle = PyUnicode_InternFromString("settle");
   acquire_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return acquire_type != nullptr && PyModule_AddType(module, acquire_type) == 0;

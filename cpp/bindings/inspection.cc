@@ -11,9 +11,8 @@ namespace headway::python {
 namespace {
 
 State& StateOf(const py::object& limiter) {
-  if (!PyObject_TypeCheck(limiter.ptr(), limiter_type)) throw py::type_error("not a Limiter");
-  State* state = reinterpret_cast<LimiterObject*>(limiter.ptr())->state;
-  if (state == nullptr) throw std::runtime_error("Limiter.__init__ was not called");
+  State* state = StateOfLimiter(limiter.ptr());
+  if (state == nullptr) throw py::error_already_set();
   return *state;
 }
 

@@ -21,16 +21,14 @@ namespace {
 
 LimiterObject* Self(PyObject* self) { return reinterpret_cast<LimiterObject*>(self); }
 
-State* StateOf(PyObject* self) {
-  State* state = Self(self)->state;
-  if (state == nullptr) PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was not called");
-  return state;
-}
+State* StateOf(PyObject* self) { return StateOfLimiter(self); }
 
 // Concurrency first, then rates in the order given: a refusal there is the cheapest to roll back.
-State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> time) {
+State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> time,
+                 std::vector<std::string> resources) {
   auto* state = new State;
   state->time = std::move(time);
+  state->resources = std::move(resources);
   std::vector<Limit> limits = given;
   std::vector<std::uint8_t> resource_of;
   for (const Limit& limit : given)
@@ -53,11 +51,12 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
 }
 
 int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"limits", "clock", nullptr};
+  static const char* names[] = {"limits", "clock", "resources", nullptr};
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO", const_cast<char**>(names), &limits, &clock) ==
-      0)
+  PyObject* first = nullptr;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O", const_cast<char**>(names), &limits, &clock,
+                                  &first) == 0)
     return -1;
   if (Self(object)->state != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was called twice");
@@ -68,13 +67,15 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
     if (clock != Py_None) time = py::cast<std::shared_ptr<VirtualTime>>(py::handle(clock));
     const auto checked = py::cast<std::vector<Limit>>(py::handle(limits));
     std::vector<std::string> resources;
+    if (first != nullptr) resources = py::cast<std::vector<std::string>>(py::handle(first));
+    const std::vector<std::string> numbered = resources;
     for (const Limit& l : checked)
       if (std::find(resources.begin(), resources.end(), l.resource) == resources.end())
         resources.push_back(l.resource);
-    if (checked.empty() || resources.size() > State::kMaxResources)
+    if ((checked.empty() && first == nullptr) || resources.size() > State::kMaxResources)
       throw py::value_error("limits: there must be at least 1, over at most " +
                             std::to_string(State::kMaxResources) + " resources");
-    Self(object)->state = MakeState(checked, std::move(time));
+    Self(object)->state = MakeState(checked, std::move(time), numbered);
   } catch (py::error_already_set& error) {
     error.restore();
     return -1;
@@ -223,6 +224,16 @@ std::string FormatSeconds(Nanos nanos) {
 }
 
 }  // namespace
+
+State* StateOfLimiter(PyObject* limiter) {
+  if (PyObject_TypeCheck(limiter, limiter_type) == 0) {
+    PyErr_Format(PyExc_TypeError, "%R: must be a Limiter", limiter);
+    return nullptr;
+  }
+  State* state = Self(limiter)->state;
+  if (state == nullptr) PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was not called");
+  return state;
+}
 
 bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Amounts& out) {
   const auto n = static_cast<Py_ssize_t>(state.resources.size());

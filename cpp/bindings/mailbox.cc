@@ -40,7 +40,7 @@ void Complete(Waiter* oldest) {
   for (Waiter* done = oldest; done != nullptr;) {
     Waiter* next = done->next_in_mailbox;
     // The object that waits detaches itself, under the GIL, before it goes.
-    if (done->cookie != nullptr) python::Complete(done->cookie);
+    if (done->cookie != nullptr) python::Complete(*static_cast<Wait*>(done->cookie));
     done->Unref();
     done = next;
   }

@@ -12,6 +12,7 @@ namespace {
 struct ReservationObject {
   PyObject_HEAD State* state;
   Reservation* reservation;
+  const Path* path;  // what it was admitted through, where that is more than one bucket
 };
 
 ReservationObject* Self(PyObject* self) { return reinterpret_cast<ReservationObject*>(self); }
@@ -22,6 +23,7 @@ void Dealloc(PyObject* object) {
   self->reservation->Expire(self->reservation->ExpiresInTime() ? self->state->Now() : 0);
   self->state->Serve();
   delete self->reservation;
+  if (self->path != nullptr) self->path->Unref();
   self->state->Unref();
   PyTypeObject* type = Py_TYPE(object);
   type->tp_free(object);
@@ -169,7 +171,8 @@ PyType_Spec spec = {
 
 }  // namespace
 
-PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation) {
+PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation,
+                          const Path* path) {
   auto* self =
       reinterpret_cast<ReservationObject*>(reservation_type->tp_alloc(reservation_type, 0));
   if (self == nullptr) {
@@ -177,7 +180,9 @@ PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation
     return nullptr;
   }
   state->Ref();
+  if (path != nullptr) path->Ref();
   self->state = state;
+  self->path = path;
   self->reservation = reservation.release();
   return reinterpret_cast<PyObject*>(self);
 }

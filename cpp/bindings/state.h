@@ -14,6 +14,7 @@
 #include "headway/base/clock.h"
 #include "headway/base/limit.h"
 #include "headway/bucket/bucket.h"
+#include "headway/bucket/path.h"
 #include "headway/schedule/dispatcher.h"
 #include "headway/schedule/scheduler.h"
 
@@ -91,6 +92,9 @@ struct LimiterObject {
   State* state;
 };
 
+// The state of a Limiter, or null with a Python error set.
+State* StateOfLimiter(PyObject* limiter);
+
 // The amounts of a call, by resource.
 struct Amounts {
   std::int64_t values[State::kMaxResources];
@@ -116,15 +120,34 @@ bool AddLimiter(PyObject* module);
 void AddInspection(py::module_& m);
 
 // New references; null with a Python error set.
-PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation);
+PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation,
+                          const Path* path = nullptr);
 PyObject* MakeDenial(State* state, const Denial& denial, Nanos now);
 PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
 PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
 // The mailbox of the running loop, borrowed; null with a Python error set. Also gives the loop,
 // new.
 Mailbox* MailboxOfRunningLoop(PyObject** loop);
-// What a drained mailbox tells the Acquire object that waits.
-void Complete(void* acquire);
+
+// What an awaitable object has while it waits for admission. Its address is the waiter's cookie, so
+// it lives where the object does.
+struct Wait {
+  PyObject* future;
+  Waiter* waiter;
+};
+// What a drained mailbox tells whoever waits.
+void Complete(Wait& wait);
+// A future of `loop`, marked as one that is about to be yielded from an `await`.
+PyObject* MakeFuture(PyObject* loop);
+bool MarkYielded(PyObject* future);
+// Resolves a future with None, unless it is done.
+void Resolve(PyObject* future);
+// Of the real clock's scheduler. False with a Python error set: the system has no thread left.
+bool StartDispatcher(const State& state);
+// Blocks the calling thread, without the GIL, until `waiter` is over. False with a Python error
+// set: a signal's handler raised. The waiter was submitted to `mailbox`, which is this thread's.
+Mailbox* MailboxOfThread();
+bool Block(Mailbox* mailbox, const Waiter* waiter);
 
 // Raises from headway.errors. Always returns null.
 PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_t> amounts);
