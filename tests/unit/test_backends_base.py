@@ -140,6 +140,9 @@ def test_what_is_absent_or_nonsense_stays_absent_and_is_told_once(
         for _ in range(3):
             assert backend._parse_rate_limit_headers(headers) == {"timestamp": NOW, "rpm_limit": 0}
     assert len(caplog.records) == 5
+    assert "rpm_limit" not in backend._parse_rate_limit_headers(
+        {"x-ratelimit-limit-requests": "1e30"}
+    )
 
 
 def test_a_wait_in_milliseconds_wins_over_the_coarser_one(backend: Any) -> None:
@@ -216,6 +219,7 @@ def test_a_reset_is_an_instant_however_it_is_written(
         "1960-01-01T00:00:00Z",
         "Mon, nonsense",
         "Sun, 99 Jun 2025 99:00:00 GMT",
+        "Sun, 15 Jun 99999999999999999999 15:07:40 GMT",
         math.nan,
         math.inf,
         -1,

@@ -36,7 +36,7 @@ def test_every_error_is_a_rate_limiter_error_and_survives_a_pickle_and_a_copy(
     error.note = "kept"  # type: ignore[attr-defined]
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(again) is type(error)
-        assert str(again) == str(error)
+        assert (str(again), again.args) == (str(error), error.args)
         assert vars(again) == vars(error)
 
 

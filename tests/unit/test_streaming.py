@@ -184,6 +184,29 @@ def test_closing_closes_what_is_wrapped_and_releases_once() -> None:
     run(main())
 
 
+def test_what_is_wrapped_is_closed_once_also_after_its_end() -> None:
+    class Response:
+        closed = 0
+
+        async def __anext__(self) -> int:
+            raise StopAsyncIteration
+
+        def close(self) -> None:
+            self.closed += 1
+
+    async def main() -> None:
+        backend, response = Backend(), Response()
+        stream = RateLimitedAsyncIterator[int](response, context_of(backend))
+        assert [chunk async for chunk in stream] == []
+        assert response.closed == 0
+        await stream.aclose()
+        await stream.aclose()
+        assert response.closed == 1
+        assert backend.released == kept()
+
+    run(main())
+
+
 def test_an_error_of_closing_is_raised_after_the_release() -> None:
     class Stubborn:
         def __aiter__(self) -> AsyncIterator[int]:

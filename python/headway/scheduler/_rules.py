@@ -21,13 +21,14 @@ def check(options: object, rules: Mapping[str, Rule]) -> None:
             raise ConfigurationError(f"{name} {wrong}, got {value!r}")
 
 
-# True is an int to Python, but no size; a nan is a float that no comparison rules out.
+# True is an int to Python, but no size. A nan passes here and fails below: each rule says what is
+# good, and no comparison with a nan holds.
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return _is_whole(value) or (isinstance(value, float) and not math.isnan(value))
+    return _is_whole(value) or isinstance(value, float)
 
 
 def _whole(value: object, least: int, wrong: str) -> str | None:
