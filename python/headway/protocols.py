@@ -5,7 +5,7 @@ Each may be subclassed or just be matched: `isinstance` looks only at the names.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, Protocol, runtime_checkable
 
 from headway.types import RequestMetadata
@@ -41,7 +41,7 @@ class ClientProtocol(Protocol):
 class ClassifierProtocol(Protocol):
     """Turns a request as the application has it into what a scheduler needs to know of it."""
 
-    async def classify(self, request: Mapping[str, Any]) -> RequestMetadata:
+    async def classify(self, request: dict[str, Any]) -> RequestMetadata:
         """What `request` is and costs. What it raises is raised by the submission."""
         ...
 

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headway.backends.base
@@ -235,12 +235,14 @@ def test_a_reset_that_says_no_instant_is_none(backend: Any, text: object) -> Non
     assert backend._parse_reset_time(text) is None
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.floats(), st.integers(), st.binary(), st.none()))
 def test_no_reset_raises_or_lies_outside_of_1970_to_2100(value: object) -> None:
     found = _headers.instant(value, NOW)
     assert found is None or 0 <= found <= 4_102_444_800
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59)),
     st.integers(0, 999),
@@ -255,6 +257,7 @@ def test_a_duration_is_the_sum_of_its_parts(parts: tuple[int, ...], milliseconds
     assert _headers.instant(text, NOW) == pytest.approx(NOW + length.total_seconds())
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(2001, 9, 10), datetime(2099, 1, 1)), st.integers(-12, 12))
 def test_every_way_to_write_one_instant_gives_that_instant(moment: datetime, hours: int) -> None:
     there = moment.replace(tzinfo=timezone(timedelta(hours=hours)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ class Provider(ProviderInterface):
     def parse_rate_limit_response(
         self,
         headers: dict[str, str],
-        body: Mapping[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
         status_code: int | None = None,
     ) -> RateLimitInfo:
         return RateLimitInfo(is_rate_limited=status_code == 429)
@@ -71,7 +70,7 @@ def test_a_client_may_be_a_subclass_or_just_look_like_one() -> None:
 
 def test_classifiers_and_streams_are_known_by_their_methods() -> None:
     class Classifier:
-        async def classify(self, request: Mapping[str, Any]) -> RequestMetadata:
+        async def classify(self, request: dict[str, Any]) -> RequestMetadata:
             return RequestMetadata("r", request["model"], TEXT)
 
     class Response:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headway.reservation
@@ -63,6 +63,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_it_behaves_like_a_plain_table(steps: list[tuple[Any, ...]]) -> None:
     most, oldest = 4, 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import time
 from typing import Any
@@ -66,7 +65,7 @@ class ProviderInterface(ABC):
     def parse_rate_limit_response(
         self,
         headers: dict[str, str],
-        body: Mapping[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
         status_code: int | None = None,
     ) -> RateLimitInfo:
         """What a response says about limits. headers: with lower-case names."""
