@@ -2,26 +2,101 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from headway._core import Denial, Limit, ManualClock, Reservation, __version__
+from headway.backends import BaseBackend
 from headway.errors import (
+    BackendConnectionError,
+    BackendOperationError,
+    BucketNotFoundError,
     CapacityExceededError,
+    ConfigurationError,
     DeadlineExceededError,
+    ProviderError,
+    QueueOverflowError,
     RateLimiterError,
+    RequestTimeoutError,
+    ReservationCapacityError,
     SchedulerStoppedError,
+    TooManyFailedRequestsError,
 )
 from headway.limiter import Explanation, Limiter, LimitState
+from headway.protocols import ClassifierProtocol, ClientProtocol, StreamingResponseProtocol
+from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
+from headway.reservation import ReservationContext, ReservationTracker
+from headway.scheduler import RateLimiterConfig
+from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
+from headway.types import (
+    AUDIO,
+    EMBEDDING,
+    GENERIC,
+    IMAGE,
+    RESOURCE_TYPES,
+    TEXT,
+    QueuedRequest,
+    RequestMetadata,
+    ResourceType,
+    ScheduleResult,
+)
 
 __all__ = [
+    "AUDIO",
+    "EMBEDDING",
+    "GENERIC",
+    "IMAGE",
+    "RESOURCE_TYPES",
+    "TEXT",
+    "BackendConnectionError",
+    "BackendOperationError",
+    "BaseBackend",
+    "BucketNotFoundError",
     "CapacityExceededError",
+    "ClassifierProtocol",
+    "ClientProtocol",
+    "ConfigurationError",
     "DeadlineExceededError",
     "Denial",
+    "DiscoveredBucket",
     "Explanation",
     "Limit",
     "LimitState",
     "Limiter",
     "ManualClock",
+    "ProviderError",
+    "ProviderInterface",
+    "QueueOverflowError",
+    "QueuedRequest",
+    "RateLimitInfo",
+    "RateLimitedAsyncIterator",
+    "RateLimiterConfig",
     "RateLimiterError",
+    "RequestMetadata",
+    "RequestTimeoutError",
     "Reservation",
+    "ReservationCapacityError",
+    "ReservationContext",
+    "ReservationTracker",
+    "ResourceType",
+    "ScheduleResult",
     "SchedulerStoppedError",
+    "StreamingReservationContext",
+    "StreamingResponseProtocol",
+    "TooManyFailedRequestsError",
     "__version__",
 ]
+
+
+if not TYPE_CHECKING:  # where it would make every misspelt name look like one of ours
+
+    def __getattr__(name: str) -> object:
+        if name == "RedisBackend":
+            # One place says what it needs; the same object, once there is one.
+            from headway import backends
+
+            return getattr(backends, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,6 +1,7 @@
 """What can go wrong, all of it a RateLimiterError.
 
-A denial is no error: `Limiter.try_reserve` returns it as a value.
+A denial is no error: `Limiter.try_reserve` returns it as a value. Every error survives a pickle
+and a copy with its attributes, so it can cross a process pool.
 """
 
 from __future__ import annotations
@@ -24,8 +25,75 @@ class CapacityExceededError(RateLimiterError):
         self.retry_after = retry_after
 
 
+class BucketNotFoundError(RateLimiterError):
+    """A provider that lists its buckets has named one that it does not list."""
+
+    def __init__(self, bucket_id: str) -> None:
+        # The argument, not the message: a pickle makes the error anew from `args`.
+        super().__init__(bucket_id)
+        self.bucket_id = bucket_id
+
+    def __str__(self) -> str:
+        return f"Rate limit bucket not found: {self.bucket_id}"
+
+
+class ReservationCapacityError(RateLimiterError):
+    """A ReservationTracker is full, and nothing in it is old enough to be dropped."""
+
+
+class BackendConnectionError(RateLimiterError):
+    """A backend cannot be reached, and the policy for that is to admit nothing."""
+
+
+class BackendOperationError(RateLimiterError):
+    """A backend was reached and has refused an operation."""
+
+
+class ConfigurationError(RateLimiterError, ValueError):
+    """An option has a value that it cannot have; the message names both."""
+
+
+class QueueOverflowError(RateLimiterError):
+    """A queue is full, and this request was refused or dropped for it.
+
+    queue_key: the queue, where it is known.
+    """
+
+    def __init__(self, message: str, queue_key: str | None = None) -> None:
+        super().__init__(message)
+        self.queue_key = queue_key
+
+
+class TooManyFailedRequestsError(RateLimiterError):
+    """So many requests have failed of late that no further one is let through for a while.
+
+    failure_count: how many. window_seconds: within how many seconds. threshold: how many may. Each
+    None where it is not known.
+    """
+
+    def __init__(
+        self,
+        message: str = "Too many failed requests",
+        failure_count: int | None = None,
+        window_seconds: float | None = None,
+        threshold: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failure_count = failure_count
+        self.window_seconds = window_seconds
+        self.threshold = threshold
+
+
+class ProviderError(RateLimiterError):
+    """For providers to raise where they cannot say what they were asked; headway never does."""
+
+
 class DeadlineExceededError(RateLimiterError, TimeoutError):
     """A wait was, or would have been, longer than its timeout or deadline allows."""
+
+
+class RequestTimeoutError(RateLimiterError, TimeoutError):
+    """One attempt of a request has taken longer than its timeout allows."""
 
 
 class SchedulerStoppedError(RateLimiterError):

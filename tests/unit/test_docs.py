@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 import headway
+import headway.backends
+import headway.scheduler
 import headway.simulate
+import headway.strategies
 import headway.transports
 from headway.batch.summary import Summary
 from headway.cli import run, simulate
@@ -132,11 +135,14 @@ def slug(heading: str) -> str:
 
 
 def public_names() -> Iterator[str]:
-    for module in (headway, headway.simulate, headway.transports):
+    rooms = (headway.backends, headway.scheduler, headway.strategies)
+    for module in (headway, *rooms, headway.simulate, headway.transports):
         for name in module.__all__:
             yield name
             thing = getattr(module, name)
-            if module is headway and inspect.isclass(thing) and not issubclass(thing, Exception):
+            # ResourceType is a name for str, whose methods are not ours to tell.
+            ours = inspect.isclass(thing) and thing.__module__.startswith("headway")
+            if module is headway and ours and not issubclass(thing, Exception):
                 yield from (each for each in dir(thing) if not each.startswith("_"))
 
 

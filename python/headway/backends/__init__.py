@@ -1,0 +1,26 @@
+"""Backends: where the state of limits is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.backends.base import BaseBackend, HealthCheckResult, validate_safety_margin
+
+__all__ = ["BaseBackend", "HealthCheckResult", "validate_safety_margin"]
+
+# Not in __all__ before they exist: `import *` would fail for their sake.
+_OF_REDIS = frozenset({"FallbackRateLimiter", "InFlightRequest", "ModelLimits", "RedisBackend"})
+
+
+if not TYPE_CHECKING:  # where it would make every misspelt name look like one of ours
+
+    def __getattr__(name: str) -> object:
+        if name in _OF_REDIS:
+            raise ImportError(
+                f"'{name}' needs the extra headway[redis] and is not part of this version yet"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

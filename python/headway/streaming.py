@@ -1,0 +1,348 @@
+"""Streams whose reservation is settled when they end, however they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from time import monotonic
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+__all__ = ["RateLimitedAsyncIterator", "StreamingReservationContext"]
+
+_logger = logging.getLogger("headway")
+_Chunk = TypeVar("_Chunk")
+
+_MOST_TOKENS = 2**53
+# A loop holds its tasks weakly; a release that nobody awaits must not be collected half-way.
+_releasing: set[asyncio.Task[None]] = set()
+
+
+class _Releases(Protocol):
+    """All that a stream asks of a backend."""
+
+    def release_streaming_reservation(
+        self, key: str, reservation_id: str, reserved_tokens: int, actual_tokens: int, /
+    ) -> Awaitable[object]: ...
+
+
+@dataclass
+class StreamingReservationContext:
+    """The reservation of one stream, and what its chunks have said so far.
+
+    backend: anything with an async `release_streaming_reservation(bucket_id, reservation_id,
+    reserved_tokens, actual_tokens)`, which is called once. Times are monotonic seconds.
+    metrics_callback(reserved, actual, extraction_succeeded, bucket_id, duration) is called when the
+    stream has ended or was closed, error_metrics_callback(bucket_id) when it has failed.
+    """
+
+    reservation_id: str
+    bucket_id: str
+    request_id: str
+    reserved_tokens: int
+    backend: _Releases
+    created_at: float = field(default_factory=monotonic)
+    final_tokens: int | None = field(default=None, repr=False)
+    chunk_count: int = field(default=0, repr=False)
+    last_chunk_at: float | None = field(default=None, repr=False)
+    metrics_callback: Callable[[int, int, bool, str, float | None], object] | None = field(
+        default=None, repr=False
+    )
+    error_metrics_callback: Callable[[str], object] | None = field(default=None, repr=False)
+
+    def record_chunk(self) -> None:
+        """Another chunk has come."""
+        self.chunk_count += 1
+        self.last_chunk_at = monotonic()
+
+    def set_final_tokens(self, tokens: object) -> None:
+        """What the provider says was used in all; the last one counts, and no number is ignored."""
+        counted = _whole(tokens)
+        if counted is not None:
+            self.final_tokens = counted
+
+    @property
+    def actual_tokens_for_release(self) -> int:
+        """What was used as far as is known: without a word of it, the estimate."""
+        return self.reserved_tokens if self.final_tokens is None else self.final_tokens
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """Seconds since the reservation was made; None before the first chunk."""
+        return monotonic() - self.created_at if self.chunk_count else None
+
+
+class _End(Enum):
+    EXHAUSTED = auto()
+    CLOSED = auto()
+    FAILED = auto()
+
+
+class _Settlement:
+    """Releases a stream's reservation once. Apart from the iterator, so as to outlive it."""
+
+    __slots__ = ("_owed", "loop")
+
+    def __init__(self, context: StreamingReservationContext) -> None:
+        # Whoever pops it releases: one step, so it needs no lock between threads.
+        self._owed = [context]
+        self.loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):  # made outside of any loop
+            self.loop = asyncio.get_running_loop()
+
+    async def make(self, end: _End) -> None:
+        """Releases now. A cancellation of the caller ends its wait, but not the release."""
+        try:
+            context = self._owed.pop()
+        except IndexError:
+            return
+        await asyncio.shield(_begin(_release(context, end)))
+
+    def make_later(self, end: _End) -> None:
+        """Releases on the loop where the stream was last used, if it still can; never waits."""
+        try:
+            context = self._owed.pop()
+        except IndexError:
+            return
+        loop = self.loop
+        if loop is None or loop.is_closed():
+            return
+        with contextlib.suppress(RuntimeError):  # closed since
+            loop.call_soon_threadsafe(_begin_again, context, end, 2)
+
+
+def _begin(release: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.get_running_loop().create_task(release)
+    _releasing.add(task)
+    task.add_done_callback(_releasing.discard)
+    return task
+
+
+def _begin_again(context: StreamingReservationContext, end: _End, attempts: int) -> None:
+    """Begins the release as a task, and once more if the task is cancelled before its first step.
+
+    That is what `asyncio.run` does to a stream that was dropped as its main function returned.
+    """
+    begun = False
+
+    async def release() -> None:
+        nonlocal begun
+        begun = True
+        await _release(context, end)
+
+    def done(_: asyncio.Task[None]) -> None:
+        if not begun and attempts > 1:
+            _begin_again(context, end, attempts - 1)
+
+    _begin(release()).add_done_callback(done)
+
+
+async def _release(context: StreamingReservationContext, end: _End) -> None:
+    reserved, actual = context.reserved_tokens, context.actual_tokens_for_release
+    if end is not _End.EXHAUSTED:
+        # What was said half-way bounds the use from below only: nothing is given back for it.
+        actual = max(reserved, actual)
+    try:
+        await context.backend.release_streaming_reservation(
+            context.bucket_id, context.reservation_id, reserved, actual
+        )
+    except Exception as error:
+        # Only its type: a backend's message may hold a URL with a password.
+        _logger.warning(
+            "bucket %r: the reservation of stream %r could not be released: %s",
+            context.bucket_id,
+            context.request_id,
+            type(error).__name__,
+        )
+    try:
+        if end is _End.FAILED:
+            if context.error_metrics_callback is not None:
+                context.error_metrics_callback(context.bucket_id)
+        elif context.metrics_callback is not None:
+            context.metrics_callback(
+                reserved,
+                actual,
+                context.final_tokens is not None,
+                context.bucket_id,
+                context.duration_seconds,
+            )
+    except Exception:
+        _logger.warning("a metrics callback of a stream has failed", exc_info=True)
+
+
+class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
+    """Passes a stream through, reads the use from its chunks and releases its reservation once.
+
+    inner: an async iterator, or anything with `__aiter__`; its other attributes are reached through
+    this object. The reservation is released when the stream ends (with what the provider said was
+    used), and with no refund when it fails, is closed, cancelled or collected.
+
+        async with stream:  # or just `async for`; then `await stream.aclose()` if left early
+            async for chunk in stream:
+                ...
+
+    For one task at a time, as async iterators are; releasing is safe from anywhere.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_context",
+        "_entered",
+        "_inner",
+        "_settlement",
+        "_source",
+    )
+
+    def __init__(self, inner: Any, context: StreamingReservationContext) -> None:
+        self._settlement = _Settlement(context)
+        self._context = context
+        self._closed = False
+        self._inner = inner
+        self._source: Any = None
+        self._entered: Any = None
+
+    @property
+    def context(self) -> StreamingReservationContext:
+        """The reservation, and what the chunks have said so far."""
+        return self._context
+
+    def __aiter__(self) -> RateLimitedAsyncIterator[_Chunk]:
+        return self
+
+    async def __anext__(self) -> _Chunk:
+        settlement = self._settlement
+        if self._closed:
+            raise StopAsyncIteration
+        # One that was released after a cancellation may still have something to give.
+        try:
+            settlement.loop = asyncio.get_running_loop()
+            if self._source is None:
+                self._source = _iterator_of(self._inner)
+            chunk: _Chunk = await self._source.__anext__()
+        except StopAsyncIteration:
+            await settlement.make(_End.EXHAUSTED)
+            raise
+        except asyncio.CancelledError:
+            await settlement.make(_End.CLOSED)
+            raise
+        except GeneratorExit:
+            # Whoever closes a coroutine lets it await nothing more.
+            settlement.make_later(_End.CLOSED)
+            raise
+        except BaseException:
+            await settlement.make(_End.FAILED)
+            raise
+        self._context.record_chunk()
+        self._context.set_final_tokens(_total_tokens(chunk))
+        return chunk
+
+    async def aclose(self) -> None:
+        """Closes the stream and releases; does nothing the second time.
+
+        Raises what closing the wrapped stream raises, after the release.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            # What `inner` has made is closed first: it may be in the middle of using it.
+            if self._source is not self._inner:
+                await _close(self._source)
+            await _close(self._inner)
+        finally:
+            await self._settlement.make(_End.CLOSED)
+
+    async def __aenter__(self) -> RateLimitedAsyncIterator[_Chunk]:
+        enter = getattr(type(self._inner), "__aenter__", None)
+        if enter is None:
+            return self
+        try:
+            entered = await enter(self._inner)
+        except BaseException:
+            await self._settlement.make(_End.FAILED)
+            raise
+        self._entered = self._inner
+        # The one entered may be a maker of streams, as SDKs have them.
+        if entered is not None:
+            self._inner = entered
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        entered, self._entered = self._entered, None
+        if entered is None:
+            await self.aclose()
+            return None
+        self._closed = True
+        try:
+            if self._source is not self._inner:
+                await _close(self._source)
+            left: bool | None = await type(entered).__aexit__(entered, kind, error, trace)
+            return left
+        finally:
+            await self._settlement.make(_End.CLOSED)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what this object has not. Protocols are not passed on: copies of a stream, or its
+        # pickles, would settle twice.
+        if name.startswith("__") or name in RateLimitedAsyncIterator.__slots__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._inner, name)
+
+    def __del__(self) -> None:
+        try:
+            settlement = self._settlement
+        except AttributeError:  # was never made
+            return
+        settlement.make_later(_End.CLOSED)
+
+
+def _iterator_of(inner: Any) -> Any:
+    return inner if hasattr(type(inner), "__anext__") else aiter(inner)
+
+
+async def _close(stream: Any) -> None:
+    close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
+    if callable(close):
+        result = close()
+        if hasattr(result, "__await__"):
+            await result
+
+
+def _total_tokens(chunk: object) -> object:
+    """`usage.total_tokens` of a chunk, as attributes or as keys; None where there is none."""
+    try:
+        usage = _part(chunk, "usage")
+        return None if usage is None else _part(usage, "total_tokens")
+    except Exception:  # a property of somebody else's chunk may raise anything
+        return None
+
+
+def _part(whole: object, name: str) -> object:
+    part: object = getattr(whole, name, None)
+    if part is None and isinstance(whole, Mapping):
+        part = whole.get(name)
+    return part
+
+
+def _whole(tokens: object) -> int | None:
+    """A count of tokens, if it is one: whole, not negative and within reason."""
+    # Text is bounded first: to read a million digits takes long.
+    if isinstance(tokens, str):
+        counted = int(tokens) if len(tokens) < 20 and tokens.isascii() and tokens.isdigit() else -1
+    elif isinstance(tokens, float):
+        counted = int(tokens) if tokens.is_integer() else -1
+    elif isinstance(tokens, int) and not isinstance(tokens, bool):
+        counted = int(tokens)
+    else:
+        return None
+    return counted if 0 <= counted <= _MOST_TOKENS else None
