@@ -210,7 +210,9 @@ PyObject* Error(const char* name) {
   return out;
 }
 
-PyObject* Raise(const char* name, const std::string& message) {
+}  // namespace
+
+PyObject* RaiseError(const char* name, const std::string& message) {
   PyObject* type = Error(name);
   if (type != nullptr) PyErr_SetString(type, message.c_str());
   Py_XDECREF(type);
@@ -222,8 +224,6 @@ std::string FormatSeconds(Nanos nanos) {
   std::snprintf(text, sizeof text, "%.3f s", Seconds(nanos));
   return text;
 }
-
-}  // namespace
 
 State* StateOfLimiter(PyObject* limiter) {
   if (PyObject_TypeCheck(limiter, limiter_type) == 0) {
@@ -308,20 +308,20 @@ bool ReadWaitOptions(PyObject* const* values, PyObject* names, WaitOptions& out)
 PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_t> amounts) {
   const Limit& limit = state.limits[static_cast<std::size_t>(meter)];
   const std::int64_t wanted = amounts[static_cast<std::size_t>(state.bucket->resource(meter))];
-  return Raise("CapacityExceededError",
-               "can never fit: needs " + std::to_string(wanted) + " " + limit.resource +
-                   ", the limit '" + limit.Format() + "' admits " +
-                   std::to_string(state.bucket->meter(meter).Capacity()) + " at once");
+  return RaiseError("CapacityExceededError",
+                    "can never fit: needs " + std::to_string(wanted) + " " + limit.resource +
+                        ", the limit '" + limit.Format() + "' admits " +
+                        std::to_string(state.bucket->meter(meter).Capacity()) + " at once");
 }
 
 PyObject* RaiseDeadline(Nanos timeout, Nanos would_take) {
   std::string message = "not admitted within " + FormatSeconds(timeout);
   if (would_take < kUntold) message += ": it would have taken " + FormatSeconds(would_take);
-  return Raise("DeadlineExceededError", message);
+  return RaiseError("DeadlineExceededError", message);
 }
 
 PyObject* RaiseStopped() {
-  return Raise("SchedulerStoppedError", "the scheduler was stopped while this waited");
+  return RaiseError("SchedulerStoppedError", "the scheduler was stopped while this waited");
 }
 
 PyObject* RaiseSystemError(const std::system_error& error) {

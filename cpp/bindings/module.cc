@@ -9,7 +9,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = HEADWAY_VERSION;
   AddLimitAndClock(m);
   if (!AddReservation(m.ptr()) || !AddDenial(m.ptr()) || !AddAcquire(m.ptr()) ||
-      !AddMailbox(m.ptr()) || !AddLimiter(m.ptr()))
+      !AddMailbox(m.ptr()) || !AddLimiter(m.ptr()) || !AddScheduler(m.ptr()) ||
+      !AddBucket(m.ptr()) || !AddCall(m.ptr()))
     throw pybind11::error_already_set();
   AddInspection(m);
 }

@@ -117,6 +117,9 @@ bool AddDenial(PyObject* module);
 bool AddAcquire(PyObject* module);
 bool AddMailbox(PyObject* module);
 bool AddLimiter(PyObject* module);
+bool AddBucket(PyObject* module);
+bool AddCall(PyObject* module);
+bool AddScheduler(PyObject* module);
 void AddInspection(py::module_& m);
 
 // New references; null with a Python error set.
@@ -153,6 +156,7 @@ bool Block(Mailbox* mailbox, const Waiter* waiter);
 PyObject* RaiseNever(const State& state, int meter, absl::Span<const std::int64_t> amounts);
 PyObject* RaiseDeadline(Nanos timeout, Nanos would_take);
 PyObject* RaiseStopped();
+std::string FormatSeconds(Nanos nanos);
 // OSError: no descriptor or thread was to be had. Always returns null.
 PyObject* RaiseSystemError(const std::system_error& error);
 
@@ -162,6 +166,9 @@ struct WaitOptions {
   Nanos timeout = kNever;
 };
 bool ReadWaitOptions(PyObject* const* values, PyObject* names, WaitOptions& out);
+
+// Raises an error of headway.errors by its name. Always returns null.
+PyObject* RaiseError(const char* name, const std::string& message);
 
 // `seconds` as nanoseconds, or false with a ValueError that names `what`.
 bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out);

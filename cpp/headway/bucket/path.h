@@ -67,6 +67,8 @@ class Path {
   void Unref() const {
     if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
   }
+  // Whether there is more than one reference. Sure only where nobody else can make more.
+  bool shared() const { return references_.load() > 1; }
 
   Bucket* bucket() const { return bucket_; }
   Bucket* gate() const { return gate_; }

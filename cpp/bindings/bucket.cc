@@ -1,0 +1,128 @@
+// bindings/bucket.cc: BucketCore, a bucket as one scheduler sees it.
+#include "bindings/scheduler.h"
+
+#include <structmember.h>
+
+namespace headway::python {
+
+PyTypeObject* bucket_type = nullptr;
+
+namespace {
+
+int Index(const State& state, const char* resource) {
+  for (std::size_t i = 0; i < state.resources.size(); ++i)
+    if (state.resources[i] == resource) return static_cast<int>(i);
+  return -1;
+}
+
+bool Limits(const State& state, const char* resource) {
+  for (const Limit& limit : state.limits)
+    if (limit.resource == resource && limit.amount < Limit::kMaxAmount) return true;
+  return false;
+}
+
+// BucketCore(scheduler, limiter, name)
+PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"scheduler", "limiter", "name", nullptr};
+  PyObject* scheduler = nullptr;
+  PyObject* limiter = nullptr;
+  PyObject* name = nullptr;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "O!OU", const_cast<char**>(names), scheduler_type,
+                                  &scheduler, &limiter, &name) == 0)
+    return nullptr;
+  State* state = StateOfLimiter(limiter);
+  if (state == nullptr) return nullptr;
+  auto* self = AsBucket(type->tp_alloc(type, 0));
+  if (self == nullptr) return nullptr;
+  state->Ref();
+  self->limiter.state = state;
+  self->name = Py_NewRef(name);
+  self->path = new Path(state->bucket, AsScheduler(scheduler)->parts->gate->bucket);
+  self->requests = Index(*state, "requests");
+  self->concurrency = Index(*state, "concurrency");
+  // Where only what goes in is limited, that is what an estimate is an estimate of.
+  const bool input = Limits(*state, "input_tokens") && !Limits(*state, "tokens");
+  self->tokens = Index(*state, input ? "input_tokens" : "tokens");
+  return reinterpret_cast<PyObject*>(self);
+}
+
+int Init(PyObject* /*self*/, PyObject* /*args*/, PyObject* /*kwargs*/) { return 0; }
+
+void Dealloc(PyObject* object) {
+  BucketObject* self = AsBucket(object);
+  if (self->path != nullptr) self->path->Unref();
+  Py_XDECREF(self->name);
+  limiter_type->tp_dealloc(object);  // the words, and the type
+}
+
+PyObject* Cool(PyObject* object, PyObject* seconds) {
+  State& state = AsBucket(object)->state();
+  Nanos wait = 0;
+  if (!ReadSeconds(seconds, "seconds", wait)) return nullptr;
+  state.bucket->Cool(state.Now() + wait);
+  Py_RETURN_NONE;
+}
+
+PyObject* CooledFor(PyObject* object, void* /*unused*/) {
+  const State& state = AsBucket(object)->state();
+  return PyFloat_FromDouble(
+      Seconds(std::max<Nanos>(0, state.bucket->cooled_until() - state.Now())));
+}
+
+PyMethodDef methods[] = {
+    {"cool", &Cool, METH_O,
+     "cool($self, seconds, /)\n--\n\n"
+     "Admits nothing for so long. A shorter time than what is left of an earlier one changes "
+     "nothing."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+#define HEADWAY_COUNT(name, doc) \
+  { #name, T_LONGLONG, offsetof(BucketObject, name), READONLY, doc }
+PyMemberDef members[] = {
+    {"name", T_OBJECT_EX, offsetof(BucketObject, name), READONLY, "The bucket's id."},
+    {"guarded", T_BOOL, offsetof(BucketObject, guarded), 0,
+     "Whether the scheduler's _guard is called before each admission."},
+    HEADWAY_COUNT(queued, "How many calls wait in this scheduler's queue for it."),
+    HEADWAY_COUNT(in_flight, "How many attempts are under way."),
+    HEADWAY_COUNT(submitted, "Calls that asked for admission."),
+    HEADWAY_COUNT(succeeded, "Calls that returned."),
+    HEADWAY_COUNT(failed, "Calls that raised."),
+    HEADWAY_COUNT(cancelled, "Calls that were cancelled."),
+    HEADWAY_COUNT(attempts, "Times that a request function was called."),
+    {nullptr, 0, 0, 0, nullptr},
+};
+#undef HEADWAY_COUNT
+
+PyGetSetDef properties[] = {
+    {"cooled_for", &CooledFor, nullptr, "Seconds until it admits again after a refusal, or 0.0.",
+     nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyType_Slot slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(&New)},
+    {Py_tp_init, reinterpret_cast<void*>(&Init)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(&Dealloc)},
+    {Py_tp_methods, methods},
+    {Py_tp_members, members},
+    {Py_tp_getset, properties},
+    {Py_tp_doc, const_cast<char*>("BucketCore(scheduler, limiter, name)\n--\n\n"
+                                  "A bucket as one scheduler sees it, over a limiter's words.")},
+    {0, nullptr},
+};
+
+PyType_Spec spec = {"headway._core.BucketCore", sizeof(BucketObject), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+
+}  // namespace
+
+bool AddBucket(PyObject* module) {
+  PyObject* bases = PyTuple_Pack(1, limiter_type);
+  if (bases == nullptr) return false;
+  bucket_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpecWithBases(&spec, bases));
+  Py_DECREF(bases);
+  return bucket_type != nullptr && PyModule_AddType(module, bucket_type) == 0;
+}
+
+}  // namespace headway::python

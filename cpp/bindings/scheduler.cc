@@ -1,0 +1,554 @@
+// bindings/scheduler.cc: SchedulerCore, what headway.scheduler.Scheduler is made of.
+#include "bindings/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/container/flat_hash_set.h"
+
+#include <structmember.h>
+
+namespace headway::python {
+
+PyTypeObject* scheduler_type = nullptr;
+
+SchedulerParts::~SchedulerParts() {
+  for (const auto& [key, path] : paths) path->Unref();
+  for (const auto& [client, known] : by_client) known.account->Unref();
+  if (gate != nullptr) gate->Unref();
+}
+
+void SchedulerParts::SetAccount(const std::string& client, double weight, Bucket* limits) {
+  const auto found = by_client.find(client);
+  if (found != by_client.end()) found->second.account->Unref();
+  by_client[client] = Known{new Account(weight, limits), true};
+}
+
+void SchedulerParts::ForgetPaths() {
+  absl::flat_hash_set<const Account*> used;
+  for (auto it = paths.begin(); it != paths.end();) {
+    const auto here = it++;
+    if (here->second->shared()) {
+      used.insert(here->first.second);
+    } else {
+      here->second->Unref();
+      paths.erase(here);
+    }
+  }
+  for (auto it = by_client.begin(); it != by_client.end();) {
+    const auto here = it++;
+    if (here->second.configured || used.contains(here->second.account)) continue;
+    here->second.account->Unref();
+    by_client.erase(here);
+  }
+  most_paths = std::max(kFewPaths, 2 * paths.size());
+}
+
+const Path* SchedulerParts::PathOf(BucketObject* bucket, PyObject* client) {
+  if (!accounts) return bucket->path;
+  Py_ssize_t size = 0;
+  const char* text = "";
+  if (client != Py_None) {
+    if (!PyUnicode_Check(client)) {
+      PyErr_Format(PyExc_TypeError, "client_id %R: must be a str or None", client);
+      return nullptr;
+    }
+    text = PyUnicode_AsUTF8AndSize(client, &size);
+    if (text == nullptr) return nullptr;
+  }
+  const absl::string_view name(text, static_cast<std::size_t>(size));
+  if (paths.size() >= most_paths) ForgetPaths();
+  auto known = by_client.find(name);
+  if (known == by_client.end())
+    known = by_client.try_emplace(std::string(name), Known{new Account(1), false}).first;
+  Account* account = known->second.account;
+  const Path*& path = paths[{bucket->state().bucket, account}];
+  if (path == nullptr) path = new Path(bucket->state().bucket, gate->bucket, account);
+  return path;
+}
+
+namespace {
+
+PyObject* str_model_id = nullptr;
+PyObject* str_estimated_tokens = nullptr;
+PyObject* str_priority = nullptr;
+PyObject* str_timeout = nullptr;
+PyObject* str_deadline = nullptr;
+PyObject* str_cost = nullptr;
+PyObject* str_client_id = nullptr;
+
+SchedulerParts& PartsOf(PyObject* self) { return *AsScheduler(self)->parts; }
+
+// Of what is not there, None: metadata may be of an older kind, or somebody's own.
+PyObject* Get(PyObject* object, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(object, name);
+  if (value != nullptr || PyErr_ExceptionMatches(PyExc_AttributeError) == 0) return value;
+  PyErr_Clear();
+  return Py_NewRef(Py_None);
+}
+
+// A whole number from 0 to the largest amount, or false with an error that names the field.
+bool ReadAmount(PyObject* value, const char* field, std::int64_t& out) {
+  if (PyBool_Check(value) || (!PyLong_CheckExact(value) && PyIndex_Check(value) == 0)) {
+    PyErr_Format(PyExc_TypeError, "%s %R: must be a whole number (int)", field, value);
+    return false;
+  }
+  int overflow = 0;
+  const long long read = PyLong_AsLongLongAndOverflow(value, &overflow);
+  if (read == -1 && PyErr_Occurred() != nullptr) return false;
+  if (overflow != 0 || read < 0 || read > Limit::kMaxAmount) {
+    PyErr_Format(PyExc_ValueError, "%s %R: must be from 0 to 2**53", field, value);
+    return false;
+  }
+  out = read;
+  return true;
+}
+
+bool ReadCost(const BucketObject* bucket, PyObject* cost, Request& out) {
+  PyObject* items = PyMapping_Items(cost);
+  if (items == nullptr) {
+    PyErr_Format(PyExc_TypeError, "cost %R: must be a dict of amounts by resource", cost);
+    return false;
+  }
+  const std::vector<std::string>& resources = bucket->state().resources;
+  bool good = true;
+  for (Py_ssize_t i = 0; good && i < PyList_GET_SIZE(items); ++i) {
+    PyObject* name = PyTuple_GetItem(PyList_GET_ITEM(items, i), 0);
+    PyObject* value = PyTuple_GetItem(PyList_GET_ITEM(items, i), 1);
+    good = name != nullptr && value != nullptr;
+    if (good && !PyUnicode_Check(name)) {
+      PyErr_Format(PyExc_TypeError, "cost %R: resources must be named by a str", cost);
+      good = false;
+    }
+    std::int64_t amount = 0;
+    const char* text = good ? PyUnicode_AsUTF8(name) : nullptr;
+    good = good && text != nullptr && ReadAmount(value, text, amount);
+    if (!good) break;
+    // What nobody counts costs nothing.
+    for (std::size_t r = 0; r < resources.size(); ++r)
+      if (resources[r] == text) out.amounts[r] = amount;
+  }
+  Py_DECREF(items);
+  return good;
+}
+
+int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"at_once", "clock", nullptr};
+  long long at_once = 0;
+  PyObject* clock = nullptr;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "LO", const_cast<char**>(names), &at_once,
+                                  &clock) == 0)
+    return -1;
+  if (PartsOf(object).gate != nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "SchedulerCore.__init__ was called twice");
+    return -1;
+  }
+  auto* gate = new State;
+  try {
+    if (clock != Py_None) gate->time = py::cast<std::shared_ptr<VirtualTime>>(py::handle(clock));
+    Limit limit;
+    limit.amount = at_once;
+    limit.resource = "concurrency";
+    limit.shape = Shape::kConcurrency;
+    const auto checked = Limit::Make(limit);
+    if (!checked.ok()) throw py::value_error(std::string(checked.status().message()));
+    gate->limits = {*checked};
+    gate->resources = {"concurrency"};
+    gate->defaults = {1};
+    const std::uint8_t resource = 0;
+    gate->bucket =
+        Bucket::Make(gate->limits, {&resource, 1}, gate->WallOffset(), &gate->scheduler());
+  } catch (const py::value_error& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::system_error& error) {
+    RaiseSystemError(error);
+  } catch (const py::cast_error&) {
+    PyErr_SetString(PyExc_TypeError, "clock must be a ManualClock or None");
+  }
+  if (PyErr_Occurred() != nullptr) {
+    gate->Unref();
+    return -1;
+  }
+  PartsOf(object).gate = gate;
+  return 0;
+}
+
+PyObject* New(PyTypeObject* type, PyObject* /*args*/, PyObject* /*kwargs*/) {
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self == nullptr) return nullptr;
+  AsScheduler(self)->parts = new SchedulerParts;
+  AsScheduler(self)->routes = PyDict_New();
+  if (AsScheduler(self)->routes != nullptr) return self;
+  Py_DECREF(self);
+  return nullptr;
+}
+
+int Traverse(PyObject* object, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(object));
+  Py_VISIT(AsScheduler(object)->routes);
+  return 0;
+}
+
+int Clear(PyObject* object) {
+  Py_CLEAR(AsScheduler(object)->routes);
+  return 0;
+}
+
+void Dealloc(PyObject* object) {
+  PyObject_GC_UnTrack(object);
+  if (AsScheduler(object)->weakrefs != nullptr) PyObject_ClearWeakRefs(object);
+  Clear(object);
+  delete AsScheduler(object)->parts;
+  PyTypeObject* type = Py_TYPE(object);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+// The gate's state, or null where __init__ has not made one.
+State* GateOf(PyObject* self) {
+  State* gate = PartsOf(self).gate;
+  if (gate == nullptr) PyErr_SetString(PyExc_RuntimeError, "SchedulerCore.__init__ was not called");
+  return gate;
+}
+
+PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+  if (GateOf(object) == nullptr) return nullptr;
+  PyObject* given[2] = {nullptr, nullptr};
+  const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  bool good = count <= 2;
+  for (Py_ssize_t i = 0; good && i < count; ++i) given[i] = args[i];
+  for (Py_ssize_t i = 0; good && i < named; ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    const int at = PyUnicode_CompareWithASCIIString(name, "metadata") == 0       ? 0
+                   : PyUnicode_CompareWithASCIIString(name, "request_func") == 0 ? 1
+                                                                                 : -1;
+    good = at >= 0 && given[at] == nullptr;
+    if (good) given[at] = args[count + i];
+  }
+  if (!good || given[0] == nullptr || given[1] == nullptr) {
+    PyErr_SetString(PyExc_TypeError,
+                    "submit_request() takes two arguments, metadata and request_func");
+    return nullptr;
+  }
+  if (PyCallable_Check(given[1]) == 0) {
+    PyErr_Format(PyExc_TypeError,
+                 "request_func %R: must be callable without arguments, and give an awaitable",
+                 given[1]);
+    return nullptr;
+  }
+  return MakeCall(AsScheduler(object), given[0], given[1]);
+}
+
+PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {
+      "request_timeout", "max_queue_size", "overflow_policy", "priorities", "accounts",
+      "prepares",        nullptr};
+  double timeout = 0;
+  long long most = 0;
+  const char* policy = nullptr;
+  int priorities = 0;
+  int accounts = 0;
+  int prepares = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "dLsppp", const_cast<char**>(names), &timeout,
+                                  &most, &policy, &priorities, &accounts, &prepares) == 0)
+    return nullptr;
+  SchedulerParts& parts = PartsOf(object);
+  parts.request_timeout = timeout < 1e9 ? static_cast<Nanos>(std::llround(timeout * 1e9)) : kNever;
+  parts.max_queue_size = most;
+  parts.overflow = std::string(policy) == "drop_oldest" ? Overflow::kDropOldest
+                   : std::string(policy) == "wait"      ? Overflow::kWait
+                                                        : Overflow::kReject;
+  parts.priorities = priorities != 0;
+  parts.accounts = accounts != 0;
+  parts.prepares = prepares != 0;
+  Py_RETURN_NONE;
+}
+
+PyObject* SetAccount(PyObject* object, PyObject* args) {
+  const char* client = nullptr;
+  Py_ssize_t size = 0;
+  double weight = 0;
+  PyObject* limiter = nullptr;
+  if (PyArg_ParseTuple(args, "s#dO", &client, &size, &weight, &limiter) == 0) return nullptr;
+  Bucket* limits = nullptr;
+  if (limiter != Py_None) {
+    State* state = StateOfLimiter(limiter);
+    if (state == nullptr) return nullptr;
+    limits = state->bucket;
+  }
+  PartsOf(object).SetAccount(std::string(client, static_cast<std::size_t>(size)), weight, limits);
+  Py_RETURN_NONE;
+}
+
+PyObject* Run(PyObject* object, PyObject* run) {
+  const int runs = PyObject_IsTrue(run);
+  if (runs < 0) return nullptr;
+  PartsOf(object).running = runs != 0;
+  PartsOf(object).fork_generation = Dispatcher::ForkGeneration();
+  Py_RETURN_NONE;
+}
+
+PyObject* Forget(PyObject* object, PyObject* /*unused*/) {
+  PyDict_Clear(AsScheduler(object)->routes);
+  PartsOf(object).ForgetPaths();
+  Py_RETURN_NONE;
+}
+
+// _admit(bucket, metadata, submitted, retry): blocks.
+PyObject* Admit(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* metadata = nullptr;
+  long long submitted = 0;
+  int retry = 0;
+  if (PyArg_ParseTuple(args, "O!OLp", bucket_type, &bucket, &metadata, &submitted, &retry) == 0)
+    return nullptr;
+  SchedulerParts& parts = PartsOf(object);
+  Request request;
+  if (!ReadRequest(parts, bucket, metadata, request)) return nullptr;
+  PyObject* client = Get(metadata, str_client_id);
+  const Path* path = client == nullptr ? nullptr : parts.PathOf(bucket, client);
+  Py_XDECREF(client);
+  if (path == nullptr) return nullptr;
+  State& state = bucket->state();
+  const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
+  const Nanos now = state.Now();
+  auto reservation = std::make_unique<Reservation>();
+  const std::optional<Refusal> refusal =
+      path->TryReserve(now, amounts, /*privileged=*/false, *reservation);
+  if (!refusal) return MakeReservation(&state, std::move(reservation), path);
+  state.Serve();
+  if (refusal->denial.never()) return RaiseTooLarge(object, bucket, path, amounts, now);
+  if (retry == 0 && bucket->queued >= parts.max_queue_size && parts.overflow != Overflow::kWait) {
+    if (parts.overflow == Overflow::kReject)
+      return PyObject_CallMethod(object, "_overflow", "O", bucket);
+    state.scheduler().DropOldest(*state.bucket, now);
+  }
+  Mailbox* mailbox = MailboxOfThread();
+  if (mailbox == nullptr || !StartDispatcher(state)) return nullptr;
+  const Nanos deadline = request.deadline == kNever ? kNever : submitted + request.deadline;
+  path->Ref();
+  Py_INCREF(bucket);
+  Waiter* waiter =
+      state.scheduler().Submit(path, amounts, request.priority, now, deadline, mailbox, nullptr);
+  state.Serve();
+  ++bucket->queued;
+  parts.blocked.emplace_back(waiter, mailbox);
+  PyObject* result = nullptr;
+  const bool over = Block(mailbox, waiter);
+  auto& blocked = parts.blocked;
+  blocked.erase(std::find(blocked.begin(), blocked.end(), std::make_pair(waiter, mailbox)));
+  LeaveQueue(bucket);
+  if (!over) {
+    state.scheduler().Cancel(waiter, state.Now());
+  } else if (waiter->outcome() == Outcome::kAdmitted) {
+    result = MakeReservation(&state, waiter->Claim(), path);
+  } else if (waiter->outcome() == Outcome::kDeadline) {
+    RaiseDeadline(request.deadline, waiter->at() >= kUntold ? kUntold : waiter->at() - submitted);
+  } else if (waiter->outcome() == Outcome::kNever) {
+    RaiseTooLarge(object, bucket, path, amounts, state.Now());
+  } else if (waiter->outcome() == Outcome::kDropped) {
+    PyObject_CallMethod(object, "_dropped", "O", bucket);
+  } else {
+    RaiseStopped();
+  }
+  waiter->Unref();
+  state.Serve();
+  Py_DECREF(bucket);
+  path->Unref();
+  return result;
+}
+
+PyObject* StopBlocked(PyObject* object, PyObject* /*unused*/) {
+  SchedulerParts& parts = PartsOf(object);
+  const State& gate = *parts.gate;
+  for (const auto& [waiter, mailbox] : parts.blocked) {
+    gate.scheduler().Cancel(waiter, gate.Now());
+    mailbox->wake().Signal();
+  }
+  gate.Serve();
+  return PyLong_FromSize_t(parts.blocked.size());
+}
+
+// _estimate(bucket, metadata, more): when it would be admitted, behind `more` of the same.
+PyObject* Estimate(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* metadata = nullptr;
+  PyObject* more = nullptr;
+  if (PyArg_ParseTuple(args, "O!OO", bucket_type, &bucket, &metadata, &more) == 0) return nullptr;
+  SchedulerParts& parts = PartsOf(object);
+  Request request;
+  if (!ReadRequest(parts, bucket, metadata, request)) return nullptr;
+  PyObject* client = Get(metadata, str_client_id);
+  const Path* path = client == nullptr ? nullptr : parts.PathOf(bucket, client);
+  Py_XDECREF(client);
+  if (path == nullptr) return nullptr;
+  State& state = bucket->state();
+  const std::size_t resources = state.resources.size();
+  std::vector<std::int64_t> ahead;
+  if (more != Py_None) {
+    PyObject* sequence = PySequence_Fast(more, "more must be a sequence of amounts");
+    if (sequence == nullptr) return nullptr;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence); ++i)
+      ahead.push_back(PyLong_AsLongLong(PySequence_Fast_GET_ITEM(sequence, i)));
+    Py_DECREF(sequence);
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    ahead.resize(resources);
+  }
+  const Nanos now = state.Now();
+  const absl::Span<const std::int64_t> amounts(request.amounts, resources);
+  Denial estimate{0, kNever};
+  if (path->EverFits(amounts))
+    estimate = state.scheduler().Estimate(*state.bucket, path->account(), now, request.priority,
+                                          ahead, amounts);
+  state.Serve();
+  PyObject* wait = estimate.ready_at == kNever ? PyFloat_FromDouble(Py_HUGE_VAL)
+                   : estimate.ready_at >= kUntold
+                       ? Py_NewRef(Py_None)
+                       : PyFloat_FromDouble(Seconds(std::max<Nanos>(0, estimate.ready_at - now)));
+  PyObject* costs = PyTuple_New(static_cast<Py_ssize_t>(resources));
+  for (std::size_t i = 0; costs != nullptr && i < resources; ++i)
+    PyTuple_SET_ITEM(costs, static_cast<Py_ssize_t>(i), PyLong_FromLongLong(request.amounts[i]));
+  PyObject* out = wait == nullptr || costs == nullptr
+                      ? nullptr
+                      : Py_BuildValue("OiO", wait, estimate.meter, costs);
+  Py_XDECREF(wait);
+  Py_XDECREF(costs);
+  return out;
+}
+
+PyObject* Live(PyObject* object, PyObject* /*unused*/) { return LiveCalls(PartsOf(object)); }
+
+PyObject* NowMethod(PyObject* object, PyObject* /*unused*/) {
+  const State* gate = GateOf(object);
+  return gate == nullptr ? nullptr : PyLong_FromLongLong(gate->Now());
+}
+
+PyObject* InFlight(PyObject* object, void* /*unused*/) {
+  const State* gate = GateOf(object);
+  return gate == nullptr ? nullptr : PyLong_FromLongLong(gate->bucket->Used(0, gate->Now()));
+}
+
+PyObject* Running(PyObject* object, void* /*unused*/) {
+  return PyBool_FromLong(PartsOf(object).Runs() ? 1 : 0);
+}
+
+PyMethodDef methods[] = {
+    {"submit_request", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Submit)),
+     METH_FASTCALL | METH_KEYWORDS,
+     "submit_request($self, metadata, request_func)\n--\n\n"
+     "Awaitable: waits for its turn, awaits `request_func()`, and gives what that gave.\n\n"
+     "metadata: a RequestMetadata, or a dict for the classifier. request_func: called without\n"
+     "arguments, once for each attempt; what it raises reaches the caller unchanged. Any number "
+     "of\n"
+     "event loops and threads may submit at once."},
+    {"_configure", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Configure)),
+     METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"_set_account", &SetAccount, METH_VARARGS, nullptr},
+    {"_run", &Run, METH_O, nullptr},
+    {"_forget_routes", &Forget, METH_NOARGS, nullptr},
+    {"_admit", &Admit, METH_VARARGS, nullptr},
+    {"_stop_blocked", &StopBlocked, METH_NOARGS, nullptr},
+    {"_estimate", &Estimate, METH_VARARGS, nullptr},
+    {"_live", &Live, METH_NOARGS, nullptr},
+    {"_now", &NowMethod, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(SchedulerObject, weakrefs), READONLY, nullptr},
+    {"_routes", T_OBJECT_EX, offsetof(SchedulerObject, routes), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+
+PyGetSetDef properties[] = {
+    {"_under_way", &InFlight, nullptr, "How many attempts are under way over all buckets.",
+     nullptr},
+    {"_runs", &Running, nullptr, "Whether it takes requests, in this process.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyType_Slot slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(&New)},
+    {Py_tp_init, reinterpret_cast<void*>(&Init)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(&Dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(&Traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(&Clear)},
+    {Py_tp_methods, methods},
+    {Py_tp_members, members},
+    {Py_tp_getset, properties},
+    {Py_tp_doc, const_cast<char*>("The core of headway.scheduler.Scheduler.")},
+    {0, nullptr},
+};
+
+PyType_Spec spec = {"headway._core.SchedulerCore", sizeof(SchedulerObject), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
+
+}  // namespace
+
+bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObject* metadata,
+                 Request& out) {
+  std::fill_n(out.amounts, bucket->state().resources.size(), 0);
+  if (bucket->requests >= 0) out.amounts[bucket->requests] = 1;
+  if (bucket->concurrency >= 0) out.amounts[bucket->concurrency] = 1;
+  const auto read = [metadata](PyObject* name, auto use) {
+    PyObject* value = Get(metadata, name);
+    if (value == nullptr) return false;
+    const bool good = value == Py_None || use(value);
+    Py_DECREF(value);
+    return good;
+  };
+  return read(str_estimated_tokens,
+              [&](PyObject* value) {
+                std::int64_t tokens = 0;
+                if (!ReadAmount(value, "estimated_tokens", tokens)) return false;
+                if (bucket->tokens >= 0) out.amounts[bucket->tokens] = tokens;
+                return true;
+              }) &&
+         read(str_cost, [&](PyObject* value) { return ReadCost(bucket, value, out); }) &&
+         read(str_priority,
+              [&](PyObject* value) {
+                int overflow = 0;
+                const long long priority = PyLong_AsLongLongAndOverflow(value, &overflow);
+                if (priority == -1 && PyErr_Occurred() != nullptr) return false;
+                if (overflow != 0 || priority < -1'000'000'000 || priority > 1'000'000'000) {
+                  PyErr_Format(PyExc_ValueError, "priority %R: must be from -10**9 to 10**9",
+                               value);
+                  return false;
+                }
+                if (parts.priorities) out.priority = static_cast<std::int32_t>(priority);
+                return true;
+              }) &&
+         read(str_timeout,
+              [&](PyObject* value) { return ReadSeconds(value, "timeout", out.timeout); }) &&
+         read(str_deadline,
+              [&](PyObject* value) { return ReadSeconds(value, "deadline", out.deadline); });
+}
+
+PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const Path* path,
+                        absl::Span<const std::int64_t> amounts, Nanos now) {
+  Bucket* by = path->bucket();
+  if (by->EverFits(amounts) && path->limits() != nullptr) by = path->limits();
+  const int meter = by->Look(now, amounts).meter;
+  const bool own = by == path->bucket();
+  PyObject* raised = PyObject_CallMethod(scheduler, "_too_large", "OiLLO", bucket, own ? meter : -1,
+                                         static_cast<long long>(by->amount(meter, amounts)),
+                                         static_cast<long long>(by->meter(meter).Capacity()),
+                                         own ? Py_True : Py_False);
+  Py_XDECREF(raised);
+  if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_too_large() must raise");
+  return nullptr;
+}
+
+bool AddScheduler(PyObject* module) {
+  str_model_id = PyUnicode_InternFromString("model_id");
+  str_estimated_tokens = PyUnicode_InternFromString("estimated_tokens");
+  str_priority = PyUnicode_InternFromString("priority");
+  str_timeout = PyUnicode_InternFromString("timeout");
+  str_deadline = PyUnicode_InternFromString("deadline");
+  str_cost = PyUnicode_InternFromString("cost");
+  str_client_id = PyUnicode_InternFromString("client_id");
+  scheduler_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return scheduler_type != nullptr && PyModule_AddType(module, scheduler_type) == 0;
+}
+
+}  // namespace headway::python

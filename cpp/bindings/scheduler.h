@@ -1,0 +1,117 @@
+// bindings/scheduler.h: what the scheduler, its buckets and its calls share.
+#ifndef HEADWAY_BINDINGS_SCHEDULER_H_
+#define HEADWAY_BINDINGS_SCHEDULER_H_
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "bindings/state.h"
+
+namespace headway::python {
+
+extern PyTypeObject* scheduler_type;
+extern PyTypeObject* bucket_type;
+extern PyTypeObject* call_type;
+
+struct CallObject;
+
+// All of this is guarded by the GIL.
+
+// A bucket as one scheduler sees it. It is a Limiter over the same words.
+struct BucketObject {
+  LimiterObject limiter;
+  PyObject* name;
+  const Path* path;  // without an account
+  // In the order of the resources; -1: this bucket does not count it.
+  int requests;
+  int tokens;
+  int concurrency;
+  char guarded;  // the scheduler's Python side wants to be asked before each admission
+  std::int64_t queued;
+  std::int64_t in_flight;
+  CallObject* rooms_first;  // who waits for room in the queue, under overflow_policy="wait"
+  CallObject* rooms_last;
+  // What has happened, by how it ended.
+  std::int64_t submitted;
+  std::int64_t succeeded;
+  std::int64_t failed;
+  std::int64_t cancelled;
+  std::int64_t attempts;
+
+  State& state() const { return *limiter.state; }
+};
+
+enum class Overflow : std::uint8_t { kReject, kDropOldest, kWait };
+
+// The parts of a scheduler that are C++.
+struct SchedulerParts {
+  State* gate = nullptr;  // its bucket: how many may be under way at once
+  Nanos request_timeout = kNever;
+  std::int64_t max_queue_size = 0;
+  Overflow overflow = Overflow::kReject;
+  bool priorities = true;
+  bool accounts = false;
+  bool prepares = false;  // every request goes through `_prepare`
+  bool running = false;
+  unsigned fork_generation = 0;
+
+  struct Known {
+    Account* account;
+    bool configured;  // else a name that came with a request
+  };
+  absl::flat_hash_map<std::string, Known> by_client;
+  absl::flat_hash_map<std::pair<Bucket*, Account*>, const Path*> paths;
+  std::size_t most_paths = kFewPaths;
+  // Calls that are suspended, and blocking waits.
+  CallObject* live = nullptr;
+  std::vector<std::pair<Waiter*, Mailbox*>> blocked;
+
+  static constexpr std::size_t kFewPaths = 10'000;
+
+  ~SchedulerParts();
+  // Borrowed. `client` is None or a string; null with a Python error set.
+  const Path* PathOf(BucketObject* bucket, PyObject* client);
+  void SetAccount(const std::string& client, double weight, Bucket* limits);
+  // Drops what nobody uses at the moment.
+  void ForgetPaths();
+  bool Runs() const { return running && fork_generation == Dispatcher::ForkGeneration(); }
+};
+
+struct SchedulerObject {
+  PyObject_HEAD PyObject* weakrefs;
+  PyObject* routes;  // by resource type, by model: the bucket
+  SchedulerParts* parts;
+};
+
+// What a request asks for, as its metadata says.
+struct Request {
+  std::int64_t amounts[State::kMaxResources];
+  std::int32_t priority = 0;
+  Nanos timeout = kNever;   // of one attempt
+  Nanos deadline = kNever;  // from submission
+};
+// False with a Python error set, which names the field.
+bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObject* metadata,
+                 Request& out);
+
+// Of what cannot fit at all, or not through its account: raises. Always returns null.
+PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const Path* path,
+                        absl::Span<const std::int64_t> amounts, Nanos now);
+
+// Somebody has left the bucket's queue: whoever waits for room gets it.
+void LeaveQueue(BucketObject* bucket);
+
+// New reference: `scheduler.submit_request`'s awaitable.
+PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* function);
+// All calls that are suspended, as a new list.
+PyObject* LiveCalls(SchedulerParts& parts);
+
+inline SchedulerObject* AsScheduler(PyObject* o) { return reinterpret_cast<SchedulerObject*>(o); }
+inline BucketObject* AsBucket(PyObject* o) { return reinterpret_cast<BucketObject*>(o); }
+
+}  // namespace headway::python
+
+#endif  // HEADWAY_BINDINGS_SCHEDULER_H_
