@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "prometheus/client_metric.h"
 #include "prometheus/metric_type.h"
@@ -107,9 +108,9 @@ void Collector::Unregister(const BucketSource* source) {
   entries_.erase(found);
 }
 
-void Collector::Register(std::string scheduler, const UserCodeErrors* errors) {
+void Collector::Register(const std::string& scheduler, const UserCodeErrors* errors) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  errors_.emplace(errors, std::move(scheduler));
+  errors_.emplace(errors, scheduler);
 }
 
 void Collector::Unregister(const UserCodeErrors* errors) {

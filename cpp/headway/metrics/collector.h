@@ -64,7 +64,7 @@ class Collector final : public prometheus::Collectable {
   // The source must live until it is unregistered. Nothing that is counted after that shows up.
   void Register(std::string scheduler, std::string bucket, const BucketSource* source);
   void Unregister(const BucketSource* source);
-  void Register(std::string scheduler, const UserCodeErrors* errors);
+  void Register(const std::string& scheduler, const UserCodeErrors* errors);
   void Unregister(const UserCodeErrors* errors);
 
   std::vector<prometheus::MetricFamily> Collect() const override;
