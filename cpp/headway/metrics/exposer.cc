@@ -4,16 +4,21 @@
 
 #include <cerrno>
 #include <csignal>
+#include <filesystem>
+#include <iterator>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "prometheus/exposer.h"
 
@@ -57,6 +62,37 @@ int WhyNot(const std::string& host, int port) {
   return why;
 }
 
+std::set<int> OpenDescriptors() {
+  std::set<int> open;
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/fd", none))
+    if (int fd = -1; absl::SimpleAtoi(entry.path().filename().string(), &fd)) open.insert(fd);
+  // The one that the folder was read through is closed again, and its number free.
+  for (auto fd = open.begin(); fd != open.end();)
+    fd = ::fcntl(*fd, F_GETFD) < 0 ? open.erase(fd) : std::next(fd);
+  return open;
+}
+
+// The descriptor, not among those `before`, that listens at `port`; -1 if there is none.
+int ListeningAt(int port, const std::set<int>& before) {
+  for (const int fd : OpenDescriptors()) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (before.count(fd) != 0 ||
+        ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0 || listens == 0)
+      continue;
+    sockaddr_storage bound{};
+    size = sizeof bound;
+    char service[NI_MAXSERV] = "";
+    auto* address = reinterpret_cast<sockaddr*>(&bound);
+    if (::getsockname(fd, address, &size) == 0 &&
+        ::getnameinfo(address, size, nullptr, 0, service, sizeof service, NI_NUMERICSERV) == 0 &&
+        service == std::to_string(port))
+      return fd;
+  }
+  return -1;
+}
+
 // Threads that are made meanwhile take no signals from those that expect them.
 class SignalsBlocked {
  public:
@@ -84,6 +120,7 @@ Exposer::Exposer(std::shared_ptr<prometheus::Collectable> collectable, const std
                             absl::StrCat("metrics cannot be served at ", address));
   };
   if (!IsHost(host) || port < 0 || port > kMostPort) refuse(EINVAL);
+  const std::set<int> before = OpenDescriptors();
   const SignalsBlocked blocked;
   try {
     server_ = std::make_unique<prometheus::Exposer>(
@@ -94,8 +131,17 @@ Exposer::Exposer(std::shared_ptr<prometheus::Collectable> collectable, const std
   }
   server_->RegisterCollectable(collectable_);
   port_ = server_->GetListeningPorts().front();
+  listening_ = ListeningAt(port_, before);
 }
 
-Exposer::~Exposer() = default;
+Exposer::~Exposer() {
+  // The server looks whether it is to stop when it has waited for connections for two seconds; now
+  // there are none to wait for.
+  if (listening_ >= 0) ::shutdown(listening_, SHUT_RDWR);
+}
+
+void Exposer::CloseInChild() {
+  if (listening_ >= 0) ::close(std::exchange(listening_, -1));
+}
 
 }  // namespace headway

@@ -19,9 +19,8 @@ namespace headway {
 //
 // It has neither TLS nor a password: other hosts can read it only where `host` lets them.
 //
-// Thread-safe, apart from the destructor, which waits for answers that are on their way and for the
-// server to notice (Debian's looks every two seconds). A child after `fork` has no such threads and
-// must not destroy it; it may only let it be.
+// Thread-safe, apart from the destructor, which waits for answers that are on their way. A child
+// after `fork` has no such threads and must not destroy it: it calls CloseInChild, and lets it be.
 class Exposer {
  public:
   // `host` is a name or an address of this machine; port 0 takes any that is free.
@@ -34,10 +33,15 @@ class Exposer {
 
   int port() const { return port_; }
 
+  // Only in a child after `fork`: gives up its share of the socket, which would keep the port taken
+  // when the parent has gone.
+  void CloseInChild();
+
  private:
   const std::shared_ptr<prometheus::Collectable> collectable_;  // the server refers to it weakly
   std::unique_ptr<prometheus::Exposer> server_;
   int port_ = 0;
+  int listening_ = -1;  // the server's socket, which it does not tell; -1 if it was not found
 };
 
 }  // namespace headway

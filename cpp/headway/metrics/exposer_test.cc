@@ -18,9 +18,11 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "absl/strings/str_cat.h"
+#include "headway/base/clock.h"
 #include "headway/metrics/collector.h"
 
 namespace headway {
@@ -131,6 +133,38 @@ TEST(Exposer, ItsPortIsFreeWhenItIsGone) {
   }
   EXPECT_EQ(Get(port, "/metrics"), "");
   EXPECT_EQ(Refusal("127.0.0.1", port).first, 0);
+}
+
+TEST(Exposer, IsGoneAtOnceThoughItsServerSleepsForTwoSeconds) {
+  UserCodeErrors errors;
+  auto exposer = std::make_unique<Exposer>(CollectorWithAnError(errors));
+  EXPECT_THAT(Get(exposer->port(), "/metrics"), StartsWith("HTTP/1.1 200"));
+  const Nanos begun = MonotonicNow();
+  exposer.reset();
+  EXPECT_LT(MonotonicNow() - begun, kSecond);
+}
+
+TEST(Exposer, AChildThatLivesOnDoesNotKeepThePort) {
+  auto exposer = std::make_unique<Exposer>(std::make_shared<Collector>());
+  const int port = exposer->port();
+  int closed[2];
+  int over[2];
+  ASSERT_EQ(::pipe(closed), 0);
+  ASSERT_EQ(::pipe(over), 0);
+  char byte = 0;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    exposer->CloseInChild();
+    ::close(over[1]);
+    static_cast<void>(::write(closed[1], &byte, 1) + ::read(over[0], &byte, 1));
+    ::_exit(0);
+  }
+  EXPECT_EQ(::read(closed[0], &byte, 1), 1);
+  EXPECT_THAT(Get(port, "/metrics"), StartsWith("HTTP/1.1 200"));  // the parent's goes on
+  exposer.reset();
+  EXPECT_EQ(Refusal("127.0.0.1", port).first, 0);
+  for (const int fd : {closed[0], closed[1], over[0], over[1]}) ::close(fd);
+  EXPECT_EQ(::waitpid(child, nullptr, 0), child);
 }
 
 // A signal for the process must reach a thread that expects signals, and wake it.
