@@ -3,10 +3,14 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
+
+#include "headway/base/pause.h"
+#include "headway/simulate/explorer.h"
 
 namespace headway {
 namespace {
@@ -47,6 +51,24 @@ TEST(Counters, ThreadsThatShareAShardLoseNothing) {
     ASSERT_EQ(counters.shards(), kShards);
   }
 }
+
+#if defined(HEADWAY_PAUSE_POINTS) && HEADWAY_PAUSE_POINTS
+
+// The explorer's threads are one thread to the system, and so are of one shard.
+TEST(Interleaving, TwoThatMakeTheSameShardCountInOne) {
+  const auto result = simulate::Explorer::Explore(
+      [] {
+        auto counters = std::make_shared<Counters>(1);
+        const auto add = [counters] { counters->Add(0); };
+        return simulate::Interleaving{
+            {add, add}, [counters] { return counters->Value(0) == 2 ? "" : "a count was lost"; }};
+      },
+      /*preemptions=*/-1);
+  EXPECT_EQ(result.failure, "");
+  EXPECT_GT(result.schedules, 1U);
+}
+
+#endif  // HEADWAY_PAUSE_POINTS
 
 TEST(Counters, NeverGoDownForOneReader) {
   Counters counters(2);
