@@ -10,7 +10,7 @@
 #
 # The checksums are SHA-256 of the projects' own release archives as published by others who build
 # from them: Abseil's in Homebrew's formula and gRPC's Bazel files, prometheus-cpp's in xmake's
-# package repository, pybind11's and GoogleTest's in Bazel files (Google Benchmark's own among
+# package repository, civetweb's in prometheus-cpp's Bazel files and Spack, pybind11's and GoogleTest's in Bazel files (Google Benchmark's own among
 # them), Google Benchmark's in Debian 13, whose orig.tar.gz is that archive unchanged.
 
 include(FetchContent)
@@ -21,6 +21,11 @@ FetchContent_Declare(abseil_cpp SYSTEM
 FetchContent_Declare(prometheus_cpp SYSTEM
   URL https://github.com/jupp0r/prometheus-cpp/archive/refs/tags/v1.3.0.tar.gz
   URL_HASH SHA256=ac6e958405a29fbbea9db70b00fa3c420e16ad32e1baf941ab233ba031dd72ee)
+# No CMake project of it is wanted (there is none in that folder), only its two source files; and
+# whoever asks for its package is to take those.
+FetchContent_Declare(civetweb SYSTEM OVERRIDE_FIND_PACKAGE SOURCE_SUBDIR headway-builds-it-itself
+  URL https://github.com/civetweb/civetweb/archive/refs/tags/v1.16.tar.gz
+  URL_HASH SHA256=f0e471c1bf4e7804a6cfb41ea9d13e7d623b2bcc7bc1e2a4dd54951a24d60285)
 FetchContent_Declare(pybind11 SYSTEM
   URL https://github.com/pybind/pybind11/archive/refs/tags/v3.0.4.tar.gz
   URL_HASH SHA256=74b6a2c2b4573a400cafb6ecbf60c98df300cd3d0041296b913d02b2cbbb2676)
@@ -69,22 +74,40 @@ if(NOT absl_FOUND)
                 ABSL_BUILD_TESTING=OFF)
 endif()
 
-# Debian's CMake configuration of prometheus-cpp also asks for libcurl, zlib and civetweb, of which
-# the core library needs none: so its pkg-config file is read.
+# Debian's CMake configuration of prometheus-cpp also asks for libcurl and zlib, of which we need
+# neither: so its pkg-config files are read.
 if(NOT HEADWAY_FETCH_DEPS)
   find_package(PkgConfig QUIET)
   if(PkgConfig_FOUND)
-    pkg_check_modules(PROMETHEUS_CPP_CORE QUIET IMPORTED_TARGET prometheus-cpp-core>=1.0.1)
+    pkg_check_modules(PROMETHEUS_CPP QUIET IMPORTED_TARGET prometheus-cpp-core>=1.0.1
+                                                           prometheus-cpp-pull>=1.0.1)
   endif()
 endif()
-if(PROMETHEUS_CPP_CORE_FOUND)
-  message(STATUS "Headway: prometheus-cpp ${PROMETHEUS_CPP_CORE_VERSION} of the system")
-  set(HEADWAY_PROMETHEUS_TARGET PkgConfig::PROMETHEUS_CPP_CORE)
+if(PROMETHEUS_CPP_FOUND)
+  message(STATUS "Headway: prometheus-cpp ${PROMETHEUS_CPP_prometheus-cpp-core_VERSION} of the system")
+  set(HEADWAY_PROMETHEUS_TARGET PkgConfig::PROMETHEUS_CPP)
 else()
-  # Only its core: the scrape server and the push gateway would bring civetweb and libcurl.
-  headway_fetch(prometheus_cpp ENABLE_PULL=OFF ENABLE_PUSH=OFF ENABLE_COMPRESSION=OFF
-                ENABLE_TESTING=OFF GENERATE_PKGCONFIG=OFF OVERRIDE_CXX_STANDARD_FLAGS=OFF)
-  set(HEADWAY_PROMETHEUS_TARGET prometheus-cpp::core)
+  # The scrape server of prometheus-cpp stands on civetweb, which its archive comes without. Of that
+  # we take what answers a GET: no files, no programs, no TLS.
+  enable_language(C)
+  headway_fetch(civetweb)
+  FetchContent_GetProperties(civetweb SOURCE_DIR civetweb_SOURCE_DIR)
+  add_library(headway_civetweb STATIC EXCLUDE_FROM_ALL ${civetweb_SOURCE_DIR}/src/civetweb.c
+                                                       ${civetweb_SOURCE_DIR}/src/CivetServer.cpp)
+  target_include_directories(headway_civetweb PUBLIC ${civetweb_SOURCE_DIR}/include)
+  target_compile_definitions(headway_civetweb PRIVATE USE_IPV6 NO_CACHING NO_CGI NO_FILES NO_SSL
+                             SOCKET_TIMEOUT_QUANTUM=200 PUBLIC CIVETWEB_API=)
+  target_compile_options(headway_civetweb PRIVATE -w)
+  target_link_libraries(headway_civetweb PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
+  # Imported, because prometheus-cpp exports what links it.
+  add_library(civetweb::civetweb-cpp INTERFACE IMPORTED GLOBAL)
+  target_link_libraries(civetweb::civetweb-cpp INTERFACE headway_civetweb)
+
+  # Without the push gateway, which would bring libcurl.
+  headway_fetch(prometheus_cpp ENABLE_PULL=ON ENABLE_PUSH=OFF ENABLE_COMPRESSION=OFF
+                ENABLE_TESTING=OFF USE_THIRDPARTY_LIBRARIES=OFF GENERATE_PKGCONFIG=OFF
+                OVERRIDE_CXX_STANDARD_FLAGS=OFF)
+  set(HEADWAY_PROMETHEUS_TARGET prometheus-cpp::core prometheus-cpp::pull)
 endif()
 
 if(HEADWAY_BUILD_TESTS)

@@ -12,6 +12,9 @@ from pathlib import Path
 import headway
 import headway._core
 
+# What the extension may bring along, by a part of its path.
+NAMES = ("absl", "prometheus", "civetweb")
+
 
 def main() -> None:
     root = Path(sys.argv[1]).resolve()
@@ -23,7 +26,7 @@ def main() -> None:
     # Whatever of these libraries is in the process came with the package.
     with open("/proc/self/maps") as maps:
         mapped = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
-    strangers = [p for p in mapped if ("absl" in p or "prometheus" in p) and str(root) not in p]
+    strangers = [p for p in mapped if any(name in p for name in NAMES) and str(root) not in p]
     if strangers:
         sys.exit(f"loaded from the system: {strangers}")
 
