@@ -37,7 +37,8 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   state->Ref();
   self->limiter.state = state;
   self->name = Py_NewRef(name);
-  self->path = new Path(state->bucket, AsScheduler(scheduler)->parts->gate->bucket);
+  self->path = new Path(state->bucket, AsScheduler(scheduler)->parts->gate->bucket,
+                        /*account=*/nullptr, AsScheduler(scheduler)->parts->ageing);
   self->requests = Index(*state, "requests");
   self->concurrency = Index(*state, "concurrency");
   // Where only what goes in is limited, that is what an estimate is an estimate of.
@@ -69,7 +70,24 @@ PyObject* CooledFor(PyObject* object, void* /*unused*/) {
       Seconds(std::max<Nanos>(0, state.bucket->cooled_until() - state.Now())));
 }
 
+// _count(in_flight, outcome): of a call in its caller's own thread.
+PyObject* Count(PyObject* object, PyObject* args) {
+  BucketObject* self = AsBucket(object);
+  int in_flight = 0;
+  const char* outcome = nullptr;
+  if (PyArg_ParseTuple(args, "iz", &in_flight, &outcome) == 0) return nullptr;
+  self->in_flight += in_flight;
+  if (in_flight > 0) ++self->attempts;
+  const std::string what = outcome == nullptr ? "" : outcome;
+  if (what == "submitted") ++self->submitted;
+  if (what == "succeeded") ++self->succeeded;
+  if (what == "failed") ++self->failed;
+  if (what == "cancelled") ++self->cancelled;
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
+    {"_count", &Count, METH_VARARGS, nullptr},
     {"cool", &Cool, METH_O,
      "cool($self, seconds, /)\n--\n\n"
      "Admits nothing for so long. A shorter time than what is left of an earlier one changes "
@@ -81,6 +99,8 @@ PyMethodDef methods[] = {
   { #name, T_LONGLONG, offsetof(BucketObject, name), READONLY, doc }
 PyMemberDef members[] = {
     {"name", T_OBJECT_EX, offsetof(BucketObject, name), READONLY, "The bucket's id."},
+    {"tokens_place", T_INT, offsetof(BucketObject, tokens), READONLY,
+     "Which of the amounts is that of estimated_tokens; -1: none."},
     {"guarded", T_BOOL, offsetof(BucketObject, guarded), 0,
      "Whether the scheduler's _guard is called before each admission."},
     HEADWAY_COUNT(queued, "How many calls wait in this scheduler's queue for it."),

@@ -61,8 +61,7 @@ struct CallObject {
   bool linked;
   bool in_flight;
   bool has_room;
-  bool cancelled_by_us;  // the task is being cancelled because of one of the next two
-  bool timed_out;
+  bool cancelled_by_us;  // the task is being cancelled: its time is over, or
   bool stopped;
 };
 using Phase = CallObject::Phase;
@@ -138,6 +137,7 @@ void Link(CallObject* self) {
   self->next = first;
   if (first != nullptr) first->previous = self;
   first = self;
+  ++self->scheduler->parts->suspended;
 }
 
 void Unlink(CallObject* self) {
@@ -145,6 +145,7 @@ void Unlink(CallObject* self) {
   self->linked = false;
   (self->previous != nullptr ? self->previous->next : self->scheduler->parts->live) = self->next;
   if (self->next != nullptr) self->next->previous = self->previous;
+  if (--self->scheduler->parts->suspended == 0) TellIdle(self->scheduler);
 }
 
 // Remembers the running loop, as far as it is not known yet. False with an error set.
@@ -306,10 +307,6 @@ int Prepared(CallObject* self, PyObject* prepared) {
   Py_XSETREF(self->metadata, metadata);
   self->bucket = AsBucket(Py_NewRef(bucket));
   Py_DECREF(prepared);
-  if (!self->scheduler->parts->Runs()) {
-    RaiseError("SchedulerStoppedError", "the scheduler was stopped before this was admitted");
-    return Fail(self);
-  }
   self->phase = Phase::kAdmitting;
   return kGoOn;
 }
@@ -338,8 +335,20 @@ bool ReadMetadata(CallObject* self) {
   return true;
 }
 
+// Whether the Python side lets it go on; else with an error set.
+bool Guard(CallObject* self, PyObject* launched) {
+  PyObject* allowed = PyObject_CallMethodObjArgs(reinterpret_cast<PyObject*>(self->scheduler),
+                                                 str_guard, self->bucket, launched, nullptr);
+  Py_XDECREF(allowed);
+  return allowed != nullptr;
+}
+
 int Launch(CallObject* self, Nanos now) {
   self->admitted = now;
+  if (self->bucket->guarded != 0 && !Guard(self, Object(self))) {
+    self->reservation->Cancel(now);
+    return Fail(self);
+  }
   self->in_flight = true;
   ++self->bucket->in_flight;
   ++self->bucket->attempts;
@@ -386,12 +395,7 @@ int Admit(CallObject* self, PyObject** result) {
     if (!ReadMetadata(self)) return Fail(self);
     ++bucket->submitted;
   }
-  if (bucket->guarded != 0) {
-    PyObject* guard = PyObject_CallMethodOneArg(reinterpret_cast<PyObject*>(self->scheduler),
-                                                str_guard, reinterpret_cast<PyObject*>(bucket));
-    if (guard == nullptr) return Fail(self);
-    Py_DECREF(guard);
-  }
+  if (bucket->guarded != 0 && !Guard(self, Py_None)) return Fail(self);
   const Nanos now = state.Now();
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
@@ -427,8 +431,10 @@ int Admit(CallObject* self, PyObject** result) {
   ++self->attempt;
   self->wait.future = Py_NewRef(future);
   self->phase = Phase::kWaiting;
-  self->wait.waiter = state.scheduler().Submit(self->path, Wanted(self), self->priority, now,
-                                               deadline, mailbox, &self->wait);
+  // A retry has waited for its turn before.
+  const std::int32_t priority = self->attempt > 1 ? self->priority + 1 : self->priority;
+  self->wait.waiter = state.scheduler().Submit(self->path, Wanted(self), priority, now, deadline,
+                                               mailbox, &self->wait);
   if (!std::exchange(self->has_room, false)) ++bucket->queued;
   state.Serve();
   return Yield(self, future, result);
@@ -618,7 +624,7 @@ int Succeeded(CallObject* self, PyObject* value, PyObject** result) {
   Py_CLEAR(self->inner);
   TakeBackCancel(self);
   CancelTimer(self);
-  if (!IsTelling(value)) {
+  if (self->bucket->guarded == 0 && !IsTelling(value)) {
     Land(self);
     return Return(self, value, result);
   }
@@ -650,15 +656,10 @@ int Judged(CallObject* self, PyObject* verdict, PyObject** result) {
   const int again = PyObject_IsTrue(verdict);
   Py_DECREF(verdict);
   if (again < 0) return Fail(self);
-  if (again != 0) {
-    if (!self->scheduler->parts->Runs()) {
-      // It is not begun any more; what is known stands.
-    } else {
-      Py_CLEAR(self->result);
-      self->timed_out = false;
-      self->phase = Phase::kAdmitting;
-      return kGoOn;
-    }
+  if (again != 0 && !self->stopped) {
+    Py_CLEAR(self->result);
+    self->phase = Phase::kAdmitting;
+    return kGoOn;
   }
   if (self->result != nullptr) return Return(self, std::exchange(self->result, nullptr), result);
   RestoreError(self->error);
@@ -836,7 +837,6 @@ PyObject* Expire(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   Py_CLEAR(self->timer);
   if (self->phase != Phase::kCalling || self->stopped) Py_RETURN_NONE;
-  self->timed_out = true;
   if (!CancelTask(self)) return nullptr;
   Py_RETURN_NONE;
 }
@@ -869,22 +869,9 @@ PyObject* SettleMethod(PyObject* object, PyObject* used) {
   CallObject* self = Self(object);
   if (self->reservation == nullptr) Py_RETURN_FALSE;
   State& state = self->bucket->state();
-  const std::size_t n = state.resources.size();
-  std::vector<std::int64_t> actual(n, -1);
-  PyObject* key = nullptr;
-  PyObject* value = nullptr;
-  Py_ssize_t at = 0;
-  if (!PyDict_Check(used)) {
-    PyErr_Format(PyExc_TypeError, "used %R: must be a dict of amounts by resource", used);
-    return nullptr;
-  }
-  while (PyDict_Next(used, &at, &key, &value) != 0)
-    for (std::size_t i = 0; i < n; ++i)
-      if (PyUnicode_Check(key) &&
-          PyUnicode_CompareWithASCIIString(key, state.resources[i].c_str()) == 0)
-        actual[i] = std::min<std::int64_t>(PyLong_AsLongLong(value), Limit::kMaxAmount);
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  const bool ended = self->reservation->Settle(state.Now(), actual);
+  python::Amounts actual;
+  if (!ReadUsed(state, used, actual)) return nullptr;
+  const bool ended = self->reservation->Settle(state.Now(), actual.span(state));
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }
@@ -917,6 +904,10 @@ PyObject* DetachMethod(PyObject* object, PyObject* /*unused*/) {
 PyObject* Waiting(PyObject* object, void* /*unused*/) {
   const Phase phase = Self(object)->phase;
   return PyBool_FromLong(phase != Phase::kCalling && phase != Phase::kOver ? 1 : 0);
+}
+
+PyObject* Over(PyObject* object, void* /*unused*/) {
+  return PyBool_FromLong(Self(object)->phase == Phase::kOver ? 1 : 0);
 }
 
 PyObject* Waited(PyObject* object, void* /*unused*/) {
@@ -1024,6 +1015,7 @@ PyMemberDef members[] = {
 PyGetSetDef properties[] = {
     {"waiting", &Waiting, nullptr, nullptr, nullptr},
     {"waited", &Waited, nullptr, nullptr, nullptr},
+    {"over", &Over, nullptr, nullptr, nullptr},
     {"amounts", &Amounts, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
@@ -1084,6 +1076,12 @@ PyObject* LiveCalls(SchedulerParts& parts) {
   for (CallObject* call = parts.live; list != nullptr && call != nullptr; call = call->next)
     if (PyList_Append(list, Object(call)) < 0) Py_CLEAR(list);
   return list;
+}
+
+void ForgetCalls(SchedulerParts& parts) {
+  for (CallObject* call = parts.live; call != nullptr; call = call->next) call->linked = false;
+  parts.live = nullptr;
+  parts.suspended = 0;
 }
 
 PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* function) {

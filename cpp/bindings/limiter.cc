@@ -266,6 +266,31 @@ bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Am
   return true;
 }
 
+bool ReadUsed(const State& state, PyObject* used, Amounts& out) {
+  if (!PyDict_Check(used)) {
+    PyErr_Format(PyExc_TypeError, "used %R: must be a dict of amounts by resource", used);
+    return false;
+  }
+  const std::size_t n = state.resources.size();
+  std::fill_n(out.values, n, -1);
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  Py_ssize_t at = 0;
+  while (PyDict_Next(used, &at, &key, &value) != 0) {
+    for (std::size_t i = 0; i < n; ++i) {
+      if (!PyUnicode_Check(key) ||
+          PyUnicode_CompareWithASCIIString(key, state.resources[i].c_str()) != 0)
+        continue;
+      out.values[i] = PyLong_AsLongLong(value);
+      if (PyErr_Occurred() != nullptr || out.values[i] < 0 || out.values[i] > Limit::kMaxAmount) {
+        PyErr_Format(PyExc_ValueError, "%U %R: must be from 0 to 2**53", key, value);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out) {
   const double value = PyFloat_AsDouble(seconds);
   if (value == -1.0 && PyErr_Occurred() != nullptr) {

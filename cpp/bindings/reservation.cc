@@ -75,6 +75,14 @@ PyObject* Settle(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   return Done(self, self->reservation->Settle(self->state->Now(), actual.span(*self->state)));
 }
 
+// settle_used({resource: amount})
+PyObject* SettleUsed(PyObject* object, PyObject* used) {
+  ReservationObject* self = Self(object);
+  Amounts actual;
+  if (!ReadUsed(*self->state, used, actual)) return nullptr;
+  return Done(self, self->reservation->Settle(self->state->Now(), actual.span(*self->state)));
+}
+
 PyObject* Cancel(PyObject* object, PyObject* /*unused*/) {
   ReservationObject* self = Self(object);
   return Done(self, self->reservation->Cancel(self->state->Now()));
@@ -130,6 +138,9 @@ PyMethodDef methods[] = {
      "as\n"
      "estimated. Less than the estimate is given back, more is taken. Returns whether this call "
      "ended it."},
+    {"settle_used", &SettleUsed, METH_O,
+     "settle_used($self, used, /)\n--\n\n"
+     "As settle, with a dict of amounts by resource. What is not counted here is left out."},
     {"cancel", &Cancel, METH_NOARGS,
      "cancel($self)\n--\n\n"
      "Gives everything back, if it was not sent yet. Returns whether this call ended it."},

@@ -63,7 +63,7 @@ const Path* SchedulerParts::PathOf(BucketObject* bucket, PyObject* client) {
     known = by_client.try_emplace(std::string(name), Known{new Account(1), false}).first;
   Account* account = known->second.account;
   const Path*& path = paths[{bucket->state().bucket, account}];
-  if (path == nullptr) path = new Path(bucket->state().bucket, gate->bucket, account);
+  if (path == nullptr) path = new Path(bucket->state().bucket, gate->bucket, account, ageing);
   return path;
 }
 
@@ -132,20 +132,11 @@ bool ReadCost(const BucketObject* bucket, PyObject* cost, Request& out) {
   return good;
 }
 
-int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"at_once", "clock", nullptr};
-  long long at_once = 0;
-  PyObject* clock = nullptr;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "LO", const_cast<char**>(names), &at_once,
-                                  &clock) == 0)
-    return -1;
-  if (PartsOf(object).gate != nullptr) {
-    PyErr_SetString(PyExc_RuntimeError, "SchedulerCore.__init__ was called twice");
-    return -1;
-  }
+// A gate for so many at once, or null with a Python error set.
+State* MakeGate(long long at_once, std::shared_ptr<VirtualTime> time) {
   auto* gate = new State;
+  gate->time = std::move(time);
   try {
-    if (clock != Py_None) gate->time = py::cast<std::shared_ptr<VirtualTime>>(py::handle(clock));
     Limit limit;
     limit.amount = at_once;
     limit.resource = "concurrency";
@@ -158,19 +149,54 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
     const std::uint8_t resource = 0;
     gate->bucket =
         Bucket::Make(gate->limits, {&resource, 1}, gate->WallOffset(), &gate->scheduler());
+    return gate;
   } catch (const py::value_error& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
   } catch (const std::system_error& error) {
     RaiseSystemError(error);
-  } catch (const py::cast_error&) {
-    PyErr_SetString(PyExc_TypeError, "clock must be a ManualClock or None");
   }
-  if (PyErr_Occurred() != nullptr) {
-    gate->Unref();
+  gate->Unref();
+  return nullptr;
+}
+
+int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"at_once", "clock", nullptr};
+  long long at_once = 0;
+  PyObject* clock = nullptr;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "LO", const_cast<char**>(names), &at_once,
+                                  &clock) == 0)
+    return -1;
+  if (PartsOf(object).gate != nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "SchedulerCore.__init__ was called twice");
     return -1;
   }
-  PartsOf(object).gate = gate;
-  return 0;
+  std::shared_ptr<VirtualTime> time;
+  try {
+    if (clock != Py_None) time = py::cast<std::shared_ptr<VirtualTime>>(py::handle(clock));
+  } catch (const py::cast_error&) {
+    PyErr_SetString(PyExc_TypeError, "clock must be a ManualClock or None");
+    return -1;
+  }
+  PartsOf(object).gate = MakeGate(at_once, std::move(time));
+  return PartsOf(object).gate == nullptr ? -1 : 0;
+}
+
+// In a forked child: nothing of what the parent's did is left, and what it holds is not ours.
+PyObject* Reset(PyObject* object, PyObject* at_once) {
+  SchedulerParts& parts = PartsOf(object);
+  const long long most = PyLong_AsLongLong(at_once);
+  if (most == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  State* gate = MakeGate(most, parts.gate->time);
+  if (gate == nullptr) return nullptr;
+  parts.gate->Unref();
+  parts.gate = gate;
+  parts.running = false;
+  ForgetCalls(parts);
+  parts.blocked.clear();
+  PyDict_Clear(AsScheduler(object)->routes);
+  for (const auto& [key, path] : parts.paths) path->Unref();
+  parts.paths.clear();
+  Py_RETURN_NONE;
 }
 
 PyObject* New(PyTypeObject* type, PyObject* /*args*/, PyObject* /*kwargs*/) {
@@ -186,11 +212,13 @@ PyObject* New(PyTypeObject* type, PyObject* /*args*/, PyObject* /*kwargs*/) {
 int Traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(object));
   Py_VISIT(AsScheduler(object)->routes);
+  Py_VISIT(AsScheduler(object)->when_idle);
   return 0;
 }
 
 int Clear(PyObject* object) {
   Py_CLEAR(AsScheduler(object)->routes);
+  Py_CLEAR(AsScheduler(object)->when_idle);
   return 0;
 }
 
@@ -242,15 +270,16 @@ PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyOb
 PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {
       "request_timeout", "max_queue_size", "overflow_policy", "priorities", "accounts",
-      "prepares",        nullptr};
+      "prepares",        "ageing",         nullptr};
   double timeout = 0;
   long long most = 0;
   const char* policy = nullptr;
   int priorities = 0;
   int accounts = 0;
   int prepares = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "dLsppp", const_cast<char**>(names), &timeout,
-                                  &most, &policy, &priorities, &accounts, &prepares) == 0)
+  double ageing = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "dLspppd", const_cast<char**>(names), &timeout,
+                                  &most, &policy, &priorities, &accounts, &prepares, &ageing) == 0)
     return nullptr;
   SchedulerParts& parts = PartsOf(object);
   parts.request_timeout = timeout < 1e9 ? static_cast<Nanos>(std::llround(timeout * 1e9)) : kNever;
@@ -261,6 +290,7 @@ PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
   parts.priorities = priorities != 0;
   parts.accounts = accounts != 0;
   parts.prepares = prepares != 0;
+  parts.ageing = static_cast<Nanos>(std::llround(std::min(ageing, 1e9) * 1e9));
   Py_RETURN_NONE;
 }
 
@@ -337,6 +367,7 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   const bool over = Block(mailbox, waiter);
   auto& blocked = parts.blocked;
   blocked.erase(std::find(blocked.begin(), blocked.end(), std::make_pair(waiter, mailbox)));
+  if (blocked.empty()) TellIdle(AsScheduler(object));
   LeaveQueue(bucket);
   if (!over) {
     state.scheduler().Cancel(waiter, state.Now());
@@ -418,6 +449,16 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
 
 PyObject* Live(PyObject* object, PyObject* /*unused*/) { return LiveCalls(PartsOf(object)); }
 
+PyObject* WhenIdle(PyObject* object, PyObject* callback) {
+  Py_XSETREF(AsScheduler(object)->when_idle, Py_NewRef(callback));
+  Py_RETURN_NONE;
+}
+
+PyObject* Suspended(PyObject* object, PyObject* /*unused*/) {
+  const SchedulerParts& parts = PartsOf(object);
+  return PyLong_FromSize_t(parts.suspended + parts.blocked.size());
+}
+
 PyObject* NowMethod(PyObject* object, PyObject* /*unused*/) {
   const State* gate = GateOf(object);
   return gate == nullptr ? nullptr : PyLong_FromLongLong(gate->Now());
@@ -450,6 +491,9 @@ PyMethodDef methods[] = {
     {"_stop_blocked", &StopBlocked, METH_NOARGS, nullptr},
     {"_estimate", &Estimate, METH_VARARGS, nullptr},
     {"_live", &Live, METH_NOARGS, nullptr},
+    {"_when_idle", &WhenIdle, METH_O, nullptr},
+    {"_suspended", &Suspended, METH_NOARGS, nullptr},
+    {"_reset", &Reset, METH_O, nullptr},
     {"_now", &NowMethod, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -484,6 +528,18 @@ PyType_Spec spec = {"headway._core.SchedulerCore", sizeof(SchedulerObject), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
 
 }  // namespace
+
+void TellIdle(SchedulerObject* scheduler) {
+  if (scheduler->when_idle == nullptr) return;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyObject* told = PyObject_CallNoArgs(scheduler->when_idle);
+  if (told == nullptr) PyErr_WriteUnraisable(scheduler->when_idle);
+  Py_XDECREF(told);
+  PyErr_Restore(type, value, traceback);
+}
 
 bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObject* metadata,
                  Request& out) {

@@ -52,6 +52,7 @@ struct SchedulerParts {
   Nanos request_timeout = kNever;
   std::int64_t max_queue_size = 0;
   Overflow overflow = Overflow::kReject;
+  Nanos ageing = 0;  // 0: the core's own
   bool priorities = true;
   bool accounts = false;
   bool prepares = false;  // every request goes through `_prepare`
@@ -67,6 +68,7 @@ struct SchedulerParts {
   std::size_t most_paths = kFewPaths;
   // Calls that are suspended, and blocking waits.
   CallObject* live = nullptr;
+  std::size_t suspended = 0;
   std::vector<std::pair<Waiter*, Mailbox*>> blocked;
 
   static constexpr std::size_t kFewPaths = 10'000;
@@ -82,7 +84,8 @@ struct SchedulerParts {
 
 struct SchedulerObject {
   PyObject_HEAD PyObject* weakrefs;
-  PyObject* routes;  // by resource type, by model: the bucket
+  PyObject* routes;     // by resource type, by model: the bucket
+  PyObject* when_idle;  // called when nothing is suspended any more
   SchedulerParts* parts;
 };
 
@@ -101,6 +104,9 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
 PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const Path* path,
                         absl::Span<const std::int64_t> amounts, Nanos now);
 
+// Nothing is suspended any more, or no blocking wait is left.
+void TellIdle(SchedulerObject* scheduler);
+
 // Somebody has left the bucket's queue: whoever waits for room gets it.
 void LeaveQueue(BucketObject* bucket);
 
@@ -108,6 +114,8 @@ void LeaveQueue(BucketObject* bucket);
 PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* function);
 // All calls that are suspended, as a new list.
 PyObject* LiveCalls(SchedulerParts& parts);
+// None of them is on the list any more; they end by themselves.
+void ForgetCalls(SchedulerParts& parts);
 
 inline SchedulerObject* AsScheduler(PyObject* o) { return reinterpret_cast<SchedulerObject*>(o); }
 inline BucketObject* AsBucket(PyObject* o) { return reinterpret_cast<BucketObject*>(o); }

@@ -106,6 +106,9 @@ struct Amounts {
 // Reads positional amounts, filling in the defaults. False with a Python error set.
 bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Amounts& out);
 
+// Reads a dict of amounts by resource; what is not said is -1, what is not counted is left out.
+bool ReadUsed(const State& state, PyObject* used, Amounts& out);
+
 // The types, added to the module in this order.
 extern PyTypeObject* limiter_type;
 extern PyTypeObject* acquire_type;

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headway import _core, _loop
 from headway._core import Limit, ManualClock
+
+UNLIMITED = 2**53
+"""The amount of a limit that is not known, and counted for the day on which it is."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Explanation:
             f"{amount} {name}" for name, amount in zip(self.resources, self.amounts, strict=True)
         )
         if self.binds is None:
-            head = f"{cost}: fits now"
+            head = f"{cost}: {_when(self.ready_in)}"
         else:
             head = f"{cost}: '{self.binds}' binds, {_when(self.ready_in)}"
         lines = [f"{head}; {self.waiting} waiting"]
@@ -155,17 +158,23 @@ class Limiter(_core.LimiterCore):
 
     def explain(self, *amounts: int) -> Explanation:
         """Which limit binds this cost, how full each is, when it would fit, what would fit now."""
-        look = _core.snapshot(self, *amounts)
-        states = tuple(LimitState(**each) for each in look["limits"])
-        binds = look["binds"]
-        return Explanation(
-            resources=self.resources,
-            amounts=tuple(look["amounts"]),
-            limits=states,
-            binds=None if binds is None else states[binds].limit,
-            ready_in=look["ready_in"],
-            waiting=look["waiting"],
-        )
+        return explain(self, amounts)
 
     def __repr__(self) -> str:
         return f"Limiter([{', '.join(repr(str(each)) for each in self.limits)}])"
+
+
+def explain(limiter: _core.LimiterCore, amounts: Sequence[int]) -> Explanation:
+    """As Limiter.explain, for whatever has limits. Those that are unlimited are left out."""
+    look = _core.snapshot(limiter, *amounts)
+    states = tuple(LimitState(**each) for each in look["limits"])
+    binds = look["binds"]
+    known = 0 <= binds < len(states) if binds is not None else False
+    return Explanation(
+        resources=_core.resources(limiter),
+        amounts=tuple(look["amounts"]),
+        limits=tuple(state for state in states if state.limit.amount < UNLIMITED),
+        binds=states[binds].limit if known else None,
+        ready_in=look["ready_in"],
+        waiting=look["waiting"],
+    )

@@ -56,8 +56,11 @@ struct Refusal {
 // refusal rolls back, so another thread may be refused falsely for as long as that takes.
 class Path {
  public:
-  explicit Path(Bucket* bucket, Bucket* gate = nullptr, Account* account = nullptr)
-      : bucket_(bucket), gate_(gate), account_(account) {
+  // ageing: what waiting is worth, for the whole bucket (see Scheduler); 0: as the scheduler has
+  // it.
+  explicit Path(Bucket* bucket, Bucket* gate = nullptr, Account* account = nullptr,
+                Nanos ageing = 0)
+      : bucket_(bucket), gate_(gate), account_(account), ageing_(ageing) {
     bucket_->Ref();
     if (gate_ != nullptr) gate_->Ref();
     if (account_ != nullptr) account_->Ref();
@@ -73,6 +76,7 @@ class Path {
   Bucket* bucket() const { return bucket_; }
   Bucket* gate() const { return gate_; }
   Account* account() const { return account_; }
+  Nanos ageing() const { return ageing_; }
   Bucket* limits() const { return account_ == nullptr ? nullptr : account_->limits(); }
 
   // Takes the amounts (by resource, one numbering for all of the path) into `out` (fresh), or says
@@ -102,6 +106,7 @@ class Path {
   Bucket* const bucket_;
   Bucket* const gate_;
   Account* const account_;
+  const Nanos ageing_;
   mutable std::atomic<std::uint32_t> references_{1};
 };
 

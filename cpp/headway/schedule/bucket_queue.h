@@ -167,6 +167,8 @@ class BucketQueue final : public Place {
     for (const auto& c : classes_) c->ForEachFlow(each);
   }
 
+  Nanos ageing = 0;  // of the path that came first; 0: the scheduler's
+
   // At the gate: its place there (see GateQueue), and whether it is its turn.
   GateQueue* gate = nullptr;
   std::pair<Nanos, std::uint64_t> at_gate;

@@ -137,6 +137,7 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
   // Submitting it may have set their flags; who is there takes them away again, after the queue has
   // been tried.
   if (const Path* path = waiter->path_; path != nullptr) {
+    if (queue.ageing == 0) queue.ageing = path->ageing();
     if (path->gate() != nullptr && path->gate()->has_waiters())
       MarkDirty(PlaceOf<GateQueue>(path->gate()));
     if (path->limits() != nullptr && path->limits()->has_waiters())
@@ -316,8 +317,9 @@ void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
   Bucket& bucket = *queue.bucket;
   if (queue.gate != nullptr) queue.gate->Unpark(&queue);
+  const Nanos ageing = queue.ageing != 0 ? queue.ageing : ageing_;
   while (queue.depth() > 0) {
-    const absl::Span<ClassQueue* const> order = queue.Ordered(now, ageing_);
+    const absl::Span<ClassQueue* const> order = queue.Ordered(now, ageing);
     const bool alone = order.size() == 1;
     std::uint32_t blocked = 0;
     std::int32_t lowest = INT32_MAX;
@@ -331,7 +333,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       while (alone && tried == Try::kDone && heads->head() != nullptr)
         tried = TryHead(queue, *heads, now, denial);
       if (tried == Try::kGate) {
-        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads, ageing_);
+        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads, ageing);
         SetTimer(queue, kNever);
         bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));
         return;
@@ -346,7 +348,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     if (moved) continue;
     // Ageing may bring another head to the front before this one fits.
     if (!alone)
-      for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing_));
+      for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing));
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
     return;

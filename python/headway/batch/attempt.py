@@ -16,7 +16,7 @@ from headway.batch.endpoint import Endpoint
 from headway.batch.lines import Line
 from headway.batch.patience import patience
 from headway.batch.results import Outcome
-from headway.batch.retry import is_retried, told_wait
+from headway.retry import is_retried, told_wait
 from headway.transports import NetworkDelays, send
 
 

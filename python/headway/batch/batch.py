@@ -11,7 +11,7 @@ from headway import CapacityExceededError, Limiter
 from headway.batch.attempt import Attempts
 from headway.batch.lines import Broken, Line
 from headway.batch.results import Outcome, Results
-from headway.batch.retry import RetryBudget, backoff
+from headway.retry import RetryBudget, backoff
 from headway.batch.summary import Tally
 from headway.batch.tokens import cost
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from headway.scheduler.accounts import Account
+from headway.scheduler.base import BaseScheduler
 from headway.scheduler.config import (
     CachePolicy,
     RateLimiterConfig,
@@ -9,16 +11,25 @@ from headway.scheduler.config import (
     SchedulingStrategy,
     StateConfig,
 )
+from headway.scheduler.create import create_scheduler
+from headway.scheduler.handle import Handle, Preview
+from headway.scheduler.scheduler import Scheduler
 from headway.types import QueuedRequest, ScheduleResult
 
 __all__ = [
+    "Account",
+    "BaseScheduler",
     "CachePolicy",
+    "Handle",
+    "Preview",
     "QueuedRequest",
     "RateLimiterConfig",
     "ScheduleResult",
+    "Scheduler",
     "SchedulerMode",
     "SchedulingStrategy",
     "StateConfig",
+    "create_scheduler",
 ]
 
 

@@ -76,6 +76,10 @@ class RetryBudget:
         """Another request (not an attempt) begins."""
         self._begun += 1
 
+    def at_least(self, requests: int) -> None:
+        """So many requests have begun, for whoever counts them elsewhere."""
+        self._begun = max(self._begun, requests)
+
     def take(self) -> bool:
         """Takes one retry if there is one left."""
         if self._taken + 1 > self._spare + self._share * self._begun:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.batch.retry import LONGEST_TOLD, RetryBudget, backoff, is_retried, told_wait
+from headway.retry import LONGEST_TOLD, RetryBudget, backoff, is_retried, told_wait
 
 NOW = 1_700_000_000.0
 

@@ -1,0 +1,106 @@
+"""What the result of a call, or its exception, says: status, headers, body, usage.
+
+The call is the user's own, so what it gives may be anything: a client's response, an SDK's object or
+exception, a dict. Looking never raises, whatever a property of such an object does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_MOST = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What could be found. headers: by lower-case name. usage: tokens by resource."""
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: object = None
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_answer(source: object) -> Answer:
+    """What `source`, a result or an exception, says."""
+    response = look(source, "response")
+    return Answer(
+        status=_status(source, response),
+        headers=_headers(source, response),
+        body=look(source, "body") if isinstance(source, BaseException) else None,
+        usage=read_usage(source),
+    )
+
+
+def read_usage(source: object) -> dict[str, int]:
+    """Tokens that a result says were used: OpenAI's and Anthropic's names, as object or dict."""
+    usage = source.get("usage") if isinstance(source, Mapping) else look(source, "usage")
+    if usage is None:
+        return {}
+    read = usage.get if isinstance(usage, Mapping) else lambda name: look(usage, name)
+    given = _count(read("input_tokens"))
+    prompt = given if given is not None else _count(read("prompt_tokens"))
+    out = _count(read("output_tokens"))
+    completion = out if out is not None else _count(read("completion_tokens"))
+    total = _count(read("total_tokens"))
+    if total is None and prompt is not None and completion is not None:
+        total = prompt + completion
+    found = {"tokens": total, "input_tokens": prompt, "output_tokens": completion}
+    return {resource: amount for resource, amount in found.items() if amount is not None}
+
+
+def look(source: object, name: str) -> Any:
+    """The attribute, or None where there is none or reading it fails."""
+    try:
+        return getattr(source, name, None)
+    except Exception:  # a property of somebody else's object; what it cannot say is not there
+        return None
+
+
+def _headers(source: object, response: object) -> dict[str, str]:
+    private = look(source, "__pydantic_private__")
+    inner = private.get("_response") if isinstance(private, Mapping) else None
+    by_key = source.get("_response_headers") if isinstance(source, Mapping) else None
+    candidates = (
+        look(inner, "headers"),
+        look(response, "headers"),
+        by_key,
+        None if isinstance(source, Mapping) else look(source, "headers"),
+        look(source, "_headers"),
+        look(source, "cached_rate_limit_headers"),
+    )
+    for headers in candidates:
+        found = _as_headers(headers)
+        if found:
+            return found
+    return {}
+
+
+def _as_headers(headers: object) -> dict[str, str]:
+    if headers is None or isinstance(headers, (str, bytes)):
+        return {}
+    try:
+        items = headers.items() if hasattr(headers, "items") else headers
+        return {str(name).lower(): str(value) for name, value in items}  # type: ignore[attr-defined]
+    except Exception:  # as above
+        return {}
+
+
+def _status(source: object, response: object) -> int | None:
+    for candidate in (
+        look(source, "status_code"),
+        look(response, "status_code"),
+        look(source, "status"),
+        look(response, "status"),
+    ):
+        if isinstance(candidate, int) and 100 <= candidate <= 999:
+            return int(candidate)
+    return None
+
+
+def _count(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST:
+        return value
+    return None

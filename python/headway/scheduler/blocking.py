@@ -1,0 +1,133 @@
+"""Requests from threads: the same way as `submit_request`, with the function called right there."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from headway._core import Reservation
+from headway.errors import SchedulerStoppedError
+from headway.scheduler.buckets import Bucket
+
+if TYPE_CHECKING:
+    from headway.scheduler.scheduler import Scheduler
+
+_T = TypeVar("_T")
+
+
+@final
+class BlockingCall:
+    """One request of a thread, as what judges attempts sees it: see `_core.Call`."""
+
+    def __init__(self, metadata: Any, bucket: Bucket) -> None:
+        self.metadata = metadata
+        self.bucket = bucket
+        self.attempt = 0
+        self.result: Any = None
+        self.over = False
+        self._reservation: Reservation | None = None
+
+    def admitted(self, reservation: Reservation) -> None:
+        """The next attempt may begin."""
+        self._reservation = reservation
+        self.attempt += 1
+
+    def refused(self) -> bool:
+        """The provider did not admit the attempt."""
+        return self._reservation is not None and self._reservation.answered(refused=True)
+
+    def settle(self, used: dict[str, int]) -> bool:
+        """Ends the reservation with what was used, by resource."""
+        return self._reservation is not None and self._reservation.settle_used(used)
+
+    def cancel_reservation(self) -> bool:
+        """Gives it back: nothing was sent."""
+        return self._reservation is not None and self._reservation.cancel()
+
+    def detach(self) -> None:
+        """A stream cannot be kept beyond a blocking call: it settles as it is returned."""
+
+    def land(self) -> None:
+        """The attempt is over: whatever has not been said stays as estimated."""
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            reservation.settle()
+
+
+def submit_sync(scheduler: Scheduler, metadata: Any, function: Callable[[], _T]) -> _T:
+    """See Scheduler.submit_sync."""
+    if not scheduler.is_running():
+        raise SchedulerStoppedError("Scheduler is not running")
+    submitted = scheduler._now()
+    bucket: Bucket | None = None
+    if scheduler.circuit_breaker is None and not isinstance(metadata, dict):
+        bucket = scheduler._find.known(metadata)
+    if bucket is None:
+        metadata, bucket = _wait_for(scheduler, scheduler._prepare(metadata))
+    call = BlockingCall(metadata, bucket)
+    bucket._count(0, "submitted")
+    outcome = "failed"
+    try:
+        result = _attempts(scheduler, call, function, submitted)
+        outcome = "succeeded"
+        return result
+    finally:
+        call.over = True
+        bucket._count(0, outcome)
+
+
+def _attempts(
+    scheduler: Scheduler, call: BlockingCall, function: Callable[[], _T], submitted: int
+) -> _T:
+    bucket = call.bucket
+    while True:
+        if bucket.guarded:
+            scheduler._guard(bucket, None)
+        call.admitted(scheduler._admit(bucket, call.metadata, submitted, call.attempt > 0))
+        if bucket.guarded:
+            try:
+                scheduler._guard(bucket, call)
+            except BaseException:
+                call.cancel_reservation()
+                raise
+        result: Any = None
+        error: Exception | None = None
+        bucket._count(1, None)
+        try:
+            result = function()
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise TypeError(
+                    f"request_func {function!r} gave an awaitable: submit_sync is for plain "
+                    "functions, submit_request awaits"
+                )
+        except Exception as raised:  # judged below, and raised again unless it is retried
+            error = raised
+        except BaseException:
+            call.land()
+            raise
+        finally:
+            bucket._count(-1, None)
+        call.result = result
+        verdict = scheduler._judge(call, result, error)
+        call.land()
+        again = verdict is not None and asyncio.run(_awaited(verdict))
+        if not again or not scheduler.is_running():
+            if error is not None:
+                raise error
+            return call.result  # type: ignore[no-any-return]
+
+
+async def _awaited(verdict: Any) -> bool:
+    return bool(await verdict)
+
+
+def _wait_for(scheduler: Scheduler, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What it gives: on the loop where the provider lives, or where that is gone on one of ours."""
+    chores = scheduler._chores
+    if chores.loop_is_gone or chores.is_this_loop():
+        return asyncio.run(coroutine)
+    return chores.wait_for(coroutine)

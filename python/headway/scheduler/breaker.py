@@ -1,0 +1,89 @@
+"""The circuit breaker of one bucket: opens after many failures, lets one probe through, closes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, final
+
+from headway.errors import TooManyFailedRequestsError
+
+
+@final
+class Breaker:
+    """Counts failures of one bucket's calls in a sliding window. Under the GIL; never blocks.
+
+    Open, it refuses for as long as the window; then one call goes out as a probe, and all others
+    are refused until it has come back: well, and it closes; badly, and it is open for another
+    window.
+
+    most: so many failures within `window` seconds open it.
+    """
+
+    __slots__ = ("_failures", "_most", "_opened_at", "_probe", "_window")
+
+    def __init__(self, most: int, window: float) -> None:
+        self._most = most
+        self._window = window
+        self._failures: deque[float] = deque(maxlen=most)
+        self._opened_at: float | None = None
+        self._probe: Any = None  # the call that probes; it tells when it is over
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it refuses calls, or all but a probe."""
+        return self._opened_at is not None
+
+    def failed(self, now: float) -> bool:
+        """A call has failed at `now`, in seconds. Returns whether this has opened it."""
+        self._failures.append(now)
+        probed = self._probe is not None
+        self._probe = None
+        if self._opened_at is not None:
+            if probed:
+                self._opened_at = now
+            return False
+        if len(self._failures) < self._most or self._failures[0] < now - self._window:
+            return False
+        self._opened_at = now
+        return True
+
+    def succeeded(self) -> bool:
+        """A call has come back well. Returns whether this has closed it."""
+        if self._opened_at is None:
+            return False
+        self._opened_at = None
+        self._probe = None
+        self._failures.clear()
+        return True
+
+    def check(self, now: float) -> None:
+        """Raises TooManyFailedRequestsError while it is open and no probe is due."""
+        if self._opened_at is not None and not self._probe_is_due(now):
+            raise self._error(now)
+
+    def launch(self, call: Any, now: float) -> None:
+        """`call` is about to go out: as the probe, or not at all. Raises as `check`.
+
+        call: whatever has a true `over` once it has ended, so that a probe that was cancelled does
+        not keep the next one waiting.
+        """
+        if self._opened_at is None:
+            return
+        if not self._probe_is_due(now):
+            raise self._error(now)
+        self._probe = call
+
+    def _probe_is_due(self, now: float) -> bool:
+        if self._opened_at is None or now - self._opened_at < self._window:
+            return False
+        return self._probe is None or bool(self._probe.over)
+
+    def _error(self, now: float) -> TooManyFailedRequestsError:
+        count = sum(1 for at in self._failures if at >= now - self._window)
+        count = max(count, self._most)
+        return TooManyFailedRequestsError(
+            f"Too many failed requests: {count} failures in {self._window:g} seconds",
+            failure_count=count,
+            window_seconds=self._window,
+            threshold=self._most,
+        )

@@ -1,0 +1,212 @@
+"""The buckets of one scheduler: which limits each has, and who counts for what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from math import floor
+from typing import TYPE_CHECKING, Any, final
+
+from headway import _core
+from headway._core import Limit
+from headway.errors import BucketNotFoundError, ConfigurationError
+from headway.limiter import UNLIMITED
+from headway.providers import DiscoveredBucket
+from headway.scheduler.accounts import as_limit
+from headway.scheduler.breaker import Breaker
+
+if TYPE_CHECKING:
+    from headway.backends.memory import MemoryBackend
+
+_logger = logging.getLogger("headway.scheduler")
+
+MOST_BUCKETS = 10_000
+"""Beyond so many, buckets that nobody uses at the moment are forgotten: names come from outside."""
+
+GivenLimits = Mapping[str, "Iterable[Limit | str] | Limit | str"] | Iterable["Limit | str"]
+
+
+class Bucket(_core.BucketCore):
+    """A bucket as its scheduler sees it, with what is decided in Python.
+
+    breaker: opens it after many failures. stated: what a limit was before the buffer ratio, by its
+    place in `_core.limits(bucket)`.
+    """
+
+    breaker: Breaker
+    stated: dict[int, int]
+
+    def __new__(
+        cls, scheduler: _core.SchedulerCore, limiter: _core.LimiterCore, name: str
+    ) -> Bucket:
+        """See BucketCore."""
+        return super().__new__(cls, scheduler, limiter, name)
+
+    def limits(self) -> list[Limit]:
+        """The limits that it has now, those left out that are unlimited."""
+        return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
+
+
+def read_limits(given: GivenLimits | None) -> dict[str | None, list[Limit]]:
+    """The given limits by bucket id; under None those for every bucket that has none of its own."""
+    if given is None:
+        return {}
+    if isinstance(given, (str, Limit)):
+        return {None: [as_limit(given, "limits")]}
+    if isinstance(given, Mapping):
+        return {_name(name): _list(limits, f"limits {name!r}") for name, limits in given.items()}
+    return {None: _list(given, "limits")}
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"limits {name!r}: a bucket id must be a str")
+    return name
+
+
+def _list(limits: Iterable[Limit | str] | Limit | str, what: str) -> list[Limit]:
+    if isinstance(limits, (str, Limit)):
+        return [as_limit(limits, what)]
+    try:
+        return [as_limit(each, what) for each in limits]
+    except TypeError:
+        raise ConfigurationError(f"{what} {limits!r}: must be a list of limits") from None
+
+
+@final
+class Buckets:
+    """Makes and finds them. Guarded by the GIL: each verb is a few dictionary steps.
+
+    ratio: what part of every rate limit is used. multiplier: of every rate limit, for tests.
+    """
+
+    def __init__(
+        self,
+        scheduler: _core.SchedulerCore,
+        backend: MemoryBackend,
+        given: Mapping[str | None, Sequence[Limit]],
+        *,
+        ratio: float,
+        multiplier: float,
+        limited: bool,
+        most_failures: int,
+        failure_window: float,
+    ) -> None:
+        self._scheduler = scheduler
+        self._backend = backend
+        self._given = given
+        self._ratio = ratio
+        self._multiplier = multiplier
+        self._limited = limited
+        self._breaker = (most_failures, failure_window)
+        self._buckets: dict[str, Bucket] = {}
+        self._discovered: dict[str, DiscoveredBucket] = {}
+        self._forget_at = MOST_BUCKETS
+        for limits in given.values():
+            backend.number(*(limit.resource for limit in limits))
+
+    def __iter__(self) -> Any:
+        return iter(list(self._buckets.values()))
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def get(self, bucket_id: str) -> Bucket | None:
+        """The bucket, if it has been made."""
+        return self._buckets.get(bucket_id)
+
+    def find(self, bucket_id: str) -> Bucket:
+        """The bucket, made if need be. BucketNotFoundError where the provider lists others only."""
+        bucket = self._buckets.get(bucket_id)
+        if bucket is not None:
+            return bucket
+        if self._discovered and not (bucket_id in self._discovered or bucket_id in self._given):
+            raise BucketNotFoundError(bucket_id)
+        return self.make_unlisted(bucket_id)
+
+    def make_unlisted(self, bucket_id: str) -> Bucket:
+        """The bucket, whatever the provider lists."""
+        bucket = self._buckets.get(bucket_id)
+        if bucket is not None:
+            return bucket
+        if len(self._buckets) >= self._forget_at:
+            self._forget()
+        bucket = self._make(bucket_id)
+        return self._buckets.setdefault(bucket_id, bucket)
+
+    def discovered(self, buckets: Mapping[str, DiscoveredBucket]) -> None:
+        """What the provider says now; what was given wins, resource by resource."""
+        self._discovered = dict(buckets)
+        for bucket_id, bucket in self._buckets.items():
+            found = self._discovered.get(bucket_id)
+            if found is not None and self._limited:
+                self._learn(bucket_id, bucket, found)
+
+    def listed(self) -> dict[str, DiscoveredBucket]:
+        """What the provider has said last."""
+        return dict(self._discovered)
+
+    def used_part(self, limit: Limit) -> Limit:
+        """What of a limit is used: the ratio of a rate, all of a concurrency."""
+        if limit.shape == "concurrency":
+            return limit
+        burst = None
+        if limit.shape == "bucket" and limit.burst is not None and limit.burst != limit.amount:
+            burst = self._part(limit.burst)
+        return Limit(
+            self._part(limit.amount), limit.resource, limit.per, limit.shape, burst, limit.anchor
+        )
+
+    def forget_all(self) -> None:
+        """After a fork: what was counted was the parent's."""
+        self._buckets.clear()
+
+    def _part(self, amount: int) -> int:
+        if amount == 0:
+            return 0
+        return min(UNLIMITED - 1, max(1, floor(amount * self._ratio * self._multiplier + 1e-9)))
+
+    def _make(self, bucket_id: str) -> Bucket:
+        if not self._limited:
+            words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
+            return self._dress(Bucket(self._scheduler, words, bucket_id), {})
+        given = self._given.get(bucket_id, self._given.get(None, []))
+        used = [self.used_part(limit) for limit in given]
+        words = self._backend.make_words(bucket_id, used)
+        bucket = Bucket(self._scheduler, words, bucket_id)
+        stated = {}
+        for place, limit in enumerate(_core.limits(words)):
+            for own, before in zip(used, given, strict=True):
+                if limit == own:
+                    stated[place] = before.amount
+        self._dress(bucket, stated)
+        found = self._discovered.get(bucket_id)
+        if found is not None:
+            self._learn(bucket_id, bucket, found)
+        return bucket
+
+    def _dress(self, bucket: Bucket, stated: dict[int, int]) -> Bucket:
+        bucket.breaker = Breaker(*self._breaker)
+        bucket.stated = stated
+        return bucket
+
+    def _learn(self, bucket_id: str, bucket: Bucket, found: DiscoveredBucket) -> None:
+        rpm = None if found.rpm_limit is None else self._part(found.rpm_limit)
+        tpm = None if found.tpm_limit is None else self._part(found.tpm_limit)
+        self._backend.set_limits(bucket_id, rpm, tpm)
+        for place, limit in enumerate(_core.limits(bucket)):
+            said = {"requests": found.rpm_limit, "tokens": found.tpm_limit}.get(limit.resource)
+            if said is not None and place not in bucket.stated and limit.amount == self._part(said):
+                bucket.stated[place] = said
+
+    def _forget(self) -> None:
+        busy = {name for name, bucket in self._buckets.items() if bucket.queued or bucket.in_flight}
+        for name in self._backend.forget_idle(len(busy)):
+            if name not in busy:
+                self._buckets.pop(name, None)
+        for name in list(self._buckets):
+            if name not in busy and self._backend.words(name) is None:
+                del self._buckets[name]
+        self._forget_at = max(MOST_BUCKETS, 2 * len(self._buckets))
+        self._scheduler._forget_routes()
+        _logger.info("forgot the buckets that nobody uses; %d are left", len(self._buckets))

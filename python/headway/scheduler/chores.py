@@ -1,0 +1,114 @@
+"""What a scheduler does beside its requests: asking the provider anew, reading what answers say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, final
+
+_T = TypeVar("_T")
+
+
+@final
+class Chores:
+    """Tasks on the event loop that the scheduler was started on, or on one of its own.
+
+    A user's provider is bound to the loop that it was first used on, as HTTP clients are; so chores
+    run where `start` was awaited, and only where a thread has started the scheduler on a loop in a
+    thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._own: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def on_this_loop(self) -> None:
+        """From now on they run on the running loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def on_own_loop(self) -> None:
+        """From now on they run on a loop of their own."""
+        loop = asyncio.new_event_loop()
+        ready = threading.Event()
+
+        def serve() -> None:
+            asyncio.set_event_loop(loop)
+            loop.call_soon(ready.set)
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        self._own = threading.Thread(target=serve, name="headway-chores", daemon=True)
+        self._own.start()
+        ready.wait()
+        self._loop = loop
+
+    @property
+    def loop_is_gone(self) -> bool:
+        """Whether the loop that they were to run on has been closed, or there is none."""
+        return self._loop is None or self._loop.is_closed()
+
+    def is_this_loop(self) -> bool:
+        """Whether their loop is the one that runs here."""
+        return self._loop is not None and _running_loop() is self._loop
+
+    def start(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Starts what `make()` gives, from any thread. Where the loop is gone, nothing happens."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+
+        def begin() -> None:
+            task = loop.create_task(make())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        with contextlib.suppress(RuntimeError):  # closed just now
+            if _running_loop() is loop:
+                begin()
+            else:
+                loop.call_soon_threadsafe(begin)
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """What `coroutine` gives, run on their loop, from a thread that waits for it."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def stop(self) -> None:
+        """Cancels all of them, from any thread."""
+        loop, self._loop = self._loop, None
+        own, self._own = self._own, None
+        if loop is None or loop.is_closed():
+            self._tasks.clear()
+            return
+
+        def end() -> None:
+            for task in tuple(self._tasks):
+                task.cancel()
+            if own is not None:
+                loop.call_soon(loop.stop)
+
+        with contextlib.suppress(RuntimeError):
+            if _running_loop() is loop:
+                end()
+            else:
+                loop.call_soon_threadsafe(end)
+        if own is not None:
+            own.join(timeout=5.0)
+
+    def forget(self) -> None:
+        """After a fork: loop and thread are the parent's."""
+        self._loop = None
+        self._own = None
+        self._tasks = set()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,87 @@
+"""Which failures are worth another attempt.
+
+An answer's status says so, or that the exception is of a transport: of sockets, time-outs, and the
+clients that people use. Anything else is a mistake that would be made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from headway.errors import RateLimiterError, RequestTimeoutError
+from headway.scheduler.answers import Answer
+
+REFUSED = 429
+RETRIED = frozenset({408, REFUSED, 500, 502, 503, 504, 529})
+
+# By the module and the name of a class, its subclasses too: none of them need be installed.
+_OF_TRANSPORTS = frozenset(
+    {
+        ("httpx", "TransportError"),
+        ("httpcore", "NetworkError"),
+        ("httpcore", "TimeoutException"),
+        ("httpcore", "ProtocolError"),
+        ("aiohttp", "ClientConnectionError"),
+        ("aiohttp", "ClientPayloadError"),
+        ("requests", "ConnectionError"),
+        ("requests", "Timeout"),
+        ("urllib3", "HTTPError"),
+        ("openai", "APIConnectionError"),
+        ("anthropic", "APIConnectionError"),
+    }
+)
+# OSErrors of the machine's own files; a request function that reads some fails the same way again.
+_OF_FILES = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_SPENT = ("insufficient_quota", "credit_balance_exhausted")
+
+
+def is_of_transport(error: BaseException) -> bool:
+    """Whether it says that the call did not get through, rather than that it was wrong."""
+    if isinstance(error, RequestTimeoutError):
+        return True
+    if isinstance(error, RateLimiterError):
+        return False
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return True
+    for kind in type(error).__mro__:
+        if (kind.__module__.partition(".")[0], kind.__name__) in _OF_TRANSPORTS:
+            return True
+    return isinstance(error, OSError) and not isinstance(error, _OF_FILES)
+
+
+def is_retried(
+    answer: Answer, error: BaseException | None, retry_on: tuple[type[BaseException], ...] = ()
+) -> bool:
+    """Whether another attempt may do better.
+
+    `x-should-retry` outranks the status. A 429 that says that the account has no money left is
+    final. retry_on: further types of exceptions that are worth it.
+    """
+    told = answer.headers.get("x-should-retry", "").strip().lower()
+    if told in ("true", "false"):
+        return told == "true"
+    if answer.status is not None and answer.status >= 400:
+        if answer.status == REFUSED and is_spent(answer):
+            return False
+        if answer.status in RETRIED:
+            return True
+        return error is not None and isinstance(error, retry_on)
+    if error is None:
+        return False
+    return isinstance(error, retry_on) or is_of_transport(error)
+
+
+def is_spent(answer: Answer) -> bool:
+    """Whether a refusal says that no waiting helps: the account's credit is used up."""
+    body = answer.body
+    error = body.get("error", body) if isinstance(body, Mapping) else None
+    if not isinstance(error, Mapping):
+        return False
+    return error.get("code") in _SPENT or error.get("type") in _SPENT

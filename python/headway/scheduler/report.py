@@ -1,0 +1,74 @@
+"""What a scheduler has done so far, by the names that its users know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headway.scheduler.config import SchedulerMode
+
+if TYPE_CHECKING:
+    from headway.scheduler.scheduler import Scheduler
+
+
+def metrics(scheduler: Scheduler) -> dict[str, Any]:
+    """For Scheduler.get_metrics()."""
+    buckets = list(scheduler._buckets)
+    events = scheduler._events
+    scheduled = sum(bucket.submitted for bucket in buckets)
+    completed = sum(bucket.succeeded for bucket in buckets)
+    failed = sum(bucket.failed for bucket in buckets)
+    waiting = sum(bucket.queued for bucket in buckets)
+    active = scheduler._under_way
+    found: dict[str, Any] = {
+        "scheduler_type": type(scheduler).__name__,
+        "scheduler_mode": scheduler.mode.value,
+        "mode": scheduler.mode.value,
+        "running": scheduler.is_running(),
+        "active_tasks": active,
+        "active_requests": active,
+        "total_requests": scheduled,
+        "failed_requests": failed,
+        "requests_scheduled": scheduled,
+        "requests_completed": completed,
+        "requests_failed": failed,
+        "requests_cancelled": sum(bucket.cancelled for bucket in buckets),
+        "attempts": sum(bucket.attempts for bucket in buckets),
+        "queue_overflows": events["queue_overflows"],
+        "scheduler_loops": 0,
+        "circuit_breaker_rejections": events["circuit_breaker_rejections"],
+        "request_timeouts": events["request_timeouts"],
+        "refusals": events["refusals"],
+        "retries": events["retries"],
+        "retry_budget_used_up": events["retry_budget_used_up"],
+        "cool_downs": events["cool_downs"],
+        "user_code_errors": dict(scheduler._user_code.errors),
+    }
+    if scheduler.mode is SchedulerMode.ACCOUNT:
+        found |= {
+            "total_scheduled": scheduled,
+            "total_completed": completed,
+            "total_failed": failed,
+            "total_rejected": events["queue_overflows"],
+            "current_queue_size": waiting,
+            "num_queues": len(buckets),
+        }
+    if scheduler.mode is not SchedulerMode.BASIC:
+        found |= {
+            "total_queues": len(buckets),
+            "queues_with_items": sum(1 for bucket in buckets if bucket.queued),
+            "idle_cycles": 0,
+        }
+    found["buckets"] = {
+        bucket.name: {
+            "queue_depth": bucket.queued,
+            "in_flight": bucket.in_flight,
+            "submitted": bucket.submitted,
+            "succeeded": bucket.succeeded,
+            "failed": bucket.failed,
+            "cancelled": bucket.cancelled,
+            "attempts": bucket.attempts,
+            "cooled_for": bucket.cooled_for,
+        }
+        for bucket in buckets
+    }
+    return found

@@ -1,0 +1,96 @@
+"""From a request's metadata to the bucket that counts it; the provider is asked once for each model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, final
+
+from headway.errors import BucketNotFoundError, ProviderError
+from headway.providers import ProviderInterface
+from headway.scheduler.buckets import Bucket, Buckets
+from headway.scheduler.user_code import UserCode
+from headway.types import RequestMetadata
+
+ASK_AGAIN = 10.0
+"""Seconds for which a bucket is assumed after the provider could not name one."""
+
+_Key = tuple[str, str]
+
+
+@final
+class Routes:
+    """Fills the cache that the core looks into: by resource type, by model, the bucket."""
+
+    def __init__(
+        self,
+        cache: dict[str, dict[str, Bucket]],
+        buckets: Buckets,
+        provider: ProviderInterface | None,
+        user_code: UserCode,
+        provider_name: Callable[[], str],
+    ) -> None:
+        self._cache = cache
+        self._buckets = buckets
+        self._provider = provider
+        self._user_code = user_code
+        self._provider_name = provider_name
+        self._assumed: dict[_Key, tuple[Bucket, float]] = {}
+        # One question for all who ask it at once, on each loop.
+        self._asking: dict[tuple[int, str, str], asyncio.Future[Bucket]] = {}
+
+    def known(self, metadata: RequestMetadata) -> Bucket | None:
+        """The bucket, if nobody needs to be asked for it."""
+        if not metadata.requires_model or not metadata.model_id:
+            return self._buckets.find(f"default_{metadata.resource_type}")
+        bucket = self._cache.get(metadata.resource_type, {}).get(metadata.model_id)
+        if bucket is not None:
+            return bucket
+        if self._provider is None:
+            return self._remember(metadata, self._buckets.find(metadata.model_id))
+        return None
+
+    async def find(self, metadata: RequestMetadata) -> Bucket:
+        """The bucket. BucketNotFoundError where the provider names one that it does not list."""
+        bucket = self.known(metadata)
+        if bucket is not None:
+            return bucket
+        key = (metadata.model_id, metadata.resource_type)
+        assumed = self._assumed.get(key)
+        if assumed is not None and monotonic() < assumed[1]:
+            return assumed[0]
+        loop = asyncio.get_running_loop()
+        asked = (id(loop), *key)
+        future = self._asking.get(asked)
+        if future is None or future.done() or future.get_loop() is not loop:
+            future = loop.create_task(self._ask(metadata))
+            self._asking[asked] = future
+            future.add_done_callback(lambda _: self._asking.pop(asked, None))
+        # Whoever gives up must not take the others' answer with him.
+        return await asyncio.shield(future)
+
+    async def _ask(self, metadata: RequestMetadata) -> Bucket:
+        provider = self._provider
+        assert provider is not None
+        model, kind = metadata.model_id, metadata.resource_type
+        origin = f"get_bucket_for_model of provider {self._provider_name()!r}"
+        try:
+            given: Any = await self._user_code.call(
+                origin, provider.get_bucket_for_model, model, kind
+            )
+            if not isinstance(given, str) or not given:
+                raise self._user_code.nonsense(origin, given, "must be the id of a bucket, a str")
+        except BucketNotFoundError:
+            raise
+        except ProviderError:
+            # It has been logged and counted. The request goes on with what is known.
+            bucket = self._buckets.make_unlisted(model)
+            self._assumed[(model, kind)] = (bucket, monotonic() + ASK_AGAIN)
+            return bucket
+        self._assumed.pop((model, kind), None)
+        return self._remember(metadata, self._buckets.find(given))
+
+    def _remember(self, metadata: RequestMetadata, bucket: Bucket) -> Bucket:
+        self._cache.setdefault(metadata.resource_type, {})[metadata.model_id] = bucket
+        return bucket

@@ -1,0 +1,741 @@
+"""Scheduler: queues an application's calls and sends each at the first instant at which it may go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from headway import _core
+from headway._core import Limit, ManualClock
+from headway.errors import (
+    CapacityExceededError,
+    ConfigurationError,
+    ProviderError,
+    QueueOverflowError,
+    RateLimiterError,
+    RequestTimeoutError,
+    SchedulerStoppedError,
+)
+from headway.limiter import Explanation, explain
+from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
+from headway.retry import RetryBudget, told_wait
+from headway.scheduler.accounts import Account, read_accounts
+from headway.scheduler.answers import Answer, read_answer
+from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
+from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
+from headway.scheduler.chores import Chores
+from headway.scheduler.config import RateLimiterConfig, SchedulerMode
+from headway.scheduler.failures import REFUSED, is_retried
+from headway.scheduler.handle import Handle, Preview
+from headway.scheduler.routes import Routes
+from headway.scheduler.streams import wrap_stream
+from headway.scheduler.user_code import UserCode
+from headway.types import RequestMetadata
+
+_T = TypeVar("_T")
+_logger = logging.getLogger("headway.scheduler")
+
+_FIRST_BACKOFF = 0.5
+_GRACE = 5.0
+"""Seconds that stop() waits for those whom it has told to end: user code may ignore it."""
+
+_all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+"""A note for the fork handler."""
+
+
+class Scheduler(_core.SchedulerCore, BaseScheduler):
+    """Sends each request at the first instant at which no limit is in its way.
+
+    client: what makes the calls, by `base_url`, `timeout` and `get_headers()`; only named in
+    `repr`. See `create_scheduler` for the parameters, RateLimiterConfig for the options.
+
+    Any number of event loops and threads may submit at once. It may be started and stopped any
+    number of times, and used from several `asyncio.run` one after another. After a fork the child's
+    is stopped and empty.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        config: RateLimiterConfig | None = None,
+        provider: ProviderInterface | None = None,
+        classifier: Any = None,
+        state_manager: Any = None,
+        scheduling_strategy: Any = None,
+        test_rate_multiplier: float = 1.0,
+        metrics_enabled: bool = False,
+        default_rate_limits: Any = None,
+        *,
+        backend: Any = None,
+        state_config: Any = None,
+        limits: GivenLimits | None = None,
+        accounts: Mapping[str, float | Account] | None = None,
+        clock: ManualClock | None = None,
+        retry_on: Iterable[type[BaseException]] = (),
+    ) -> None:
+        config = RateLimiterConfig() if config is None else config
+        config.validate()
+        super().__init__(config.max_concurrent_executions, clock)
+        self.client = client
+        self.config = config
+        self.classifier = classifier
+        self.state_manager = state_manager
+        self.scheduling_strategy = scheduling_strategy
+        self.provider: ProviderInterface | None = provider
+        if provider is None and state_manager is not None:
+            self.provider = getattr(state_manager, "provider", None)
+        self.mode = SchedulerMode.parse(config.mode)
+        self.metrics_enabled = metrics_enabled or config.metrics_enabled
+        self.backend = self._backend_of(backend, state_manager, clock)
+        self.state_config = state_config
+        self._retry_on = tuple(retry_on)
+        self._circuit_breaker: Any = None
+        self._user_code = UserCode()
+        self._budget = RetryBudget()
+        self._chores = Chores()
+        self._events: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._idle = _Idle()
+        self._accounts = read_accounts(accounts)
+        given = read_limits(limits if limits is not None else default_rate_limits)
+        multiplier = test_rate_multiplier
+        if config.test_mode:
+            multiplier *= config.test_rate_multiplier
+        self.test_rate_multiplier = multiplier
+        self._buckets = Buckets(
+            self,
+            self.backend,
+            given,
+            ratio=config.rate_limit_buffer_ratio,
+            multiplier=multiplier,
+            limited=config.enable_rate_limiting,
+            most_failures=config.max_failures,
+            failure_window=config.failure_window,
+        )
+        self._find = Routes(
+            self._routes, self._buckets, self.provider, self._user_code, self._provider_name
+        )
+        self._failed_refreshes = 0
+        self._refreshed_at: float | None = None
+        self._apply_options()
+        self._when_idle(self._idle.tell)
+        _all.add(self)
+
+    # -- what it is made of ----------------------------------------------------------------------
+
+    @staticmethod
+    def _backend_of(backend: Any, state_manager: Any, clock: ManualClock | None) -> Any:
+        from headway.backends import BaseBackend, MemoryBackend
+
+        chosen = backend if backend is not None else getattr(state_manager, "backend", None)
+        if chosen is None:
+            return MemoryBackend(clock=clock)
+        if not isinstance(chosen, BaseBackend):
+            raise ConfigurationError(f"backend {chosen!r}: must be a BaseBackend")
+        if not isinstance(chosen, MemoryBackend):
+            raise ConfigurationError(
+                f"backend {chosen!r}: only MemoryBackend is supported by this version"
+            )
+        if clock is not None and chosen.clock is not clock:
+            raise ConfigurationError("clock: must be that of the backend")
+        return chosen
+
+    def _apply_options(self) -> None:
+        config = self.config
+        basic = self.mode is SchedulerMode.BASIC
+        self._configure(
+            request_timeout=config.request_timeout,
+            max_queue_size=config.max_queue_size,
+            overflow_policy=config.overflow_policy,
+            priorities=config.enable_priority_scheduling and not basic,
+            accounts=self.mode is SchedulerMode.ACCOUNT,
+            prepares=self._circuit_breaker is not None,
+            ageing=config.priority_ageing,
+        )
+        for account in self._accounts.values():
+            self.backend.number(*(limit.resource for limit in _limits_of(account)))
+        for client_id, account in self._accounts.items():
+            limits = _limits_of(account)
+            own = _core.LimiterCore(limits, self.backend.clock, self.backend.resources)
+            self._set_account(client_id, float(account.weight), own if limits else None)
+        unused = config.unused()
+        if self.state_config is not None:
+            unused = (*unused, *(f"state_config.{name}" for name in self.state_config.unused()))
+        if unused:
+            warnings.warn(
+                f"these options have no meaning in headway: {', '.join(unused)}",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def circuit_breaker(self) -> Any:
+        """The user's own, with `async can_execute(model_id)`, asked before each request; or None."""
+        return self._circuit_breaker
+
+    @circuit_breaker.setter
+    def circuit_breaker(self, breaker: Any) -> None:
+        self._circuit_breaker = breaker
+        self._apply_options()
+
+    def _provider_name(self) -> str:
+        if self.provider is None:
+            return "none"
+        name = self._user_code.call_here("name of provider", lambda: self.provider.name)  # type: ignore[union-attr]
+        return name if isinstance(name, str) else type(self.provider).__name__
+
+    def __repr__(self) -> str:
+        state = "running" if self._runs else "stopped"
+        return f"<headway.Scheduler {self.mode.value} {state}, {len(self._buckets)} buckets>"
+
+    # -- its life --------------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Whether it takes requests, in this process."""
+        return self._runs
+
+    async def start(self) -> None:
+        """Makes it take requests: starts the backend, asks the provider for its limits.
+
+        Does nothing where it runs already. Raises what the backend's start raises, and is not
+        running then.
+        """
+        if self._runs:
+            return
+        self._chores.on_this_loop()
+        try:
+            await self._begin()
+        except BaseException:
+            self._chores.stop()
+            raise
+
+    def start_sync(self) -> None:
+        """As `start`, from a thread. The provider's methods run on a loop of the scheduler's own."""
+        if self._runs:
+            return
+        if _in_loop():
+            raise RuntimeError("start_sync() on an event loop would block it: await start()")
+        self._chores.on_own_loop()
+        try:
+            self._chores.wait_for(self._begin())
+        except BaseException:
+            self._chores.stop()
+            raise
+
+    async def _begin(self) -> None:
+        if self.state_manager is not None:
+            await self.state_manager.start()
+        else:
+            await self.backend.start()
+        await self._on_start()
+        if self.provider is not None and self.mode is not SchedulerMode.BASIC:
+            good = await self._refresh(force=False)
+            if not good and not self.config.enable_graceful_degradation:
+                raise ProviderError(
+                    f"discover_limits of provider {self._provider_name()!r} failed at start, and "
+                    "enable_graceful_degradation is off"
+                )
+            self._chores.start(self._keep_refreshing)
+        self._run(True)
+
+    async def _on_start(self) -> None:
+        """For subclasses: called while it starts, before it takes requests."""
+
+    async def _on_stop(self) -> None:
+        """For subclasses: called when it has stopped."""
+
+    async def stop(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
+        """Takes nothing new and lets queued and running work go on for `drain_timeout` seconds.
+
+        Then what waits fails and what runs is cancelled; each awaiter gets SchedulerStoppedError. A
+        function that runs in a thread of its caller's own is not stopped, nor waited for. May be
+        called from any loop, and again; it can be started again afterwards.
+        """
+        if not self._claim_stop(drain_timeout):
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(self._end)
+                if self._busy():
+                    idle = asyncio.Event()
+                    self._idle.watch(lambda: loop.call_soon_threadsafe(idle.set))
+                    for patience, tell in ((drain_timeout, True), (_GRACE, False)):
+                        await _until(lambda: not self._busy(), idle, patience)
+                        if not self._busy():
+                            break
+                        if tell:
+                            self._tell_all()
+        finally:
+            self._idle.watch(None)
+
+    def stop_sync(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
+        """As `stop`, from a thread."""
+        if _in_loop():
+            raise RuntimeError("stop_sync() on an event loop would block it: await stop()")
+        if not self._claim_stop(drain_timeout):
+            return
+        idle = threading.Event()
+        self._idle.watch(idle.set)
+        try:
+            for patience, tell in ((drain_timeout, True), (_GRACE, False)):
+                end = time.monotonic() + patience
+                while self._busy() and time.monotonic() < end:
+                    idle.wait(max(0.0, end - time.monotonic()))
+                    idle.clear()
+                if not self._busy():
+                    break
+                if tell:
+                    self._tell_all()
+        finally:
+            self._idle.watch(None)
+            if self._chores.loop_is_gone:
+                asyncio.run(self._end())
+            else:
+                self._chores.wait_for(self._end_on_chores())
+                self._chores.stop()
+
+    def _claim_stop(self, drain_timeout: float) -> bool:
+        if not drain_timeout >= 0:
+            raise ConfigurationError(f"drain_timeout {drain_timeout!r}: must be 0 or more seconds")
+        with self._lock:
+            if not self._runs:
+                return False
+            self._run(False)
+            return True
+
+    def _busy(self) -> bool:
+        return bool(self._suspended())
+
+    def _tell_all(self) -> None:
+        """What is still here is not to go on."""
+        here = _running_loop()
+        for call in self._live():
+            if call.loop is here and here is not None:
+                call._stop()
+                continue
+            # Where its loop is closed, nobody awaits it any more.
+            with contextlib.suppress(RuntimeError, AttributeError):
+                call.loop.call_soon_threadsafe(call._stop)
+        self._stop_blocked()
+
+    async def _end(self) -> None:
+        await self._end_on_chores()
+        self._chores.stop()
+
+    async def _end_on_chores(self) -> None:
+        if self._busy():
+            _logger.warning(
+                "stopped, with %d request(s) that do not end though they were told to",
+                self._suspended(),
+            )
+        try:
+            if self.state_manager is not None:
+                await self.state_manager.stop()
+            else:
+                await self.backend.stop()
+        except Exception as error:  # it has stopped; what the backend says of it is for the log
+            self._user_code.note("stop of backend", error)
+        await self._on_stop()
+
+    def _after_fork(self) -> None:
+        """In the child: stopped, empty, and with nothing of its parent's."""
+        self._reset(self.config.max_concurrent_executions)
+        self._lock = threading.Lock()
+        self._idle = _Idle()
+        self._when_idle(self._idle.tell)
+        self._chores.forget()
+        self._buckets.forget_all()
+        self.backend.after_fork()
+        self._user_code = UserCode()
+        self._find = Routes(
+            self._routes, self._buckets, self.provider, self._user_code, self._provider_name
+        )
+
+    # -- the provider's limits -------------------------------------------------------------------
+
+    async def _refresh(self, force: bool) -> bool:
+        """Asks the provider for its limits; whether it gave any that make sense."""
+        provider = self.provider
+        assert provider is not None
+        origin = f"discover_limits of provider {self._provider_name()!r}"
+        try:
+            given = await self._user_code.call(origin, provider.discover_limits, force, 30.0)
+            self._buckets.discovered(_checked(given, origin, self._user_code))
+        except RateLimiterError:  # logged and counted where it came from
+            self._failed_refreshes += 1
+            if self._failed_refreshes == self.config.max_consecutive_failures:
+                _logger.error(
+                    "provider %r has failed %d times in a row; requests go on with what is known",
+                    self._provider_name(),
+                    self._failed_refreshes,
+                )
+            return False
+        self._failed_refreshes = 0
+        self._refreshed_at = time.monotonic()
+        return True
+
+    async def _keep_refreshing(self) -> None:
+        """Asks it anew now and then; after a failure soon, then ever later."""
+        while True:
+            interval = self.config.health_check_interval
+            if self._failed_refreshes:
+                interval = min(interval, self._pause(self._failed_refreshes))
+            await asyncio.sleep(interval)
+            await self._refresh(force=True)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def submit(
+        self, metadata: RequestMetadata, request_func: Callable[[], Awaitable[Any]]
+    ) -> Handle:
+        """Sends a request on its way, on the running event loop, and gives a handle to it."""
+        asyncio.get_running_loop()
+        call = self.submit_request(metadata, request_func)
+        start: float | None = None
+        try:
+            start = self.estimate(metadata)
+        except RateLimiterError:
+            start = None  # awaiting the handle raises it
+        except BaseException:
+            call.close()
+            raise
+        return Handle(self, metadata, call, start)
+
+    def submit_sync(self, metadata: RequestMetadata, request_func: Callable[[], _T]) -> _T:
+        """Waits for its turn, calls `request_func()` in this thread, and gives what that gave.
+
+        The function's time is not bounded: `timeout` and `request_timeout` are for what can be
+        cancelled. Do not call it on an event loop's thread.
+        """
+        from headway.scheduler.blocking import submit_sync
+
+        return submit_sync(self, metadata, request_func)
+
+    def estimate(self, metadata: RequestMetadata) -> float | None:
+        """Seconds until such a request would be admitted now; None where that cannot be told."""
+        bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
+        if bucket is None:
+            return None
+        wait, _, _ = self._estimate(bucket, metadata, None)
+        return None if wait is None else float(wait)
+
+    def explain(self, metadata: RequestMetadata) -> Explanation | None:
+        """What its bucket would do with such a request now, and why. None: no bucket known yet."""
+        bucket = self._find.known(metadata)
+        if bucket is None:
+            return None
+        _, _, amounts = self._estimate(bucket, metadata, None)
+        return explain(bucket, amounts)
+
+    def preview(self, costs: Iterable[RequestMetadata]) -> Preview:
+        """When all of these would have been admitted, if they were submitted now.
+
+        costs: the metadata of each request. Only what is known is looked at: a provider is not
+        asked. Nothing is taken.
+        """
+        groups: dict[str, tuple[Bucket, list[int]]] = {}
+        by_bucket: dict[str, float | None] = {}
+        latest: tuple[float, Limit | None] | None = (0.0, None)
+        for metadata in costs:
+            bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
+            _, more = groups.get(bucket.name, (bucket, [0] * len(self.backend.resources)))
+            wait, meter, amounts = self._estimate(bucket, metadata, more)
+            by_bucket[bucket.name] = wait
+            groups[bucket.name] = (bucket, [a + b for a, b in zip(more, amounts, strict=False)])
+            if wait is None:
+                latest = None
+            elif latest is not None and wait > latest[0]:
+                known = _core.limits(bucket)
+                latest = (wait, known[meter] if 0 <= meter < len(known) else None)
+        if latest is None:
+            return Preview(None, by_bucket, None)
+        return Preview(latest[0], by_bucket, latest[1])
+
+    async def schedule_rate_limit_reset(self, bucket_id: str, reset_timestamp: float) -> None:
+        """Admits nothing in this bucket before that instant, seconds since the epoch."""
+        wait = float(reset_timestamp) - time.time()
+        if wait > 0:
+            self._buckets.make_unlisted(bucket_id).cool(min(wait, 1e9))
+
+    # -- what the core asks ----------------------------------------------------------------------
+
+    async def _prepare(self, given: Any) -> tuple[Any, Bucket]:
+        """A request's metadata, and its bucket."""
+        metadata = await self._classify(given) if isinstance(given, dict) else given
+        for name in ("model_id", "resource_type"):
+            if not isinstance(getattr(metadata, name, None), str):
+                raise TypeError(
+                    f"metadata {type(metadata).__name__}: must be a RequestMetadata, whose {name} "
+                    "is a str"
+                )
+        breaker = self._circuit_breaker
+        if breaker is not None:
+            await self._ask_breaker(breaker, metadata)
+        if self._chores.loop_is_gone and self.provider is not None:
+            # The loop that it was started on has gone; from now on this one does the chores.
+            self._chores.on_this_loop()
+            self._chores.start(self._keep_refreshing)
+        return metadata, await self._find.find(metadata)
+
+    async def _classify(self, request: dict[str, Any]) -> Any:
+        if self.classifier is None:
+            raise TypeError("metadata is a dict, and the scheduler has no classifier")
+        origin = f"classify of classifier {type(self.classifier).__name__!r}"
+        metadata = await self._user_code.call(origin, self.classifier.classify, request)
+        if isinstance(getattr(metadata, "model_id", None), str):
+            return metadata
+        raise self._user_code.nonsense(origin, metadata, "must be a RequestMetadata")
+
+    async def _ask_breaker(self, breaker: Any, metadata: Any) -> None:
+        from headway.errors import TooManyFailedRequestsError
+
+        origin = f"can_execute of circuit_breaker {type(breaker).__name__!r}"
+        try:
+            allowed = await self._user_code.call(origin, breaker.can_execute, metadata.model_id)
+        except ProviderError:
+            return  # one that does not work protects from nothing
+        if not allowed:
+            self._events["circuit_breaker_rejections"] += 1
+            raise TooManyFailedRequestsError("Circuit breaker active")
+
+    def _guard(self, bucket: Bucket, call: Any) -> None:
+        """Before admission (call is None), and again before an attempt of `call`."""
+        now = self._now() / 1e9
+        try:
+            if call is None:
+                bucket.breaker.check(now)
+            else:
+                bucket.breaker.launch(call, now)
+        except RateLimiterError:
+            self._events["circuit_breaker_rejections"] += 1
+            raise
+
+    def _overflow(self, bucket: Bucket) -> NoReturn:
+        self._events["queue_overflows"] += 1
+        raise QueueOverflowError(f"Queue {bucket.name} is full", bucket.name)
+
+    def _dropped(self, bucket: Bucket) -> NoReturn:
+        self._events["queue_overflows"] += 1
+        raise QueueOverflowError("Request dropped due to queue overflow", bucket.name)
+
+    def _too_large(
+        self, bucket: Bucket, meter: int, needs: int, admits: int, of_bucket: bool
+    ) -> NoReturn:
+        if not of_bucket:
+            raise CapacityExceededError(
+                f"can never fit: needs {needs}, the account's own limit is {admits}", bucket.name
+            )
+        limit = _core.limits(bucket)[meter]
+        stated = bucket.stated.get(meter, limit.amount)
+        ratio = self.config.rate_limit_buffer_ratio
+        after = f" ({stated} at ratio {ratio:g})" if stated != limit.amount else ""
+        raise CapacityExceededError(
+            f"can never fit in bucket {bucket.name!r}: needs {needs} {limit.resource}, the limit is "
+            f"{admits}{after}",
+            bucket.name,
+        )
+
+    def _judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
+        """What an attempt has come to: None where that is final, else what says if it is retried."""
+        bucket: Bucket = call.bucket
+        if error is None:
+            stream = wrap_stream(call, result)
+            if stream is not None:
+                call.result = stream
+                if bucket.guarded:
+                    self._went_well(bucket)
+                return None
+        answer = read_answer(result if error is None else error)
+        refused = answer.status == REFUSED
+        if refused:
+            self._events["refusals"] += 1
+            call.refused()
+        elif answer.usage:
+            call.settle(dict(answer.usage))
+        if isinstance(error, RequestTimeoutError):
+            self._events["request_timeouts"] += 1
+        again = is_retried(answer, error, self._retry_on)
+        if not again:
+            if error is None and (answer.status is None or answer.status < 400):
+                self._went_well(bucket)
+                self._read_later(answer)
+            elif refused:
+                self._cool(bucket, answer, call.attempt)
+            return None
+        if refused:
+            self._cool(bucket, answer, call.attempt)
+        elif bucket.breaker.failed(self._now() / 1e9):
+            bucket.guarded = True
+            _logger.warning(
+                "bucket %r: %d failures within %g s: its calls are refused for as long",
+                bucket.name,
+                self.config.max_failures,
+                self.config.failure_window,
+            )
+        self._events["failed_attempts"] += 1
+        return self._again(call, answer)
+
+    def _went_well(self, bucket: Bucket) -> None:
+        if bucket.guarded and bucket.breaker.succeeded():
+            bucket.guarded = False
+            _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
+
+    async def _again(self, call: Any, answer: Answer) -> bool:
+        """Whether the request is tried again, when the time has come."""
+        info = await self._read(answer)
+        bucket: Bucket = call.bucket
+        refused = answer.status == REFUSED
+        if info is not None and (info.is_rate_limited or info.retry_after):
+            wait = info.retry_after
+            if isinstance(wait, (int, float)) and 0 < wait < 1e9:
+                bucket.cool(float(wait))
+                refused = True
+        if call.attempt > self.config.max_retries or bucket.guarded:
+            return False
+        self._budget.at_least(bucket_requests(self._buckets))
+        if not self._budget.take():
+            self._events["retry_budget_used_up"] += 1
+            return False
+        self._events["retries"] += 1
+        if not refused:
+            told = told_wait(answer.headers)
+            pause = self._pause(call.attempt)
+            await asyncio.sleep(pause if told is None else max(told, pause))
+        return True
+
+    def _pause(self, attempt: int) -> float:
+        """Full jitter: anything up to a bound that grows with each attempt."""
+        import random
+
+        config = self.config
+        bound = _FIRST_BACKOFF * config.backoff_base ** (min(attempt, 64) - 1)
+        return random.random() * min(bound, config.max_backoff)
+
+    def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
+        """A refusal holds up all of its bucket, for as long as it has told."""
+        told = told_wait(answer.headers)
+        self._events["cool_downs"] += 1
+        bucket.cool(told if told is not None else self._pause(attempt))
+
+    async def _read(self, answer: Answer) -> RateLimitInfo | None:
+        """What the provider makes of an answer; None where there is none, or it makes nothing."""
+        provider = self.provider
+        if provider is None or self.mode is SchedulerMode.BASIC:
+            return None
+        if answer.status is None and not answer.headers:
+            return None
+        origin = f"parse_rate_limit_response of provider {self._provider_name()!r}"
+        body = answer.body if isinstance(answer.body, dict) else None
+        try:
+            info = await self._user_code.call(
+                origin,
+                provider.parse_rate_limit_response,
+                dict(answer.headers),
+                body,
+                answer.status,
+                patience=5.0,
+            )
+            if not isinstance(info, RateLimitInfo):
+                raise self._user_code.nonsense(origin, info, "must be a RateLimitInfo")
+        except RateLimiterError:  # logged and counted
+            return None
+        return info
+
+    def _read_later(self, answer: Answer) -> None:
+        if self.provider is not None and answer.headers:
+            self._chores.start(lambda: self._read(answer))
+
+    # -- what can be seen ------------------------------------------------------------------------
+
+    def get_metrics(self) -> dict[str, Any]:
+        """What has happened so far."""
+        from headway.scheduler.report import metrics
+
+        return metrics(self)
+
+
+def bucket_requests(buckets: Buckets) -> int:
+    """How many requests have been submitted to all of them."""
+    return sum(bucket.submitted for bucket in buckets)
+
+
+class _Idle:
+    """Tells whoever watches that nothing is suspended any more; called by the core, anywhere."""
+
+    def __init__(self) -> None:
+        self._watcher: Callable[[], object] | None = None
+
+    def watch(self, watcher: Callable[[], object] | None) -> None:
+        self._watcher = watcher
+
+    def tell(self) -> None:
+        watcher = self._watcher
+        if watcher is not None:
+            with contextlib.suppress(RuntimeError):  # its loop was closed
+                watcher()
+
+
+async def _until(done: Callable[[], bool], event: asyncio.Event, patience: float) -> None:
+    end = time.monotonic() + patience
+    while not done():
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        event.clear()
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(event.wait(), left)
+
+
+def _checked(given: Any, origin: str, user_code: UserCode) -> dict[str, DiscoveredBucket]:
+    """The buckets of an answer that make sense; those that do not are named and left out."""
+    if not isinstance(given, Mapping):
+        raise user_code.nonsense(origin, given, "must be a dict of DiscoveredBucket by bucket id")
+    good: dict[str, DiscoveredBucket] = {}
+    for name, bucket in given.items():
+        limits = (getattr(bucket, "rpm_limit", "?"), getattr(bucket, "tpm_limit", "?"))
+        if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
+            user_code.nonsense(
+                origin, {name: bucket}, "limits must be None or whole numbers from 0 to 2**53"
+            )
+            continue
+        good[name] = bucket
+    return good
+
+
+def _is_limit(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
+
+
+def _limits_of(account: Account) -> list[Limit]:
+    return [limit for limit in account.limits if isinstance(limit, Limit)]
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _in_loop() -> bool:
+    return _running_loop() is not None
+
+
+def _after_fork_in_child() -> None:
+    for scheduler in list(_all):
+        scheduler._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,100 @@
+"""Calls into what users have written: providers, classifiers, breakers, callbacks.
+
+Whatever it raises is contained, logged once with its origin, and counted. What is written without
+`async` runs on a thread of its own, where it blocks no event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, final
+
+from headway._secrets import redact
+from headway.errors import ProviderError, RateLimiterError
+from headway.scheduler._threads import Threads
+
+_logger = logging.getLogger("headway.scheduler")
+
+PATIENCE = 30.0
+"""Seconds that a method may take before the scheduler goes on without its answer."""
+
+
+@final
+class UserCode:
+    """Calls it, for one scheduler. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.errors: Counter[str] = Counter()
+        self._told: set[tuple[str, str]] = set()
+        self._threads = Threads(8, "headway-user")
+        self._lock = threading.Lock()
+
+    async def call(
+        self, origin: str, method: Callable[..., Any], *args: Any, patience: float = PATIENCE
+    ) -> Any:
+        """What `method(*args)` gives, awaited where that is an awaitable.
+
+        origin: as in "get_bucket_for_model of provider 'x'". Raises what is a RateLimiterError as
+        it is, and anything else as a ProviderError that names the origin; it has been counted then.
+        """
+        try:
+            if inspect.iscoroutinefunction(method):
+                given = method(*args)
+            else:
+                given = await asyncio.wait_for(self._threads.call(lambda: method(*args)), patience)
+            if inspect.isawaitable(given):
+                given = await asyncio.wait_for(given, patience)
+        except RateLimiterError as error:
+            self.note(origin, error)
+            raise
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            self.note(origin, error)
+            raise ProviderError(f"{origin} did not answer within {patience:g} s") from error
+        except Exception as error:  # contained: this is what the method is for
+            self.note(origin, error)
+            raise ProviderError(f"{origin} raised {_told(error)}") from error
+        return given
+
+    def call_here(self, origin: str, method: Callable[..., Any], *args: Any) -> Any:
+        """The same for what must not wait: called on this thread; None where it raises."""
+        try:
+            return method(*args)
+        except Exception as error:  # contained
+            self.note(origin, error)
+            return None
+
+    def note(self, origin: str, error: BaseException) -> None:
+        """Counts what `origin` has raised; the first of each kind is logged."""
+        self.errors[origin.partition(" of ")[2].partition(" ")[0] or origin] += 1
+        kind = (origin, type(error).__name__)
+        with self._lock:
+            if kind in self._told:
+                return
+            if len(self._told) < 1000:
+                self._told.add(kind)
+        _logger.warning("%s raised %s; more of the same is counted only", origin, _told(error))
+
+    def nonsense(self, origin: str, given: object, rule: str) -> ProviderError:
+        """Counts and logs that `origin` gave something that it must not; the error to raise."""
+        error = ProviderError(f"{origin} gave {_shown(given)}: {rule}")
+        self.note(origin, error)
+        return error
+
+
+def _told(error: BaseException) -> str:
+    text = redact(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # its own repr may be what is wrong with it
+        return f"a {type(value).__name__}"
+    text = redact(text)
+    return text if len(text) <= 80 else f"{text[:80]}…"
