@@ -637,8 +637,8 @@ int Succeeded(CallObject* self, PyObject* value, PyObject** result) {
 int Raised(CallObject* self) {
   Py_CLEAR(self->inner);
   Translate(self);
+  PyObject* error = TakeError();  // first: nothing of Python may be called with one set
   CancelTimer(self);
-  PyObject* error = TakeError();
   if (PyErr_GivenExceptionMatches(error, PyExc_Exception) == 0 || self->stopped) {
     RestoreError(error);
     Py_DECREF(error);

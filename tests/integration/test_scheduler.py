@@ -1,0 +1,1158 @@
+"""Scheduler: what it promises to whoever submits, on real event loops and threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from headway import (
+    CapacityExceededError,
+    DeadlineExceededError,
+    ManualClock,
+    QueueOverflowError,
+    RequestMetadata,
+    RequestTimeoutError,
+    SchedulerStoppedError,
+    TooManyFailedRequestsError,
+)
+from headway.scheduler import Account, RateLimiterConfig, Scheduler, create_scheduler
+
+MODES = ["basic", "intelligent", "account"]
+
+
+class Client:
+    base_url = "https://api.example.com"
+    timeout = 30.0
+
+    def get_headers(self) -> dict[str, str]:
+        return {"Authorization": "Bearer nobody-may-see-this"}
+
+
+def asks(model: str = "m", **fields: Any) -> RequestMetadata:
+    return RequestMetadata(request_id="r", model_id=model, resource_type="text", **fields)
+
+
+def make(mode: str = "intelligent", **options: Any) -> Scheduler:
+    names = ("limits", "accounts", "clock", "provider", "classifier", "backend", "retry_on")
+    given = {name: options.pop(name) for name in names if name in options}
+    options.setdefault("rate_limit_buffer_ratio", 1.0)
+    options.setdefault("max_backoff", 0.001)
+    return create_scheduler(Client(), mode=mode, config=RateLimiterConfig(**options), **given)
+
+
+async def at_once() -> int:
+    return 42
+
+
+class Refused(Exception):
+    """An answer as an exception, as SDKs raise it."""
+
+    def __init__(self, status: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(f"status {status}")
+        self.status_code = status
+        self.headers = headers or {}
+
+
+# -- the way of one request ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_result_is_what_the_call_returned(mode: str) -> None:
+    async def run() -> None:
+        async with make(mode) as scheduler:
+            for result in (42, None, "text", {"usage": None}, (1, 2), StopIteration(3), [1]):
+
+                async def call(given: Any = result) -> Any:
+                    await asyncio.sleep(0)
+                    return given
+
+                assert await scheduler.submit_request(asks(), call) is result
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_call_raises_reaches_its_caller_unchanged(mode: str) -> None:
+    error = ValueError("mine")
+
+    async def fails() -> None:
+        raise error
+
+    async def run() -> None:
+        async with make(mode) as scheduler:
+            with pytest.raises(ValueError) as caught:
+                await scheduler.submit_request(asks(), fails)
+            assert caught.value is error
+            assert scheduler.get_metrics()["attempts"] == 1, "it would fail the same way again"
+
+    asyncio.run(run())
+
+
+def test_a_request_function_that_gives_no_awaitable_is_told_so() -> None:
+    async def run() -> None:
+        async with make() as scheduler:
+            with pytest.raises(TypeError, match="must give an awaitable, not 42"):
+                await scheduler.submit_request(asks(), lambda: 42)  # type: ignore[arg-type,return-value]
+            with pytest.raises(TypeError, match="must be callable"):
+                scheduler.submit_request(asks(), 42)  # type: ignore[arg-type]
+            assert await scheduler.submit_request(asks(), at_once) == 42
+
+    asyncio.run(run())
+
+
+def test_each_is_for_one_await() -> None:
+    async def run() -> None:
+        async with make() as scheduler:
+            call = scheduler.submit_request(asks(), at_once)
+            assert await call == 42
+            with pytest.raises(RuntimeError, match="awaited already"):
+                await call
+
+    asyncio.run(run())
+
+
+def test_one_that_is_never_awaited_warns() -> None:
+    scheduler = make()
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        scheduler.submit_request(asks(), at_once)
+        gc.collect()
+
+
+def test_it_can_be_a_task_and_be_waited_for() -> None:
+    async def slow() -> int:
+        await asyncio.sleep(0.01)
+        return 7
+
+    async def run() -> None:
+        async with make() as scheduler:
+            call: Any = scheduler.submit_request(asks(), slow)
+            assert await asyncio.create_task(call) == 7
+            assert await asyncio.wait_for(scheduler.submit_request(asks(), slow), 5) == 7
+            assert await asyncio.gather(
+                *(scheduler.submit_request(asks(), slow) for _ in range(3))
+            ) == [7, 7, 7]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("estimated_tokens", -1, "estimated_tokens -1: must be from 0"),
+        ("estimated_tokens", 1.5, "estimated_tokens 1.5: must be a whole number"),
+        ("estimated_tokens", True, "estimated_tokens True: must be a whole number"),
+        ("estimated_tokens", 10**30, "estimated_tokens 1000000000000000000000000000000: must be"),
+        ("priority", 10**10, "priority 10000000000: must be from"),
+        ("timeout", -1.0, "timeout -1.0: must be a number of seconds"),
+        ("deadline", float("nan"), "deadline nan: must be a number of seconds"),
+        ("cost", {"requests": -1}, "requests -1: must be from 0"),
+        ("cost", [1], r"cost \[1\]: must be a dict"),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_named(field: str, value: Any, error: str) -> None:
+    async def run() -> None:
+        async with make(limits=["10 requests/min"]) as scheduler:
+            with pytest.raises((ValueError, TypeError), match=error):
+                await scheduler.submit_request(asks(**{field: value}), at_once)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].used == 0
+
+    asyncio.run(run())
+
+
+# -- limits ---------------------------------------------------------------------------------------
+
+
+def test_the_buffer_ratio_is_what_part_of_the_limit_is_used() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        scheduler = make(
+            limits=["10 requests/min bucket", "3 concurrency"],
+            clock=clock,
+            rate_limit_buffer_ratio=0.9,
+        )
+        async with scheduler:
+            done = [asyncio.ensure_future(scheduler.submit_request(asks(), at_once)) for _ in "x" * 12]
+            await asyncio.sleep(0.05)
+            assert sum(each.done() for each in done) == 9
+            clock.advance(60)
+            await asyncio.gather(*done)
+
+    asyncio.run(run())
+
+
+def test_what_can_never_fit_fails_at_once_with_both_numbers() -> None:
+    async def run() -> None:
+        scheduler = make(
+            limits={"m": ["500 tokens/min"], "exact": "480 tokens/min"}, rate_limit_buffer_ratio=0.9
+        )
+        async with scheduler:
+            with pytest.raises(CapacityExceededError) as caught:
+                await scheduler.submit_request(asks(estimated_tokens=480), at_once)
+            assert "needs 480 tokens, the limit is 450 (500 at ratio 0.9)" in str(caught.value)
+            assert caught.value.bucket_id == "m"
+            assert caught.value.retry_after is None
+            # As large as the limit fits.
+            assert await scheduler.submit_request(asks(estimated_tokens=450), at_once) == 42
+            cost = {"tokens": 432, "of_nobody": 10**9}
+            assert await scheduler.submit_request(asks("exact", cost=cost), at_once) == 42
+
+    asyncio.run(run())
+
+
+def test_usage_that_a_result_tells_settles_the_tokens() -> None:
+    class Usage:
+        total_tokens = 30
+
+    class Response:
+        usage = Usage()
+
+    async def run() -> None:
+        async with make(limits=["100 tokens/min"]) as scheduler:
+
+            async def call() -> Response:
+                return Response()
+
+            await scheduler.submit_request(asks(estimated_tokens=100), call)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].used == 30
+
+            async def dictionary() -> dict[str, Any]:
+                return {"usage": {"prompt_tokens": 5, "completion_tokens": 5}}
+
+            await scheduler.submit_request(asks(estimated_tokens=70), dictionary)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].used == 40
+
+    asyncio.run(run())
+
+
+def test_where_only_input_is_limited_the_estimate_is_of_input() -> None:
+    async def run() -> None:
+        limits = ["100 input_tokens/min", "50 output_tokens/min"]
+        async with make(limits=limits) as scheduler:
+            metadata = asks(estimated_tokens=70, cost={"output_tokens": 20})
+            await scheduler.submit_request(metadata, at_once)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert [state.used for state in explanation.limits] == [70, 20]
+
+    asyncio.run(run())
+
+
+def test_no_more_run_at_once_than_configured_over_all_buckets() -> None:
+    running = 0
+    most = 0
+
+    async def call() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+
+    async def run() -> None:
+        async with make(max_concurrent_executions=7) as scheduler:
+            await asyncio.gather(
+                *(scheduler.submit_request(asks(f"m{i % 5}"), call) for i in range(100))
+            )
+            assert scheduler.get_metrics()["active_requests"] == 0
+
+    asyncio.run(run())
+    assert most == 7
+
+
+# -- order ----------------------------------------------------------------------------------------
+
+
+async def order_of(scheduler: Scheduler, clock: ManualClock, requests: list[RequestMetadata]) -> list[str]:
+    """The request ids in the order in which they run, one each second."""
+    order: list[str] = []
+
+    def call(request_id: str) -> Callable[[], Awaitable[None]]:
+        async def append() -> None:
+            order.append(request_id)
+
+        return append
+
+    tasks = []
+    for number, metadata in enumerate(requests):
+        metadata.request_id = str(number)
+        tasks.append(
+            asyncio.ensure_future(scheduler.submit_request(metadata, call(metadata.request_id)))
+        )
+        await asyncio.sleep(0)
+    while not all(task.done() for task in tasks):
+        clock.advance(1)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    return order
+
+
+def test_higher_priorities_go_first_and_basic_mode_knows_none() -> None:
+    requests = [asks(), asks(priority=0), asks(priority=1), asks(priority=5), asks(priority=1)]
+
+    async def run(mode: str, **options: Any) -> list[str]:
+        clock = ManualClock()
+        async with make(
+            mode, limits=["60 requests/min bucket burst 1"], clock=clock, **options
+        ) as scheduler:
+            return await order_of(scheduler, clock, requests)
+
+    assert asyncio.run(run("intelligent")) == ["0", "3", "2", "4", "1"]
+    assert asyncio.run(run("basic")) == ["0", "1", "2", "3", "4"]
+    assert asyncio.run(run("intelligent", enable_priority_scheduling=False)) == [*"01234"]
+
+
+def test_waiting_raises_the_priority_as_configured() -> None:
+    async def run(ageing: float) -> float:
+        """After how many seconds one gets through that a more urgent one each second passes."""
+        clock = ManualClock()
+        limits = ["60 requests/min bucket burst 1"]
+        async with make(limits=limits, clock=clock, priority_ageing=ageing) as scheduler:
+            await scheduler.submit_request(asks(), at_once)
+            patient = asyncio.ensure_future(scheduler.submit_request(asks(), at_once))
+            urgent = []
+            while not patient.done():
+                urgent.append(
+                    asyncio.ensure_future(scheduler.submit_request(asks(priority=2), at_once))
+                )
+                await asyncio.sleep(0.005)
+                clock.advance(1)
+                await asyncio.sleep(0.005)
+            for task in urgent:
+                task.cancel()
+            return clock.now()
+
+    assert asyncio.run(run(3.0)) == 6.0
+    assert asyncio.run(run(10.0)) == 20.0
+
+
+def test_accounts_share_by_weight_and_intelligent_mode_does_not_look_at_them() -> None:
+    requests = [asks(client_id="flood") for _ in range(9)]
+    requests += [asks(client_id="light"), asks(client_id="light"), asks()]
+
+    async def run(mode: str) -> list[str]:
+        clock = ManualClock()
+        async with make(
+            mode,
+            limits=["60 requests/min bucket burst 1"],
+            clock=clock,
+            accounts={"flood": 1, "light": Account(2.0)},
+        ) as scheduler:
+            return await order_of(scheduler, clock, requests)
+
+    order = asyncio.run(run("account"))
+    assert sorted(order[:6], key=int)[-3:] == ["9", "10", "11"], order
+    assert asyncio.run(run("intelligent")) == [str(i) for i in range(12)]
+
+
+def test_an_accounts_own_limits_hold_it_up_alone() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        scheduler = make(
+            "account", clock=clock, accounts={"small": Account(limits=["2 requests/min"])}
+        )
+        async with scheduler:
+            small = [
+                asyncio.ensure_future(
+                    scheduler.submit_request(asks(f"m{i % 2}", client_id="small"), at_once)
+                )
+                for i in range(4)
+            ]
+            others = [scheduler.submit_request(asks(f"m{i % 2}"), at_once) for i in range(20)]
+            assert await asyncio.gather(*others) == [42] * 20
+            assert sum(each.done() for each in small) == 2
+            with pytest.raises(CapacityExceededError, match="the account's own limit is 2"):
+                await scheduler.submit_request(
+                    asks(client_id="small", cost={"requests": 3}), at_once
+                )
+            clock.advance(61)
+            assert await asyncio.gather(*small) == [42] * 4
+
+    asyncio.run(run())
+
+
+# -- time -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(mode: str) -> None:
+    attempts = 0
+    cancelled = 0
+
+    async def call() -> int:
+        nonlocal attempts, cancelled
+        attempts += 1
+        if attempts < 3:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+        return attempts
+
+    async def run() -> None:
+        async with make(mode, request_timeout=0.02) as scheduler:
+            assert await scheduler.submit_request(asks(), call) == 3
+            assert cancelled == 2
+            assert scheduler.get_metrics()["request_timeouts"] == 2
+            task = asyncio.current_task()
+            assert task is not None
+            if hasattr(task, "cancelling"):
+                assert task.cancelling() == 0, "no request to cancel is left behind"
+
+    asyncio.run(run())
+
+
+def test_the_smaller_of_the_two_timeouts_wins_and_is_named() -> None:
+    async def run() -> None:
+        async with make(request_timeout=30.0, max_retries=0) as scheduler:
+            began = time.monotonic()
+            with pytest.raises(RequestTimeoutError, match=r"^Request timed out after 0\.02s$"):
+                await scheduler.submit_request(asks(timeout=0.02), lambda: asyncio.sleep(60))
+            assert time.monotonic() - began < 5
+            with pytest.raises(TimeoutError):
+                await scheduler.submit_request(asks(timeout=0.02), lambda: asyncio.sleep(60))
+
+    asyncio.run(run())
+
+
+def test_the_timeout_bounds_the_attempt_and_not_the_wait() -> None:
+    async def run() -> None:
+        async with make(max_concurrent_executions=1, request_timeout=0.2, max_retries=0) as scheduler:
+
+            async def call() -> int:
+                await asyncio.sleep(0.1)
+                return 1
+
+            assert await asyncio.gather(
+                *(scheduler.submit_request(asks(), call) for _ in range(5))
+            ) == [1] * 5
+
+    asyncio.run(run())
+
+
+def test_a_task_that_is_cancelled_while_its_call_runs_is_cancelled() -> None:
+    async def run() -> None:
+        async with make() as scheduler:
+            began = asyncio.Event()
+
+            async def call() -> None:
+                began.set()
+                await asyncio.sleep(60)
+
+            task = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            await began.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert scheduler.get_metrics()["active_requests"] == 0
+            assert scheduler.get_metrics()["requests_cancelled"] == 1
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_wait_is_never_executed_and_gives_its_place_back() -> None:
+    ran: list[int] = []
+
+    async def run() -> None:
+        clock = ManualClock()
+        async with make(limits=["60 requests/min bucket burst 1"], clock=clock) as scheduler:
+
+            def call(number: int) -> Callable[[], Awaitable[None]]:
+                async def append() -> None:
+                    ran.append(number)
+
+                return append
+
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), call(i))) for i in range(4)
+            ]
+            await asyncio.sleep(0.01)
+            tasks[1].cancel()
+            await asyncio.sleep(0.01)
+            clock.advance(1)
+            # Between its wake-up and its next step.
+            tasks[2].cancel()
+            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)
+            assert ran == [0, 3], "its unit went to the next"
+            assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 0
+
+    asyncio.run(run())
+
+
+def test_a_deadline_that_cannot_be_met_fails_at_submission() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        async with make(limits=["1 requests/min bucket burst 1"], clock=clock) as scheduler:
+            assert await scheduler.submit_request(asks(deadline=0), at_once) == 42
+            with pytest.raises(DeadlineExceededError, match=r"within 30\.000 s: it would have taken 60"):
+                await scheduler.submit_request(asks(deadline=30), at_once)
+            waiting = asyncio.ensure_future(scheduler.submit_request(asks(deadline=61), at_once))
+            await asyncio.sleep(0.01)
+            clock.advance(60)
+            assert await waiting == 42
+
+    asyncio.run(run())
+
+
+# -- retries, cooling, breaker --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused(500),
+        Refused(503),
+        Refused(529),
+        Refused(408),
+        ConnectionResetError("gone"),
+        TimeoutError("late"),
+        asyncio.TimeoutError(),
+    ],
+)
+def test_failures_that_may_pass_are_tried_again(mode: str, error: Exception) -> None:
+    attempts = 0
+
+    async def call() -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise error
+        return attempts
+
+    async def run() -> None:
+        async with make(mode) as scheduler:
+            assert await scheduler.submit_request(asks(), call) == 3
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused(400),
+        Refused(401),
+        Refused(404),
+        Refused(409),
+        Refused(500, {"x-should-retry": "false"}),
+        ValueError("wrong"),
+        FileNotFoundError("prompt.txt"),
+        KeyError("x"),
+    ],
+)
+def test_others_are_not(error: Exception) -> None:
+    attempts = 0
+
+    async def call() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise error
+
+    async def run() -> None:
+        async with make() as scheduler:
+            with pytest.raises(type(error)) as caught:
+                await scheduler.submit_request(asks(), call)
+            assert caught.value is error
+
+    asyncio.run(run())
+    assert attempts == 1
+
+
+def test_retry_on_names_further_exceptions() -> None:
+    class Flaky(Exception):
+        pass
+
+    attempts = 0
+
+    async def call() -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise Flaky
+        return attempts
+
+    async def run() -> None:
+        async with make(retry_on=[Flaky]) as scheduler:
+            assert await scheduler.submit_request(asks(), call) == 2
+
+    asyncio.run(run())
+
+
+def test_the_last_error_is_the_callers_after_max_retries() -> None:
+    errors = [Refused(500) for _ in range(5)]
+    raised: list[Refused] = []
+
+    async def call() -> None:
+        raised.append(errors[len(raised)])
+        raise raised[-1]
+
+    async def run() -> None:
+        async with make(max_retries=2) as scheduler:
+            with pytest.raises(Refused) as caught:
+                await scheduler.submit_request(asks(), call)
+            assert caught.value is errors[2]
+
+    asyncio.run(run())
+    assert len(raised) == 3
+
+
+def test_the_retry_budget_is_of_the_whole_scheduler() -> None:
+    attempts = 0
+
+    async def call() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise Refused(500)
+
+    async def run() -> None:
+        async with make(max_failures=100_000) as scheduler:
+            results = await asyncio.gather(
+                *(scheduler.submit_request(asks(f"m{i % 9}"), call) for i in range(100)),
+                return_exceptions=True,
+            )
+            assert all(isinstance(each, Refused) for each in results)
+
+    asyncio.run(run())
+    assert attempts == 100 + 10 + 20
+
+
+def test_a_result_that_is_a_refusal_is_tried_again_and_given_in_the_end() -> None:
+    class Response:
+        status_code = 503
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+    attempts = 0
+
+    async def call() -> Response:
+        nonlocal attempts
+        attempts += 1
+        return Response()
+
+    async def run() -> None:
+        async with make(max_retries=2) as scheduler:
+            assert isinstance(await scheduler.submit_request(asks(), call), Response)
+
+    asyncio.run(run())
+    assert attempts == 3
+
+
+def test_a_refusal_cools_its_bucket_down_for_as_long_as_told_and_no_other() -> None:
+    sent: list[float] = []
+
+    async def run() -> None:
+        clock = ManualClock()
+        async with make(clock=clock) as scheduler:
+
+            async def call() -> str:
+                sent.append(clock.now())
+                if len(sent) == 1:
+                    raise Refused(429, {"Retry-After": "7"})
+                return "good"
+
+            first = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            await asyncio.sleep(0.02)
+            second = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            assert await scheduler.submit_request(asks("other"), at_once) == 42
+            await asyncio.sleep(0.02)
+            assert sent == [0.0]
+            clock.advance(6.9)
+            await asyncio.sleep(0.02)
+            assert sent == [0.0]
+            clock.advance(0.1)
+            assert await asyncio.gather(first, second) == ["good", "good"]
+            assert sent == [0.0, 7.0, 7.0]
+            assert scheduler.get_metrics()["cool_downs"] == 1
+
+    asyncio.run(run())
+
+
+def test_spent_credit_is_not_waited_for() -> None:
+    error = Refused(429)
+    error.body = {"error": {"code": "insufficient_quota"}}  # type: ignore[attr-defined]
+
+    async def fails() -> None:
+        raise error
+
+    async def run() -> None:
+        async with make() as scheduler:
+            with pytest.raises(Refused):
+                await scheduler.submit_request(asks(), fails)
+            assert scheduler.get_metrics()["attempts"] == 1
+
+    asyncio.run(run())
+
+
+def test_the_breaker_opens_lets_one_probe_through_and_closes() -> None:
+    good = False
+    attempts = 0
+
+    async def call() -> str:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0.001)
+        if not good:
+            raise Refused(500)
+        return "good"
+
+    async def run() -> None:
+        nonlocal good
+        clock = ManualClock()
+        async with make(max_retries=0, max_failures=5, failure_window=10.0, clock=clock) as scheduler:
+            for _ in range(5):
+                with pytest.raises(Refused):
+                    await scheduler.submit_request(asks(), call)
+            with pytest.raises(TooManyFailedRequestsError) as caught:
+                await scheduler.submit_request(asks(), call)
+            assert (caught.value.failure_count, caught.value.window_seconds) == (5, 10.0)
+            assert caught.value.threshold == 5
+            assert attempts == 5
+            assert await scheduler.submit_request(asks("other"), at_once) == 42
+            # A probe that fails keeps it open for another window.
+            clock.advance(10)
+            results = await asyncio.gather(
+                *(scheduler.submit_request(asks(), call) for _ in range(4)), return_exceptions=True
+            )
+            assert sorted(type(each).__name__ for each in results) == [
+                "Refused",
+                *["TooManyFailedRequestsError"] * 3,
+            ]
+            clock.advance(10)
+            good = True
+            # One that is cancelled does not keep the next one waiting.
+            probe = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            await asyncio.sleep(0)
+            probe.cancel()
+            await asyncio.sleep(0.01)
+            assert await scheduler.submit_request(asks(), call) == "good"
+            assert await asyncio.gather(
+                *(scheduler.submit_request(asks(), call) for _ in range(4))
+            ) == ["good"] * 4
+
+    asyncio.run(run())
+
+
+def test_a_users_own_breaker_is_asked() -> None:
+    class Breaker:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        async def can_execute(self, model_id: str) -> bool:
+            self.asked.append(model_id)
+            return model_id != "shut"
+
+    async def run() -> None:
+        async with make() as scheduler:
+            scheduler.circuit_breaker = breaker = Breaker()
+            assert await scheduler.submit_request(asks(), at_once) == 42
+            with pytest.raises(TooManyFailedRequestsError, match="Circuit breaker active"):
+                await scheduler.submit_request(asks("shut"), at_once)
+            assert breaker.asked == ["m", "shut"]
+
+    asyncio.run(run())
+
+
+# -- overflow -------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_rejects() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        limits = ["60 requests/min bucket burst 1"]
+        async with make(limits=limits, clock=clock, max_queue_size=3) as scheduler:
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), at_once)) for _ in range(6)
+            ]
+            await asyncio.sleep(0.01)
+            failed = [task.exception() for task in tasks if task.done() and task.exception()]
+            assert len(failed) == 2
+            assert isinstance(failed[0], QueueOverflowError)
+            assert str(failed[0]) == "Queue m is full"
+            assert failed[0].queue_key == "m"
+            for _ in range(3):
+                clock.advance(1)
+                await asyncio.sleep(0.01)
+            assert all(task.done() for task in tasks)
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_drops_the_oldest() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        limits = ["60 requests/min bucket burst 1"]
+        async with make(
+            limits=limits, clock=clock, max_queue_size=2, overflow_policy="drop_oldest"
+        ) as scheduler:
+            tasks = []
+            for _ in range(5):
+                tasks.append(asyncio.ensure_future(scheduler.submit_request(asks(), at_once)))
+                await asyncio.sleep(0.01)
+            assert [task.done() for task in tasks] == [True, True, True, False, False]
+            for dropped in tasks[1:3]:
+                assert isinstance(dropped.exception(), QueueOverflowError)
+                assert str(dropped.exception()) == "Request dropped due to queue overflow"
+            for _ in range(2):
+                clock.advance(1)
+                await asyncio.sleep(0.01)
+            assert [await task for task in tasks[3:]] == [42, 42]
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_can_be_waited_for() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        order: list[int] = []
+        limits = ["60 requests/min bucket burst 1"]
+        async with make(
+            limits=limits, clock=clock, max_queue_size=2, overflow_policy="wait"
+        ) as scheduler:
+
+            def call(number: int) -> Callable[[], Awaitable[None]]:
+                async def append() -> None:
+                    order.append(number)
+
+                return append
+
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), call(i))) for i in range(8)
+            ]
+            await asyncio.sleep(0.01)
+            assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 2
+            tasks[5].cancel()
+            tasks[1].cancel()
+            for _ in range(8):
+                await asyncio.sleep(0.01)
+                assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] <= 2
+                clock.advance(1)
+            await asyncio.sleep(0.01)
+            assert order == [0, 2, 3, 4, 6, 7]
+            assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 0
+
+    asyncio.run(run())
+
+
+# -- life -----------------------------------------------------------------------------------------
+
+
+def test_before_start_and_after_stop_it_takes_nothing() -> None:
+    async def run() -> None:
+        scheduler = make()
+        for _ in range(2):
+            with pytest.raises(SchedulerStoppedError, match="Scheduler is not running"):
+                await scheduler.submit_request(asks(), at_once)
+            async with scheduler:
+                assert scheduler.is_running()
+                await scheduler.start()
+                assert await scheduler.submit_request(asks(), at_once) == 42
+            assert not scheduler.is_running()
+            await scheduler.stop()
+
+    asyncio.run(run())
+
+
+def test_stop_drains_what_it_can_and_then_ends_the_rest_with_a_clear_error() -> None:
+    async def run() -> None:
+        scheduler = make(max_concurrent_executions=2)
+        await scheduler.start()
+        started: list[int] = []
+
+        def call(number: int, seconds: float) -> Callable[[], Awaitable[int]]:
+            async def sleep() -> int:
+                started.append(number)
+                await asyncio.sleep(seconds)
+                return number
+
+            return sleep
+
+        tasks = [
+            asyncio.ensure_future(
+                scheduler.submit_request(asks(), call(i, 0.02 if i < 4 else 60.0))
+            )
+            for i in range(8)
+        ]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        stopping = asyncio.ensure_future(scheduler.stop(drain_timeout=0.3))
+        await asyncio.sleep(0)
+        with pytest.raises(SchedulerStoppedError):
+            await scheduler.submit_request(asks(), at_once)
+        await stopping
+        assert 0.25 < time.monotonic() - began < 3
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[:4] == [0, 1, 2, 3]
+        assert all(isinstance(each, SchedulerStoppedError) for each in results[4:])
+        assert "waited" in str(results[7])
+        assert "under way" in str(results[4])
+        assert started == [0, 1, 2, 3, 4, 5]
+        await scheduler.start()
+        assert await scheduler.submit_request(asks(), at_once) == 42
+        assert scheduler.get_metrics()["active_requests"] == 0
+        await scheduler.stop()
+
+    asyncio.run(run())
+
+
+def test_stop_returns_as_soon_as_everything_is_done() -> None:
+    async def run() -> None:
+        scheduler = make()
+        await scheduler.start()
+        task = asyncio.ensure_future(scheduler.submit_request(asks(), lambda: asyncio.sleep(0.05)))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await scheduler.stop(drain_timeout=60)
+        assert time.monotonic() - began < 5
+        await task
+
+    asyncio.run(run())
+
+
+def test_leaving_with_an_error_does_not_wait() -> None:
+    async def run() -> None:
+        began = time.monotonic()
+        with pytest.raises(KeyError):
+            async with make() as scheduler:
+                task = asyncio.ensure_future(
+                    scheduler.submit_request(asks(), lambda: asyncio.sleep(60))
+                )
+                await asyncio.sleep(0)
+                raise KeyError
+        assert time.monotonic() - began < 5
+        with pytest.raises(SchedulerStoppedError):
+            await task
+
+    asyncio.run(run())
+
+
+def test_it_works_in_several_asyncio_runs_one_after_another_without_being_stopped() -> None:
+    scheduler = make()
+
+    async def first() -> None:
+        await scheduler.start()
+        assert await scheduler.submit_request(asks(), at_once) == 42
+        # Left waiting as its loop goes.
+        scheduler._buckets.find("cold").cool(60)
+        asyncio.ensure_future(scheduler.submit_request(asks("cold"), at_once))
+        await asyncio.sleep(0.01)
+
+    async def second() -> None:
+        assert await scheduler.submit_request(asks(), at_once) == 42
+        await scheduler.stop(drain_timeout=0)
+
+    asyncio.run(first())
+    gc.collect()
+    asyncio.run(second())
+    assert scheduler.get_metrics()["active_requests"] == 0
+
+
+def test_many_loops_and_threads_submit_at_once() -> None:
+    scheduler = make(max_concurrent_executions=20, limits=["1_000_000 requests/min bucket"])
+    scheduler.start_sync()
+    counts: list[int] = []
+
+    async def run() -> None:
+        async def call() -> int:
+            await asyncio.sleep(0)
+            return 1
+
+        results = await asyncio.gather(
+            *(scheduler.submit_request(asks(f"m{i % 3}"), call) for i in range(500))
+        )
+        counts.append(sum(results))
+
+    def blocking() -> None:
+        counts.append(sum(scheduler.submit_sync(asks("m0"), lambda: 1) for _ in range(500)))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(run())) for _ in range(3)]
+    threads += [threading.Thread(target=blocking) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert counts == [500] * 6
+    scheduler.stop_sync()
+    metrics = scheduler.get_metrics()
+    assert metrics["active_requests"] == 0
+    assert metrics["requests_completed"] == 3000
+
+
+def test_it_is_collected_when_nobody_holds_it() -> None:
+    async def run() -> weakref.ref[Scheduler]:
+        scheduler = make(limits=["10 requests/min"])
+        async with scheduler:
+            await scheduler.submit_request(asks(), at_once)
+        return weakref.ref(scheduler)
+
+    reference = asyncio.run(run())
+    gc.collect()
+    assert reference() is None
+
+
+def test_the_child_of_a_fork_is_stopped_and_empty_and_can_be_started() -> None:
+    ran: list[str] = []
+
+    async def run() -> None:
+        scheduler = make(limits=["100 requests/s bucket burst 1"], max_concurrent_executions=3)
+        async with scheduler:
+
+            async def call() -> None:
+                ran.append("here")
+                await asyncio.sleep(0.01)
+
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), call)) for _ in range(20)
+            ]
+            await asyncio.sleep(0.03)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:
+                status = 1
+                with contextlib.suppress(BaseException):
+                    status = _in_child(scheduler)
+                os._exit(status)
+            await asyncio.gather(*tasks)
+            assert len(ran) == 20, "each ran once, in this process"
+            _, code = await asyncio.to_thread(os.waitpid, child, 0)
+            assert os.waitstatus_to_exitcode(code) == 0
+
+    asyncio.run(run())
+
+
+def _in_child(scheduler: Scheduler) -> int:
+    if scheduler.is_running() or scheduler.get_metrics()["active_requests"]:
+        return 2
+    result: list[int] = []
+
+    def work() -> None:
+        async def run() -> None:
+            try:
+                await scheduler.submit_request(asks(), at_once)
+            except SchedulerStoppedError:
+                result.append(1)
+            async with scheduler:
+                result.extend(
+                    await asyncio.gather(
+                        *(scheduler.submit_request(asks(), at_once) for _ in range(5))
+                    )
+                )
+
+        asyncio.run(run())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+    return 0 if result == [1, 42, 42, 42, 42, 42] else 3
+
+
+# -- handles, threads, previews -------------------------------------------------------------------
+
+
+def test_a_handle_can_be_awaited_cancelled_and_asked() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        limits = ["60 requests/min bucket burst 1"]
+        async with make(limits=limits, clock=clock) as scheduler:
+            first = scheduler.submit(asks(), at_once)
+            assert first.estimated_start == 0.0
+            assert await first == await first == 42
+            second = scheduler.submit(asks(), at_once)
+            await asyncio.sleep(0)
+            third = scheduler.submit(asks(), at_once)
+            assert second.estimated_start == pytest.approx(1.0)
+            assert third.estimated_start == pytest.approx(2.0)
+            assert "waiting" in repr(second)
+            explanation = second.explain()
+            assert explanation is not None
+            assert explanation.binds is not None
+            assert second.cancel()
+            await asyncio.sleep(0.01)
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            assert not second.cancel()
+            clock.advance(1)
+            assert await third == 42
+            assert third.done()
+            assert third.result() == 42
+
+    asyncio.run(run())
+
+
+def test_a_preview_tells_when_a_batch_would_be_through_and_takes_nothing() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        limits = {"m": ["60 requests/min bucket burst 1"], "n": ["1_000 tokens/min bucket burst 10"]}
+        async with make(limits=limits, clock=clock) as scheduler:
+            batch = [asks() for _ in range(11)] + [asks("n", estimated_tokens=10) for _ in range(3)]
+            preview = scheduler.preview(batch)
+            assert preview.fits
+            assert preview.by_bucket == {"m": pytest.approx(10.0), "n": pytest.approx(1.2)}
+            assert preview.admitted_in == pytest.approx(10.0)
+            assert str(preview.binds) == "60 requests/min bucket burst 1"
+            assert scheduler.preview(batch) == preview
+            assert not scheduler.preview([asks("n", estimated_tokens=11)]).fits
+
+    asyncio.run(run())
+
+
+def test_threads_call_plain_functions() -> None:
+    attempts = 0
+
+    def call() -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise Refused(503)
+        return "good"
+
+    with make(limits=["100 requests/s bucket burst 1"]) as scheduler:
+        assert scheduler.submit_sync(asks(), call) == "good"
+        with pytest.raises(TypeError, match="submit_sync is for plain functions"):
+            scheduler.submit_sync(asks(), at_once)
+        with pytest.raises(ZeroDivisionError):
+            scheduler.submit_sync(asks(), lambda: 1 / 0)
+        with pytest.raises(DeadlineExceededError):
+            for _ in range(3):
+                scheduler.submit_sync(asks(deadline=0.001), lambda: 1)
+        with pytest.raises(CapacityExceededError):
+            scheduler.submit_sync(asks(cost={"requests": 2}), lambda: 1)
+    with pytest.raises(SchedulerStoppedError):
+        scheduler.submit_sync(asks(), lambda: 1)
+
+
+def test_a_thread_that_waits_is_told_when_it_stops() -> None:
+    scheduler = make(limits=["1 requests/min"])
+    scheduler.start_sync()
+    scheduler.submit_sync(asks(), lambda: 1)
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            scheduler.submit_sync(asks(), lambda: 1)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not scheduler.get_metrics()["buckets"]["m"]["queue_depth"]:
+        time.sleep(0.001)
+    scheduler.stop_sync(drain_timeout=0.05)
+    thread.join(10)
+    assert isinstance(caught[0], SchedulerStoppedError)
