@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headway._core import Denial, Limit, ManualClock, Reservation, __version__
-from headway.backends import BaseBackend
+from headway.backends import BaseBackend, MemoryBackend
 from headway.errors import (
     BackendConnectionError,
     BackendOperationError,
@@ -63,6 +63,7 @@ __all__ = [
     "LimitState",
     "Limiter",
     "ManualClock",
+    "MemoryBackend",
     "ProviderError",
     "ProviderInterface",
     "QueueOverflowError",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import heapq
 import itertools
 import threading
@@ -11,6 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple, final
 
+from headway._repeat import Repeat, end
 from headway.errors import ConfigurationError, ReservationCapacityError
 
 _SMALL = 1024
@@ -73,7 +72,7 @@ class ReservationTracker:
         # Whoever ends a reservation leaves its heap entry behind: to look for it would be a scan.
         self._heap: list[_Aged] = []
         self._orders = itertools.count()
-        self._cleanup: asyncio.Task[None] | None = None
+        self._cleanup = Repeat(self._drop_stale, stale_cleanup_interval)
 
     @property
     def reservation_count(self) -> int:
@@ -95,22 +94,13 @@ class ReservationTracker:
     async def start(self) -> None:
         """Begins to drop stale reservations now and then, on the running loop, until `stop`."""
         with self._lock:
-            if not _is_alive(self._cleanup):
-                self._cleanup = asyncio.get_running_loop().create_task(self._drop_now_and_then())
+            self._cleanup.start()
 
     async def stop(self) -> None:
         """Ends what `start` began, without waiting for that on another loop; what is held stays."""
         with self._lock:
-            cleanup, self._cleanup = self._cleanup, None
-        if cleanup is None or not _is_alive(cleanup):
-            return
-        loop = cleanup.get_loop()
-        if loop is asyncio.get_running_loop():
-            cleanup.cancel()
-            await asyncio.wait([cleanup])
-            return
-        with contextlib.suppress(RuntimeError):  # closed since, and the task with it
-            loop.call_soon_threadsafe(cleanup.cancel)
+            cleanup = self._cleanup.take()
+        await end(cleanup)
 
     async def store(
         self, request_id: str, bucket_id: str, reservation_id: str, estimated_tokens: int
@@ -200,13 +190,6 @@ class ReservationTracker:
         heapq.heapify(self._heap)
         return before - len(self._heap)
 
-    async def _drop_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(self.stale_cleanup_interval)
-            with self._lock:
-                self._take_older(monotonic() - self.max_reservation_age)
-
-
-def _is_alive(task: asyncio.Task[None] | None) -> bool:
-    # A loop that was closed with the task in it never says that the task is done.
-    return task is not None and not task.done() and not task.get_loop().is_closed()
+    def _drop_stale(self) -> None:
+        with self._lock:
+            self._take_older(monotonic() - self.max_reservation_age)

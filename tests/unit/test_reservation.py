@@ -169,9 +169,9 @@ def test_the_cleanup_drops_stale_ones_until_it_is_stopped(clock: Clock) -> None:
     async def main() -> None:
         tracker = ReservationTracker(max_reservation_age=10, stale_cleanup_interval=0.001)
         await tracker.start()
-        cleanup = tracker._cleanup
+        cleanup = tracker._cleanup._task
         await tracker.start()
-        assert cleanup is tracker._cleanup is not None
+        assert cleanup is tracker._cleanup._task is not None
         await tracker.store("r", "b", "id", 1)
         clock.now += 11
         for _ in range(1000):
@@ -194,7 +194,7 @@ def test_the_cleanup_starts_again_after_its_loop_was_closed_with_it() -> None:
     tracker = ReservationTracker(stale_cleanup_interval=1000)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(tracker.start())
-    first = tracker._cleanup
+    first = tracker._cleanup._task
     assert first is not None
     first.cancel()
     # The loop is closed before the task has seen it.
@@ -203,7 +203,7 @@ def test_the_cleanup_starts_again_after_its_loop_was_closed_with_it() -> None:
 
     async def main() -> None:
         await tracker.start()
-        assert tracker._cleanup is not first
+        assert tracker._cleanup._task is not first
         await tracker.stop()
 
     run(main())
@@ -213,7 +213,7 @@ def test_it_may_be_stopped_from_another_loop() -> None:
     async def main() -> None:
         tracker = ReservationTracker(stale_cleanup_interval=1000)
         await tracker.start()
-        cleanup = tracker._cleanup
+        cleanup = tracker._cleanup._task
         assert cleanup is not None
         await asyncio.to_thread(lambda: run(tracker.stop()))
         await asyncio.wait([cleanup])

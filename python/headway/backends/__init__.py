@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headway.backends.base import BaseBackend, HealthCheckResult, validate_safety_margin
+from headway.backends.memory import MemoryBackend
 
-__all__ = ["BaseBackend", "HealthCheckResult", "validate_safety_margin"]
+__all__ = ["BaseBackend", "HealthCheckResult", "MemoryBackend", "validate_safety_margin"]
 
 # Not in __all__ before they exist: `import *` would fail for their sake.
 _OF_REDIS = frozenset({"FallbackRateLimiter", "InFlightRequest", "ModelLimits", "RedisBackend"})
