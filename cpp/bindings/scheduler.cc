@@ -46,7 +46,8 @@ void SchedulerParts::ForgetPaths() {
 
 const Path* SchedulerParts::PathOf(BucketObject* bucket, PyObject* client) {
   if (!accounts) return bucket->path;
-  Py_ssize_t size = 0;
+  // Whoever has no name is not the one whose name is empty.
+  Py_ssize_t size = 1;
   const char* text = "";
   if (client != Py_None) {
     if (!PyUnicode_Check(client)) {
@@ -295,18 +296,20 @@ PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
 }
 
 PyObject* SetAccount(PyObject* object, PyObject* args) {
-  const char* client = nullptr;
-  Py_ssize_t size = 0;
+  PyObject* client = nullptr;
   double weight = 0;
   PyObject* limiter = nullptr;
-  if (PyArg_ParseTuple(args, "s#dO", &client, &size, &weight, &limiter) == 0) return nullptr;
+  if (PyArg_ParseTuple(args, "UdO", &client, &weight, &limiter) == 0) return nullptr;
+  Py_ssize_t size = 0;
+  const char* name = PyUnicode_AsUTF8AndSize(client, &size);
+  if (name == nullptr) return nullptr;
   Bucket* limits = nullptr;
   if (limiter != Py_None) {
     State* state = StateOfLimiter(limiter);
     if (state == nullptr) return nullptr;
     limits = state->bucket;
   }
-  PartsOf(object).SetAccount(std::string(client, static_cast<std::size_t>(size)), weight, limits);
+  PartsOf(object).SetAccount(std::string(name, static_cast<std::size_t>(size)), weight, limits);
   Py_RETURN_NONE;
 }
 

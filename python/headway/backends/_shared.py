@@ -36,6 +36,16 @@ class Shared(Remembered):
         with self._lock:
             return self._words.resources
 
+    @property
+    def clock(self) -> ManualClock | None:
+        """What its words count by; None is the real clock."""
+        return self._words.clock
+
+    def after_fork(self) -> None:
+        """For schedulers, in a forked child: what was in use was the parent's."""
+        with self._lock:
+            self._words.clear()
+
     def number(self, *resources: str) -> None:
         """Appends those that have no number yet; words made before do not know of them."""
         with self._lock:

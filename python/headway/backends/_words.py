@@ -180,7 +180,7 @@ class WordsByKey:
 
     def __init__(self, clock: ManualClock | None, ttl: float) -> None:
         self.resources: tuple[str, ...] = _FIRST
-        self._clock = clock
+        self.clock = clock
         self._ttl = ttl
         self._kept: OrderedDict[str, KeyWords] = OrderedDict()
         # Whoever still holds words that were dropped gets the same ones again: two of one key
@@ -226,7 +226,7 @@ class WordsByKey:
         words = self.get(key, now)
         if words is None:
             self.number(each.resource for each in limits)
-            words = KeyWords(limits, self._clock, self.resources)
+            words = KeyWords(limits, self.clock, self.resources)
             words.seen = now
             self._kept[key] = self._known[key] = words
         return words

@@ -11,9 +11,9 @@ from headway import CapacityExceededError, Limiter
 from headway.batch.attempt import Attempts
 from headway.batch.lines import Broken, Line
 from headway.batch.results import Outcome, Results
-from headway.retry import RetryBudget, backoff
 from headway.batch.summary import Tally
 from headway.batch.tokens import cost
+from headway.retry import RetryBudget, backoff
 
 READ_AHEAD = 1024
 """Requests that may have been read and not gone out yet.

@@ -22,8 +22,9 @@ class Account:
     limits: Sequence[Limit | str] = field(default=())
 
     def __post_init__(self) -> None:
-        good = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
-        if not good or not math.isfinite(self.weight) or self.weight <= 0:
+        weight: object = self.weight
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not math.isfinite(self.weight) or self.weight <= 0:
             raise ConfigurationError(f"weight {self.weight!r}: must be a number greater than 0")
         limits = [self.limits] if isinstance(self.limits, (str, Limit)) else self.limits
         object.__setattr__(self, "limits", tuple(as_limit(each, "limits") for each in limits))

@@ -78,12 +78,12 @@ def _headers(source: object, response: object) -> dict[str, str]:
     return {}
 
 
-def _as_headers(headers: object) -> dict[str, str]:
+def _as_headers(headers: Any) -> dict[str, str]:
     if headers is None or isinstance(headers, (str, bytes)):
         return {}
     try:
         items = headers.items() if hasattr(headers, "items") else headers
-        return {str(name).lower(): str(value) for name, value in items}  # type: ignore[attr-defined]
+        return {str(name).lower(): str(value) for name, value in items}
     except Exception:  # as above
         return {}
 

@@ -14,7 +14,7 @@ from headway.scheduler.config import RateLimiterConfig, SchedulerMode, StateConf
 from headway.scheduler.scheduler import Scheduler
 
 
-def create_scheduler(
+def create_scheduler(  # noqa: PLR0917 - the order is promised
     client: ClientProtocol | Any,
     mode: SchedulerMode | str | None = None,
     config: RateLimiterConfig | None = None,

@@ -1,4 +1,4 @@
-"""From a request's metadata to the bucket that counts it; the provider is asked once for each model."""
+"""From a request's metadata to its bucket; the provider is asked once for each model."""
 
 from __future__ import annotations
 

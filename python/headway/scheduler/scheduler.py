@@ -1,4 +1,4 @@
-"""Scheduler: queues an application's calls and sends each at the first instant at which it may go."""
+"""Scheduler: sends each of an application's calls at the first instant at which it may go."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from headway import _core
@@ -23,7 +23,6 @@ from headway.errors import (
     QueueOverflowError,
     RateLimiterError,
     RequestTimeoutError,
-    SchedulerStoppedError,
 )
 from headway.limiter import Explanation, explain
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
@@ -63,7 +62,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     is stopped and empty.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order is promised
         self,
         client: Any,
         config: RateLimiterConfig | None = None,
@@ -167,9 +166,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             limits = _limits_of(account)
             own = _core.LimiterCore(limits, self.backend.clock, self.backend.resources)
             self._set_account(client_id, float(account.weight), own if limits else None)
-        unused = config.unused()
+        unused = list(config.unused())
         if self.state_config is not None:
-            unused = (*unused, *(f"state_config.{name}" for name in self.state_config.unused()))
+            unused += [f"state_config.{name}" for name in self.state_config.unused()]
         if unused:
             warnings.warn(
                 f"these options have no meaning in headway: {', '.join(unused)}",
@@ -179,7 +178,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     @property
     def circuit_breaker(self) -> Any:
-        """The user's own, with `async can_execute(model_id)`, asked before each request; or None."""
+        """The user's own, whose `async can_execute(model_id)` is asked for each request; or None."""
         return self._circuit_breaker
 
     @circuit_breaker.setter
@@ -219,7 +218,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise
 
     def start_sync(self) -> None:
-        """As `start`, from a thread. The provider's methods run on a loop of the scheduler's own."""
+        """As `start`, from a thread; the provider's methods run on a loop of the scheduler's own."""
         if self._runs:
             return
         if _in_loop():
@@ -538,15 +537,16 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         limit = _core.limits(bucket)[meter]
         stated = bucket.stated.get(meter, limit.amount)
         ratio = self.config.rate_limit_buffer_ratio
-        after = f" ({stated} at ratio {ratio:g})" if stated != limit.amount else ""
+        what = "limit" if admits == limit.amount else f"burst of '{limit}'"
+        after = f" ({stated} at ratio {ratio:g})" if admits == limit.amount != stated else ""
         raise CapacityExceededError(
-            f"can never fit in bucket {bucket.name!r}: needs {needs} {limit.resource}, the limit is "
-            f"{admits}{after}",
+            f"can never fit in bucket {bucket.name!r}: needs {needs} {limit.resource}, "
+            f"the {what} is {admits}{after}",
             bucket.name,
         )
 
     def _judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
-        """What an attempt has come to: None where that is final, else what says if it is retried."""
+        """What an attempt has come to: None where that is final, else what says if it goes on."""
         bucket: Bucket = call.bucket
         if error is None:
             stream = wrap_stream(call, result)
