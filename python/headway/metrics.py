@@ -59,7 +59,7 @@ def collector() -> Any:
             metric.add_metric([each[label] for label in labels], value)
         return metric
 
-    class HeadwayCollector(Collector):
+    class HeadwayCollector(Collector):  # type: ignore[misc,unused-ignore]
         """Reads what the core has counted whenever it is asked."""
 
         def collect(self) -> Iterator[Metric]:

@@ -365,7 +365,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         await self._on_stop()
 
     def _close_server(self) -> None:
-        server, self._server = self._server, None
+        server = self._server
+        self._server = None
         if server is not None:
             server.close()
 
@@ -403,10 +404,6 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                     self._failed_refreshes,
                 )
             return False
-        self._server: _core.MetricsServer | None = None
-        if self.metrics_enabled:
-            self._count_errors(self._label())
-            publish()
         self._failed_refreshes = 0
         self._refreshed_at = time.monotonic()
         return True
