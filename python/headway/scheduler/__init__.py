@@ -10,15 +10,19 @@ from headway.scheduler.config import (
     StateConfig,
 )
 from headway.types import QueuedRequest, ScheduleResult
+from headway.views import RateLimitState, StateManager, StateType
 
 __all__ = [
     "CachePolicy",
     "QueuedRequest",
+    "RateLimitState",
     "RateLimiterConfig",
     "ScheduleResult",
     "SchedulerMode",
     "SchedulingStrategy",
     "StateConfig",
+    "StateManager",
+    "StateType",
 ]
 
 
