@@ -330,7 +330,7 @@ def test_who_waits_for_a_key_gets_nothing_that_others_have_used(
     done(backend.set_state("k", {"remaining_requests": 4}))
 
     async def main() -> None:
-        waiting = asyncio.ensure_future(words.acquire(8, 0))  # type: ignore[arg-type]
+        waiting = asyncio.ensure_future(words.acquire(6, 0))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         # Less and more while somebody waits: both hold, and he gets none of it.
         done(backend.set_state("k", {"remaining_requests": 1}))
