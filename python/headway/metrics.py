@@ -36,7 +36,7 @@ def publish() -> bool:
 
 
 def collector() -> Any:
-    """A custom collector for a registry of prometheus_client's. ImportError where that is not there."""
+    """A custom collector for a prometheus_client registry; ImportError where that is not there."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,

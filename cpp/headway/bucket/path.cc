@@ -30,7 +30,7 @@ std::optional<Refusal> Path::TryReserve(Nanos now, absl::Span<const std::int64_t
   }
   HEADWAY_PAUSE();
   if (const auto denial = bucket_->TryReserve(now, amounts, privileged, out)) {
-    if (of_account != nullptr) of_account->Undo(now);
+    if (of_account != nullptr) of_account->Cancel(now);
     if (gate_ != nullptr) gate_->Leave(now);
     return Refusal{*denial, bucket_};
   }

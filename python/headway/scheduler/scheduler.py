@@ -189,7 +189,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     @property
     def circuit_breaker(self) -> Any:
-        """The user's own, whose `async can_execute(model_id)` is asked for each request; or None."""
+        """The user's own; its `async can_execute(model_id)` is asked for each request. Or None."""
         return self._circuit_breaker
 
     @circuit_breaker.setter
@@ -229,7 +229,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise
 
     def start_sync(self) -> None:
-        """As `start`, from a thread; the provider's methods run on a loop of the scheduler's own."""
+        """As `start`, from a thread; the provider's methods run on a loop of its own."""
         if self._runs:
             return
         if _in_loop():
