@@ -199,12 +199,13 @@ void Bucket::BeginCall(Nanos now, Reservation& out) {
 }
 
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                         bool privileged, Reservation& out, bool answered) {
+                                         bool privileged, Reservation& out, bool answered,
+                                         bool looked) {
   out.taken_.resize(static_cast<std::size_t>(size_));
   const auto taken = absl::MakeSpan(out.taken_);
   const bool untimed = answered || (calls_ != nullptr && !timed_.load(std::memory_order_relaxed));
   // With one limit and nothing else to ask, taking is looking.
-  bool looked = size_ == 1 && calls_ == nullptr && cool_.load() == 0;
+  looked |= size_ == 1 && calls_ == nullptr && cool_.load() == 0;
   for (;;) {
     Denial denial;
     if (!looked) {

@@ -79,9 +79,11 @@ class Bucket {
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
-  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now.
+  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now. `looked`: Look has
+  // just said that it fits.
   std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                   bool privileged, Reservation& out, bool answered = false);
+                                   bool privileged, Reservation& out, bool answered = false,
+                                   bool looked = false);
 
   // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
   // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of
