@@ -13,6 +13,7 @@ namespace headway::python {
 PyTypeObject* scheduler_type = nullptr;
 
 SchedulerParts::~SchedulerParts() {
+  if (chosen_outside) gate->scheduler().SetChooser(*gate->bucket, nullptr);
   if (errors != nullptr) TheCollector().Unregister(errors.get());
   for (const auto& [key, path] : paths) path->Unref();
   for (const auto& [client, known] : by_client) known.account->Unref();
@@ -190,6 +191,8 @@ PyObject* Reset(PyObject* object, PyObject* at_once) {
   if (most == -1 && PyErr_Occurred() != nullptr) return nullptr;
   State* gate = MakeGate(most, parts.gate->time);
   if (gate == nullptr) return nullptr;
+  if (parts.chosen_outside) parts.gate->scheduler().SetChooser(*parts.gate->bucket, nullptr);
+  parts.chosen_outside = false;
   parts.gate->Unref();
   parts.gate = gate;
   parts.running = false;
@@ -453,6 +456,55 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
 
 PyObject* Live(PyObject* object, PyObject* /*unused*/) { return LiveCalls(PartsOf(object)); }
 
+// _choose_by(mailbox): makes its descriptor readable when buckets contend at the gate; None ends
+// it.
+PyObject* ChooseBy(PyObject* object, PyObject* mailbox) {
+  const State* gate = GateOf(object);
+  if (gate == nullptr) return nullptr;
+  if (mailbox == Py_None) {
+    gate->scheduler().SetChooser(*gate->bucket, nullptr);
+    PartsOf(object).chosen_outside = false;
+    Py_RETURN_NONE;
+  }
+  Mailbox* told = MailboxOf(mailbox);
+  if (told == nullptr) return nullptr;
+  told->Ref();
+  const std::shared_ptr<Mailbox> held(told, [](Mailbox* m) { m->Unref(); });
+  gate->scheduler().SetChooser(*gate->bucket, [held] { held->wake().Signal(); });
+  PartsOf(object).chosen_outside = true;
+  Py_RETURN_NONE;
+}
+
+// _contenders(): (which, how many wait, the head's priority, seconds that it has waited) of each.
+PyObject* Contenders(PyObject* object, PyObject* /*unused*/) {
+  const State* gate = GateOf(object);
+  if (gate == nullptr) return nullptr;
+  const Nanos now = gate->Now();
+  PyObject* out = PyList_New(0);
+  for (const auto& each : gate->scheduler().Contenders(*gate->bucket, now)) {
+    if (out == nullptr) return nullptr;
+    PyObject* one = Py_BuildValue("nnid", reinterpret_cast<Py_ssize_t>(each.bucket),
+                                  static_cast<Py_ssize_t>(each.waiting), each.priority,
+                                  Seconds(now - each.submitted));
+    if (one == nullptr || PyList_Append(out, one) < 0) Py_CLEAR(out);
+    Py_XDECREF(one);
+  }
+  return out;
+}
+
+PyObject* Choose(PyObject* object, PyObject* bucket) {
+  const State* gate = GateOf(object);
+  if (gate == nullptr) return nullptr;
+  if (PyObject_TypeCheck(bucket, bucket_type) == 0) {
+    PyErr_SetString(PyExc_TypeError, "_choose() takes a bucket");
+    return nullptr;
+  }
+  const bool did =
+      gate->scheduler().Choose(*gate->bucket, *AsBucket(bucket)->state().bucket, gate->Now());
+  gate->Serve();
+  return PyBool_FromLong(did ? 1 : 0);
+}
+
 PyObject* WhenIdle(PyObject* object, PyObject* callback) {
   Py_XSETREF(AsScheduler(object)->when_idle, Py_NewRef(callback));
   Py_RETURN_NONE;
@@ -521,6 +573,9 @@ PyMethodDef methods[] = {
     {"_when_idle", &WhenIdle, METH_O, nullptr},
     {"_suspended", &Suspended, METH_NOARGS, nullptr},
     {"_reset", &Reset, METH_O, nullptr},
+    {"_choose_by", &ChooseBy, METH_O, nullptr},
+    {"_contenders", &Contenders, METH_NOARGS, nullptr},
+    {"_choose", &Choose, METH_O, nullptr},
     {"_count_errors", &CountErrors, METH_O, nullptr},
     {"_count_error", &CountError, METH_O, nullptr},
     {"_now", &NowMethod, METH_NOARGS, nullptr},

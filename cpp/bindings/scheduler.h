@@ -67,6 +67,7 @@ struct SchedulerParts {
   bool accounts = false;
   bool prepares = false;  // every request goes through `_prepare`
   bool running = false;
+  bool chosen_outside = false;  // which bucket goes next at the gate
   unsigned fork_generation = 0;
 
   struct Known {

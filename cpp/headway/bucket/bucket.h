@@ -79,8 +79,8 @@ class Bucket {
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
-  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now. `looked`: Look has
-  // just said that it fits.
+  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now.
+  // `looked`: Look has just said that it fits.
   std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                    bool privileged, Reservation& out, bool answered = false,
                                    bool looked = false);

@@ -261,6 +261,7 @@ void GateQueue::Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing) {
   const Waiter& head = *heads.head();
   const Nanos as_if_submitted = head.submitted() - Nanos{heads.priority()} * ageing;
   queue->gate = this;
+  queue->at_gate_for = &heads;
   queue->at_gate = {as_if_submitted, BucketQueue::Sequence(head)};
   parked_.insert({queue->at_gate, queue});
 }

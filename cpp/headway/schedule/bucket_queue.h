@@ -171,6 +171,7 @@ class BucketQueue final : public Place {
 
   // At the gate: its place there (see GateQueue), and whether it is its turn.
   GateQueue* gate = nullptr;
+  ClassQueue* at_gate_for = nullptr;  // whose head it is there with
   std::pair<Nanos, std::uint64_t> at_gate;
   bool turn = false;
 
@@ -197,10 +198,17 @@ class GateQueue final : public Place {
   explicit GateQueue(Bucket* b) : Place(Kind::kGate, b) {}
 
   void Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing);
+  bool Holds(const BucketQueue& queue) const { return queue.gate == this; }
   void Unpark(BucketQueue* queue);
   // Takes out whose turn it is.
   BucketQueue* Next();
   bool empty() const { return parked_.empty(); }
+  std::size_t size() const { return parked_.size(); }
+
+  template <typename Each>
+  void ForEach(Each each) const {
+    for (const auto& [key, queue] : parked_) each(*queue);
+  }
 
   bool full = false;  // the last look found it so, with its waiters flag set
 

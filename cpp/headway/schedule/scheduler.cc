@@ -359,6 +359,13 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
 // The buckets at a gate take turns, one head each, until it is full.
 void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
   gate.full = false;
+  if (gate.size() > 1) {
+    if (const auto chooser = choosers_.find(gate.bucket); chooser != choosers_.end()) {
+      // Looked at with the flag set, as long as somebody waits there.
+      if (gate.bucket->meter(0).ReadyAt(now, 1) <= now) chooser->second();
+      return;
+    }
+  }
   while (!gate.empty() && !gate.full) {
     BucketQueue& queue = *gate.Next();
     queue.turn = true;
@@ -366,6 +373,55 @@ void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
     queue.turn = false;
     if (queue.depth() == 0) MarkDirty(queue);
   }
+}
+
+void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (ask != nullptr) {
+    choosers_[&gate] = std::move(ask);
+    return;
+  }
+  if (choosers_.erase(&gate) == 0) return;
+  // What was left for him to choose from.
+  if (const auto found = places_.find(&gate); found != places_.end()) MarkDirty(*found->second);
+  Nudge();
+}
+
+std::vector<Scheduler::Contender> Scheduler::Contenders(Bucket& gate, Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Contender> out;
+  const auto found = places_.find(&gate);
+  if (found == places_.end()) return out;
+  const auto& parked = static_cast<const GateQueue&>(*found->second);
+  if (parked.size() < 2 || gate.meter(0).ReadyAt(now, 1) > now) return out;
+  parked.ForEach([&out](const BucketQueue& queue) {
+    // Whoever was there may have been cancelled since, and the queue not been looked at again.
+    const Waiter* head = queue.at_gate_for->head();
+    if (head == nullptr) return;
+    out.push_back({queue.bucket, queue.depth(), queue.at_gate_for->priority(), head->submitted()});
+  });
+  return out;
+}
+
+bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = places_.find(&gate);
+  BucketQueue* queue = Find(bucket);
+  if (found == places_.end() || queue == nullptr) return false;
+  auto& parked = static_cast<GateQueue&>(*found->second);
+  if (!parked.Holds(*queue)) return false;
+  parked.full = false;
+  queue->turn = true;
+  Admit(*queue, now);
+  queue->turn = false;
+  if (queue->depth() == 0) MarkDirty(*queue);
+  MarkDirty(parked);
+  AdmitDirty(now);
+  PostBatch();
+  // Timers may have been set that the driver does not know of.
+  nudged_.store(true);
+  wake_();
+  return true;
 }
 
 // Whoever an account's own limits have held up is tried again.

@@ -92,6 +92,22 @@ class Scheduler final : public WaiterSignal {
   // Ends the wait on this bucket that was submitted first, as kDropped. False where nobody waits.
   bool DropOldest(Bucket& bucket, Nanos now);
 
+  // From now on somebody else decides which bucket goes next at this gate. `ask` is called when two
+  // or more wait there and there is room, from any thread; it must not block and must not call
+  // back. Whoever is asked looks at the Contenders and chooses one, until there are none. Null: the
+  // scheduler decides again.
+  void SetChooser(Bucket& gate, std::function<void()> ask);
+  struct Contender {
+    Bucket* bucket;
+    std::size_t waiting;
+    std::int32_t priority;  // of the head
+    Nanos submitted;        // the head was
+  };
+  // The buckets that the next place at the gate is between; empty where there is nothing to choose.
+  std::vector<Contender> Contenders(Bucket& gate, Nanos now);
+  // The head of this bucket goes next. False where it does not contend.
+  bool Choose(Bucket& gate, Bucket& bucket, Nanos now);
+
   // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
   // (their owners see kStopped) after `Unlock`.
   void Lock() { mutex_.lock(); }
@@ -139,6 +155,7 @@ class Scheduler final : public WaiterSignal {
   std::unique_ptr<Reservation> spare_;
   std::uint64_t taken_in_ = 0;
   absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;
+  absl::flat_hash_map<Bucket*, std::function<void()>> choosers_;  // by gate
   std::vector<Place*> dirty_;
   absl::btree_set<std::pair<Nanos, Place*>> timers_;
   absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;

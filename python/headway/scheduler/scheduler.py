@@ -32,6 +32,7 @@ from headway.scheduler.accounts import Account, read_accounts
 from headway.scheduler.answers import Answer, read_answer
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
+from headway.scheduler.choice import Choice, read_strategy
 from headway.scheduler.chores import Chores
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.failures import REFUSED, is_retried
@@ -89,7 +90,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.config = config
         self.classifier = classifier
         self.state_manager = state_manager
-        self.scheduling_strategy = scheduling_strategy
+        self.scheduling_strategy = read_strategy(scheduling_strategy)
         self.provider: ProviderInterface | None = provider
         if provider is None and state_manager is not None:
             self.provider = getattr(state_manager, "provider", None)
@@ -255,6 +256,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                     "enable_graceful_degradation is off"
                 )
             self._chores.start(self._keep_refreshing)
+        if self.scheduling_strategy is not None:
+            self._chores.start(Choice(self, self.scheduling_strategy).run)
         config = self.config
         if config.start_prometheus_server and self._server is None:
             self._server = _core.MetricsServer(config.prometheus_host, config.prometheus_port)
