@@ -22,9 +22,11 @@ ROWS = (
     "core-reserve",
     "core-contended",
     "try-acquire",
+    "submit",
     "wake",
     "idle",
     "lateness",
+    "fairness",
     "known-quota",
     "idle-buckets",
 )

@@ -18,6 +18,7 @@ from peers.wake import measure_peers
 
 GOAL = "at most 1.25 x floor"
 FLAT = 1.25
+MODES = ("basic", "intelligent", "account")
 CORE_BYTES = 200
 
 _METHOD = """
@@ -25,6 +26,12 @@ _METHOD = """
 back at once, and the time runs from then until the last task has finished. Floor: as many tasks
 on bare futures, resolved one by one in a loop. Garbage collector {state}, run once just before;
 median of {repetitions} repetitions in turns, in one process.
+"""
+_MODE_METHOD = """
+The same through scheduler.submit_request(metadata, call) with a call that returns at once, {size}
+tasks, collector on, median of {repetitions} repetitions. Floor: as many tasks on bare futures that
+then await the call. All options as they are by default, but for room in the queue and as many at
+once.
 """
 _CORE_METHOD = """
 C++: the scheduler takes in, admits, hands over and lets go of all waiters in one Advance. Floor:
@@ -42,7 +49,25 @@ def measure(options: Options) -> list[Result]:
     """End to end by number and collector; then the core's part of it, and its memory."""
     sizes = (10_000, 100_000) if options.quick else (10_000, 100_000, 1_000_000)
     ends = [_end_to_end(size, collector, options) for size in sizes for collector in (True, False)]
-    return [*ends, *_core(options)]
+    modes = [_through(mode, options) for mode in MODES]
+    return [*ends, *modes, *_core(options)]
+
+
+def _through(mode: str, options: Options) -> Result:
+    repetitions = 3 if options.quick else 5
+    size = 10_000 if options.quick else 100_000
+    headway, floor = apart(compare, size, True, repetitions, mode)
+    return Result(
+        row="wake",
+        cell=f"{size:_} waiting in a scheduler, {mode}",
+        unit="ns a waiter",
+        headway=headway,
+        floor=floor,
+        goal=GOAL,
+        met=headway <= 1.25 * floor,
+        method=_MODE_METHOD.format(size=size, repetitions=repetitions),
+        peers=NO_PART,
+    )
 
 
 def _end_to_end(size: int, collector: bool, options: Options) -> Result:
@@ -102,13 +127,19 @@ def _core(options: Options) -> list[Result]:
     ]
 
 
-def compare(size: int, collector: bool, repetitions: int) -> tuple[float, float]:
-    """Nanoseconds a waiter: through a Limiter, and on bare futures."""
+def compare(
+    size: int, collector: bool, repetitions: int, mode: str | None = None
+) -> tuple[float, float]:
+    """Nanoseconds a waiter: through a Limiter, or a scheduler, and on bare futures."""
     ours: list[float] = []
     bare: list[float] = []
     for _ in range(repetitions):
-        bare.append(asyncio.run(timed(_bare, size, collector)))
-        ours.append(asyncio.run(timed(_limiter, size, collector)))
+        if mode is None:
+            bare.append(asyncio.run(timed(_bare, size, collector)))
+            ours.append(asyncio.run(timed(_limiter, size, collector)))
+        else:
+            bare.append(asyncio.run(timed(_bare_call, size, collector)))
+            ours.append(asyncio.run(timed(lambda n: _scheduler(n, mode), size, collector)))
     return median(ours), median(bare)
 
 
@@ -163,6 +194,39 @@ def _limiter(size: int) -> tuple[Callable[[int], Awaitable[object]], Opening]:
     all_of_it = limiter.try_reserve(size)
     assert isinstance(all_of_it, Reservation)
     return lambda _: limiter.acquire(1), all_of_it.cancel
+
+
+async def _call() -> int:
+    return 1
+
+
+def _bare_call(size: int) -> tuple[Callable[[int], Awaitable[object]], Opening]:
+    wait, resolve = _bare(size)
+
+    async def wait_and_call(i: int) -> int:
+        await wait(i)
+        return await _call()
+
+    return wait_and_call, resolve
+
+
+def _scheduler(size: int, mode: str) -> tuple[Callable[[int], Awaitable[object]], Opening]:
+    from headway import RateLimiterConfig, RequestMetadata, Reservation, create_scheduler
+
+    config = RateLimiterConfig(
+        max_concurrent_executions=size, max_queue_size=size, rate_limit_buffer_ratio=1.0
+    )
+    scheduler = create_scheduler(
+        object(), mode=mode, config=config, limits=[f"{size} requests/31day bucket"]
+    )
+    # Its life is not what is measured: what it would do at its start, it need not.
+    scheduler._run(True)
+    metadata = RequestMetadata("r", "m", "text", client_id="a")
+    bucket = scheduler._find.known(metadata)
+    assert bucket is not None
+    all_of_it = bucket.try_reserve(size, 0)
+    assert isinstance(all_of_it, Reservation)
+    return lambda _: scheduler.submit_request(metadata, _call), all_of_it.cancel
 
 
 def resident(size: int, with_limiter: bool) -> float:

@@ -21,15 +21,19 @@ bool Limits(const State& state, const char* resource) {
   return false;
 }
 
-// BucketCore(scheduler, limiter, name)
+// BucketCore(scheduler, limiter, name, label): `label` is that of the scheduler in metrics, or
+// None.
 PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"scheduler", "limiter", "name", nullptr};
+  static const char* names[] = {"scheduler", "limiter", "name", "label", nullptr};
   PyObject* scheduler = nullptr;
   PyObject* limiter = nullptr;
   PyObject* name = nullptr;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "O!OU", const_cast<char**>(names), scheduler_type,
-                                  &scheduler, &limiter, &name) == 0)
+  const char* label = nullptr;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "O!OUz", const_cast<char**>(names), scheduler_type,
+                                  &scheduler, &limiter, &name, &label) == 0)
     return nullptr;
+  const char* text = PyUnicode_AsUTF8(name);
+  if (text == nullptr) return nullptr;
   State* state = StateOfLimiter(limiter);
   if (state == nullptr) return nullptr;
   auto* self = AsBucket(type->tp_alloc(type, 0));
@@ -39,6 +43,7 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   self->name = Py_NewRef(name);
   self->path = new Path(state->bucket, AsScheduler(scheduler)->parts->gate->bucket,
                         /*account=*/nullptr, AsScheduler(scheduler)->parts->ageing);
+  if (label != nullptr) self->counts = new BucketCounts(label, text, *state);
   self->requests = Index(*state, "requests");
   self->concurrency = Index(*state, "concurrency");
   // Where only what goes in is limited, that is what an estimate is an estimate of.
@@ -51,6 +56,7 @@ int Init(PyObject* /*self*/, PyObject* /*args*/, PyObject* /*kwargs*/) { return 
 
 void Dealloc(PyObject* object) {
   BucketObject* self = AsBucket(object);
+  delete self->counts;
   if (self->path != nullptr) self->path->Unref();
   Py_XDECREF(self->name);
   limiter_type->tp_dealloc(object);  // the words, and the type
@@ -61,6 +67,7 @@ PyObject* Cool(PyObject* object, PyObject* seconds) {
   Nanos wait = 0;
   if (!ReadSeconds(seconds, "seconds", wait)) return nullptr;
   state.bucket->Cool(state.Now() + wait);
+  if (AsBucket(object)->counts != nullptr) AsBucket(object)->counts->Count(BucketEvent::kCoolDown);
   Py_RETURN_NONE;
 }
 
@@ -76,8 +83,11 @@ PyObject* Count(PyObject* object, PyObject* args) {
   int in_flight = 0;
   const char* outcome = nullptr;
   if (PyArg_ParseTuple(args, "iz", &in_flight, &outcome) == 0) return nullptr;
-  self->in_flight += in_flight;
-  if (in_flight > 0) ++self->attempts;
+  self->AddInFlight(in_flight);
+  if (in_flight > 0) {
+    ++self->attempts;
+    if (self->counts != nullptr) self->counts->Count(BucketEvent::kAttempt);
+  }
   const std::string what = outcome == nullptr ? "" : outcome;
   if (what == "submitted") ++self->submitted;
   if (what == "succeeded") ++self->succeeded;
@@ -127,7 +137,7 @@ PyType_Slot slots[] = {
     {Py_tp_methods, methods},
     {Py_tp_members, members},
     {Py_tp_getset, properties},
-    {Py_tp_doc, const_cast<char*>("BucketCore(scheduler, limiter, name)\n--\n\n"
+    {Py_tp_doc, const_cast<char*>("BucketCore(scheduler, limiter, name, label)\n--\n\n"
                                   "A bucket as one scheduler sees it, over a limiter's words.")},
     {0, nullptr},
 };

@@ -58,6 +58,7 @@ struct CallObject {
     kJudging,
     kOver
   } phase;
+  RequestOutcome outcome;  // how it has failed, where it has
   bool linked;
   bool in_flight;
   bool has_room;
@@ -171,13 +172,14 @@ void Land(CallObject* self) {
   CancelTimer(self);
   if (self->in_flight) {
     self->in_flight = false;
-    --self->bucket->in_flight;
+    self->bucket->AddInFlight(-1);
   }
   if (self->reservation == nullptr) return;
   State& state = self->bucket->state();
   Reservation* reservation = std::exchange(self->reservation, nullptr);
-  if (!reservation->ended())
-    reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {});
+  if (reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {}) &&
+      self->bucket->counts != nullptr)
+    self->bucket->counts->Ended(Wanted(self), {});
   delete reservation;
   state.Serve();
 }
@@ -219,11 +221,18 @@ void End(CallObject* self) {
 }
 
 PySendResult Return(CallObject* self, PyObject* value, PyObject** result) {
-  if (self->bucket != nullptr) ++self->bucket->succeeded;
+  ++self->bucket->succeeded;
+  if (self->bucket->counts != nullptr) self->bucket->counts->Count(RequestOutcome::kSucceeded);
   End(self);
   Py_CLEAR(self->error);
   *result = value;
   return PYGEN_RETURN;
+}
+
+PySendResult Fail(CallObject* self);
+PySendResult FailAs(CallObject* self, RequestOutcome outcome) {
+  self->outcome = outcome;
+  return Fail(self);
 }
 
 // With an error set.
@@ -236,7 +245,9 @@ PySendResult Fail(CallObject* self) {
   if (self->bucket != nullptr) {
     const bool cancelled = PyErr_GivenExceptionMatches(error, cancelled_error) != 0 ||
                            PyErr_GivenExceptionMatches(error, PyExc_GeneratorExit) != 0;
+    if (cancelled) self->outcome = RequestOutcome::kCancelled;
     ++(cancelled ? self->bucket->cancelled : self->bucket->failed);
+    if (self->bucket->counts != nullptr) self->bucket->counts->Count(self->outcome);
   }
   End(self);
   RestoreError(error);
@@ -347,10 +358,16 @@ int Launch(CallObject* self, Nanos now) {
   self->admitted = now;
   if (self->bucket->guarded != 0 && !Guard(self, Object(self))) {
     self->reservation->Cancel(now);
-    return Fail(self);
+    return FailAs(self, RequestOutcome::kBreaker);
+  }
+  if (BucketCounts* counts = self->bucket->counts; counts != nullptr) {
+    counts->Count(BucketEvent::kAttempt);
+    if (self->attempt > 1) counts->Count(BucketEvent::kRetry);
+    if (self->attempt == 1) counts->Waited(now - self->submitted);
+    counts->Reserved(Wanted(self));
   }
   self->in_flight = true;
-  ++self->bucket->in_flight;
+  self->bucket->AddInFlight(1);
   ++self->bucket->attempts;
   self->phase = Phase::kCalling;
   PyObject* awaitable = PyObject_CallNoArgs(self->function);
@@ -395,7 +412,7 @@ int Admit(CallObject* self, PyObject** result) {
     if (!ReadMetadata(self)) return Fail(self);
     ++bucket->submitted;
   }
-  if (bucket->guarded != 0 && !Guard(self, Py_None)) return Fail(self);
+  if (bucket->guarded != 0 && !Guard(self, Py_None)) return FailAs(self, RequestOutcome::kBreaker);
   const Nanos now = state.Now();
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
@@ -410,8 +427,10 @@ int Admit(CallObject* self, PyObject** result) {
   if (refusal->denial.never()) {
     RaiseTooLarge(reinterpret_cast<PyObject*>(self->scheduler), bucket, self->path, Wanted(self),
                   now);
-    return Fail(self);
+    return FailAs(self, RequestOutcome::kNeverFits);
   }
+  if (bucket->counts != nullptr && refusal->by == state.bucket)
+    bucket->counts->Denied(refusal->denial.meter);
   // A retry has been in the queue before.
   if (self->attempt == 0 && !self->has_room &&
       (bucket->queued >= parts.max_queue_size || bucket->rooms_first != nullptr)) {
@@ -435,7 +454,7 @@ int Admit(CallObject* self, PyObject** result) {
   const std::int32_t priority = self->attempt > 1 ? self->priority + 1 : self->priority;
   self->wait.waiter = state.scheduler().Submit(self->path, Wanted(self), priority, now, deadline,
                                                mailbox, &self->wait);
-  if (!std::exchange(self->has_room, false)) ++bucket->queued;
+  if (!std::exchange(self->has_room, false)) bucket->AddQueued(1);
   state.Serve();
   return Yield(self, future, result);
 }
@@ -445,7 +464,7 @@ int Waited(CallObject* self, PyObject** result) {
   if (self->stopped) {
     Withdraw(self);
     RaiseError("SchedulerStoppedError", "the scheduler was stopped while this waited");
-    return Fail(self);
+    return FailAs(self, RequestOutcome::kStopped);
   }
   if (self->phase == Phase::kRoom) {
     if (!self->has_room) {
@@ -473,20 +492,26 @@ int Waited(CallObject* self, PyObject** result) {
       self->reservation = waiter->Claim().release();
       break;
     case Outcome::kDeadline:
+      self->outcome = RequestOutcome::kDeadline;
       RaiseDeadline(self->deadline, at >= kUntold ? kUntold : at - self->submitted);
       break;
     case Outcome::kNever:
+      self->outcome = RequestOutcome::kNeverFits;
       RaiseTooLarge(scheduler, bucket, self->path, Wanted(self), bucket->state().Now());
       break;
     case Outcome::kDropped:
+      self->outcome = RequestOutcome::kDropped;
       Py_XDECREF(
           PyObject_CallMethodOneArg(scheduler, str_dropped, reinterpret_cast<PyObject*>(bucket)));
       break;
     default:
+      self->outcome = RequestOutcome::kStopped;
       RaiseStopped();
   }
   waiter->Unref();
   if (self->reservation == nullptr) return Fail(self);
+  self->outcome = RequestOutcome::kFailed;
+  if (bucket->counts != nullptr) bucket->counts->Late(bucket->state().Now() - at);
   return Launch(self, at);
 }
 
@@ -553,8 +578,10 @@ void Translate(CallObject* self) {
   if (!ours || PyErr_ExceptionMatches(cancelled_error) == 0) return;
   PyObject* cancelled = TakeError();
   if (self->stopped) {
+    self->outcome = RequestOutcome::kStopped;
     RaiseError("SchedulerStoppedError", "the scheduler was stopped while this was under way");
   } else {
+    self->outcome = RequestOutcome::kTimedOut;
     PyObject* seconds = PyFloat_FromDouble(Seconds(self->timeout));
     PyObject* text =
         seconds == nullptr ? nullptr : PyUnicode_FromFormat("Request timed out after %Rs", seconds);
@@ -658,6 +685,7 @@ int Judged(CallObject* self, PyObject* verdict, PyObject** result) {
   if (again < 0) return Fail(self);
   if (again != 0 && !self->stopped) {
     Py_CLEAR(self->result);
+    self->outcome = RequestOutcome::kFailed;
     self->phase = Phase::kAdmitting;
     return kGoOn;
   }
@@ -822,7 +850,10 @@ PyObject* Close(PyObject* object, PyObject* /*unused*/) {
   if (inner != nullptr && PyObject_HasAttr(inner, str_close) != 0)
     Py_XSETREF(closed, PyObject_CallMethodNoArgs(inner, str_close));
   Py_XDECREF(inner);
-  if (begun && self->bucket != nullptr) ++self->bucket->cancelled;
+  if (begun && self->bucket != nullptr) {
+    ++self->bucket->cancelled;
+    if (self->bucket->counts != nullptr) self->bucket->counts->Count(RequestOutcome::kCancelled);
+  }
   // While an error may be set, which is the inner one's.
   PyObject* error = closed == nullptr ? TakeError() : nullptr;
   End(self);
@@ -872,6 +903,8 @@ PyObject* SettleMethod(PyObject* object, PyObject* used) {
   python::Amounts actual;
   if (!ReadUsed(state, used, actual)) return nullptr;
   const bool ended = self->reservation->Settle(state.Now(), actual.span(state));
+  if (ended && self->bucket->counts != nullptr)
+    self->bucket->counts->Ended(Wanted(self), actual.span(state));
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }
@@ -881,6 +914,7 @@ PyObject* RefusedMethod(PyObject* object, PyObject* /*unused*/) {
   if (self->reservation == nullptr) Py_RETURN_FALSE;
   State& state = self->bucket->state();
   const bool told = self->reservation->Answered(state.Now(), /*refused=*/true);
+  if (self->bucket->counts != nullptr) self->bucket->counts->Count(BucketEvent::kRefusal);
   state.Serve();
   return PyBool_FromLong(told ? 1 : 0);
 }
@@ -890,6 +924,7 @@ PyObject* CancelMethod(PyObject* object, PyObject* /*unused*/) {
   if (self->reservation == nullptr) Py_RETURN_FALSE;
   State& state = self->bucket->state();
   const bool ended = self->reservation->Cancel(state.Now());
+  if (ended && self->bucket->counts != nullptr) self->bucket->counts->Cancelled(Wanted(self));
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }
@@ -1046,7 +1081,7 @@ PyType_Spec spec = {"headway._core.Call", sizeof(CallObject), 0,
 void LeaveQueue(BucketObject* bucket) {
   CallObject* first = bucket->rooms_first;
   if (first == nullptr) {
-    --bucket->queued;
+    bucket->AddQueued(-1);
     return;
   }
   // The place in the queue stays taken, for whoever has waited for it longest.
@@ -1092,6 +1127,7 @@ PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* fun
   self->function = Py_NewRef(function);
   self->timeout = kNever;
   self->deadline = kNever;
+  self->outcome = RequestOutcome::kFailed;
   return Object(self);
 }
 

@@ -86,12 +86,25 @@ void AddInspection(py::module_& m) {
       [](const py::object& limiter) { return py::tuple(py::cast(StateOf(limiter).resources)); },
       py::arg("limiter"), "The resources, in the order in which amounts are given.");
   m.def(
-      "before_fork", [] { Dispatcher::Get().BeforeFork(); },
+      "before_fork",
+      [] {
+        Dispatcher::Get().BeforeFork();
+        MetricsBeforeFork();
+      },
       "Holds the scheduler still around a fork.");
   m.def(
-      "after_fork_in_parent", [] { Dispatcher::Get().AfterForkInParent(); }, "Lets it go on.");
+      "after_fork_in_parent",
+      [] {
+        MetricsAfterFork(/*in_child=*/false);
+        Dispatcher::Get().AfterForkInParent();
+      },
+      "Lets it go on.");
   m.def(
-      "after_fork_in_child", [] { Dispatcher::Get().AfterForkInChild(); },
+      "after_fork_in_child",
+      [] {
+        MetricsAfterFork(/*in_child=*/true);
+        Dispatcher::Get().AfterForkInChild();
+      },
       "Makes the child's scheduler empty and stopped; the next wait starts it.");
   m.def(
       "stop_dispatcher", [] { Dispatcher::Get().Stop(); }, py::call_guard<py::gil_scoped_release>(),

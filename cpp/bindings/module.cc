@@ -13,4 +13,5 @@ PYBIND11_MODULE(_core, m) {
       !AddBucket(m.ptr()) || !AddCall(m.ptr()))
     throw pybind11::error_already_set();
   AddInspection(m);
+  AddMetrics(m);
 }

@@ -13,6 +13,7 @@ namespace headway::python {
 PyTypeObject* scheduler_type = nullptr;
 
 SchedulerParts::~SchedulerParts() {
+  if (errors != nullptr) TheCollector().Unregister(errors.get());
   for (const auto& [key, path] : paths) path->Unref();
   for (const auto& [client, known] : by_client) known.account->Unref();
   if (gate != nullptr) gate->Unref();
@@ -269,9 +270,9 @@ PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyOb
 }
 
 PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {
-      "request_timeout", "max_queue_size", "overflow_policy", "priorities", "accounts",
-      "prepares",        "ageing",         nullptr};
+  static const char* names[] = {"request_timeout", "max_queue_size", "overflow_policy",
+                                "priorities",      "accounts",       "prepares",
+                                "ageing",          nullptr};
   double timeout = 0;
   long long most = 0;
   const char* policy = nullptr;
@@ -364,7 +365,7 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   Waiter* waiter =
       state.scheduler().Submit(path, amounts, request.priority, now, deadline, mailbox, nullptr);
   state.Serve();
-  ++bucket->queued;
+  bucket->AddQueued(1);
   parts.blocked.emplace_back(waiter, mailbox);
   PyObject* result = nullptr;
   const bool over = Block(mailbox, waiter);
@@ -462,6 +463,29 @@ PyObject* Suspended(PyObject* object, PyObject* /*unused*/) {
   return PyLong_FromSize_t(parts.suspended + parts.blocked.size());
 }
 
+// _count_errors(label): from now on under this label.
+PyObject* CountErrors(PyObject* object, PyObject* label) {
+  SchedulerParts& parts = PartsOf(object);
+  const char* text = PyUnicode_AsUTF8(label);
+  if (text == nullptr) return nullptr;
+  if (parts.errors == nullptr) {
+    parts.errors = std::make_unique<UserCodeErrors>();
+    TheCollector().Register(text, parts.errors.get());
+  }
+  Py_RETURN_NONE;
+}
+
+// _count_error(origin): an exception of somebody else's code.
+PyObject* CountError(PyObject* object, PyObject* origin) {
+  SchedulerParts& parts = PartsOf(object);
+  const char* text = PyUnicode_AsUTF8(origin);
+  if (text == nullptr) return nullptr;
+  for (std::size_t i = 0; parts.errors != nullptr && i < kUserCodes; ++i)
+    if (UserCodeName(static_cast<UserCode>(i)) == text)
+      parts.errors->Count(static_cast<UserCode>(i));
+  Py_RETURN_NONE;
+}
+
 PyObject* NowMethod(PyObject* object, PyObject* /*unused*/) {
   const State* gate = GateOf(object);
   return gate == nullptr ? nullptr : PyLong_FromLongLong(gate->Now());
@@ -497,6 +521,8 @@ PyMethodDef methods[] = {
     {"_when_idle", &WhenIdle, METH_O, nullptr},
     {"_suspended", &Suspended, METH_NOARGS, nullptr},
     {"_reset", &Reset, METH_O, nullptr},
+    {"_count_errors", &CountErrors, METH_O, nullptr},
+    {"_count_error", &CountError, METH_O, nullptr},
     {"_now", &NowMethod, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "bindings/metrics.h"
 #include "bindings/state.h"
 
 namespace headway::python {
@@ -34,6 +35,7 @@ struct BucketObject {
   std::int64_t in_flight;
   CallObject* rooms_first;  // who waits for room in the queue, under overflow_policy="wait"
   CallObject* rooms_last;
+  BucketCounts* counts;  // null: metrics are off
   // What has happened, by how it ended.
   std::int64_t submitted;
   std::int64_t succeeded;
@@ -42,6 +44,14 @@ struct BucketObject {
   std::int64_t attempts;
 
   State& state() const { return *limiter.state; }
+  void AddQueued(int difference) {
+    queued += difference;
+    if (counts != nullptr) counts->queued.store(queued, std::memory_order_relaxed);
+  }
+  void AddInFlight(int difference) {
+    in_flight += difference;
+    if (counts != nullptr) counts->in_flight.store(in_flight, std::memory_order_relaxed);
+  }
 };
 
 enum class Overflow : std::uint8_t { kReject, kDropOldest, kWait };
@@ -72,6 +82,8 @@ struct SchedulerParts {
   std::vector<std::pair<Waiter*, Mailbox*>> blocked;
 
   static constexpr std::size_t kFewPaths = 10'000;
+
+  std::unique_ptr<UserCodeErrors> errors;  // null: metrics are off
 
   ~SchedulerParts();
   // Borrowed. `client` is None or a string; null with a Python error set.

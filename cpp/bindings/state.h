@@ -124,6 +124,10 @@ bool AddBucket(PyObject* module);
 bool AddCall(PyObject* module);
 bool AddScheduler(PyObject* module);
 void AddInspection(py::module_& m);
+void AddMetrics(py::module_& m);
+// Around a fork, for what is read without the GIL.
+void MetricsBeforeFork();
+void MetricsAfterFork(bool in_child);
 
 // New references; null with a Python error set.
 PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation,

@@ -25,7 +25,7 @@ from headway.limiter import Explanation, Limiter, LimitState
 from headway.protocols import ClassifierProtocol, ClientProtocol, StreamingResponseProtocol
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.reservation import ReservationContext, ReservationTracker
-from headway.scheduler import RateLimiterConfig
+from headway.scheduler import Account, RateLimiterConfig, Scheduler, create_scheduler
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
 from headway.types import (
     AUDIO,
@@ -47,6 +47,7 @@ __all__ = [
     "IMAGE",
     "RESOURCE_TYPES",
     "TEXT",
+    "Account",
     "BackendConnectionError",
     "BackendOperationError",
     "BaseBackend",
@@ -80,11 +81,13 @@ __all__ = [
     "ReservationTracker",
     "ResourceType",
     "ScheduleResult",
+    "Scheduler",
     "SchedulerStoppedError",
     "StreamingReservationContext",
     "StreamingResponseProtocol",
     "TooManyFailedRequestsError",
     "__version__",
+    "create_scheduler",
 ]
 
 

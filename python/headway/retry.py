@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from time import time
 from typing import final
 
@@ -98,6 +97,8 @@ def _number(text: str) -> float | None:
 
 
 def _date(text: str) -> float | None:
+    from email.utils import parsedate_to_datetime  # slow to import, and rarely needed
+
     try:
         date: datetime = parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError):

@@ -192,14 +192,14 @@ def test_every_option_has_its_default_on_its_page(options: Any) -> None:
     # Both have a batch_size: each is looked for in its own half.
     first, second = page.split("\n## StateConfig\n")
     half = first if isinstance(options, RateLimiterConfig) else second
+    rows = [line.split(" | ") for line in half.splitlines() if line.startswith("| `")]
     for field in fields(options):
-        row = next((line for line in half.splitlines() if f"| `{field.name}`" in line), None)
-        row = row or next(line for line in half.splitlines() if f", `{field.name}` |" in line)
+        shown_at = next((row[1] for row in rows if f"`{field.name}`" in row[0]), "")
         default = field.default
         shown = str(default) if isinstance(default, Enum) else json.dumps(default)
         if default is None or isinstance(default, bool):
             shown = str(default)
-        assert shown in row.split(" | ")[1].replace("`", ""), field.name
+        assert shown in shown_at.replace("`", ""), field.name
 
 
 def test_every_key_of_get_metrics_is_on_its_page() -> None:

@@ -30,11 +30,19 @@ Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8
   bool cells = false;
   for (std::size_t i = 0; i < limits.size(); ++i) {
     new (bucket->meters() + i) Slot(limits[i], wall_offset, resources[i]);
-    const Shape shape = bucket->meters()[i].meter.shape();
-    cells |= shape == Shape::kWindow || shape == Shape::kFixed;
+    cells |= bucket->meters()[i].meter.has_cells();
   }
   if (cells) bucket->calls_ = std::make_unique<Calls>();
+  bucket->SetTimed();
   return bucket;
+}
+
+void Bucket::SetTimed() {
+  bool timed = false;
+  for (int i = 0; i < size_; ++i) {
+    timed |= meter(i).has_cells() && meter(i).parameters().amount < Limit::kMaxAmount;
+  }
+  timed_.store(timed);
 }
 
 void Bucket::Unref() {
@@ -144,24 +152,25 @@ Denial Bucket::Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
   return denial;
 }
 
-// What was taken of all meters, last first.
-void Bucket::GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel) {
+// What was taken of all meters, last first. What was counted at once holds no pin in its cell.
+void Bucket::GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool untimed) {
   bool signal = false;
   const Debt debt = debt_.load();
   for (std::size_t i = taken.size(); i-- > 0;) {
     HEADWAY_PAUSE();
-    signal |= meter(static_cast<int>(i)).GiveBack(now, taken[i], taken[i].amount, debt, cancel);
+    Meter& one = meter(static_cast<int>(i));
+    signal |= one.GiveBack(now, taken[i], taken[i].amount, debt, !untimed || !one.has_cells());
   }
   if (signal) Signal();
 }
 
 bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged,
-                     bool answered, absl::Span<Taken> taken) {
+                     bool answered, bool untimed, absl::Span<Taken> taken) {
   for (std::size_t i = 0; i < taken.size(); ++i) {
     const int k = static_cast<int>(i);
-    if (meter(k).Take(now, amount(k, amounts), privileged, answered, taken[i])) continue;
-    // What was taken as answered holds no pin in its cell.
-    GiveBackAll(now, taken.first(i), /*cancel=*/!answered);
+    const bool counts_now = meter(k).has_cells() ? untimed : answered;
+    if (meter(k).Take(now, amount(k, amounts), privileged, counts_now, taken[i])) continue;
+    GiveBackAll(now, taken.first(i), untimed);
     return false;
   }
   return true;
@@ -176,7 +185,7 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
   for (;;) {
     const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/false, /*answered=*/true);
     const bool took =
-        denial.ready_at <= now && TakeAll(now, amounts, false, true, absl::MakeSpan(taken));
+        denial.ready_at <= now && TakeAll(now, amounts, false, true, true, absl::MakeSpan(taken));
     SignalIfOwed();
     if (took || denial.ready_at > now) return took;
   }
@@ -190,23 +199,25 @@ void Bucket::BeginCall(Nanos now, Reservation& out) {
 }
 
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                         bool privileged, Reservation& out, bool answered) {
+                                         bool privileged, Reservation& out, bool answered,
+                                         bool looked) {
   out.taken_.resize(static_cast<std::size_t>(size_));
   const auto taken = absl::MakeSpan(out.taken_);
+  const bool untimed = answered || (calls_ != nullptr && !timed_.load(std::memory_order_relaxed));
   // With one limit and nothing else to ask, taking is looking.
-  bool looked = size_ == 1 && calls_ == nullptr && cool_.load() == 0;
+  looked |= size_ == 1 && calls_ == nullptr && cool_.load() == 0;
   for (;;) {
     Denial denial;
     if (!looked) {
       denial = Bind(now, kNothing, amounts, privileged, answered);
       if (denial.ready_at > now ||
-          (calls_ != nullptr && !answered && HeldBack(now, amounts, denial))) {
+          (calls_ != nullptr && !untimed && HeldBack(now, amounts, denial))) {
         SignalIfOwed();
         return denial;
       }
     }
-    const bool took = TakeAll(now, amounts, privileged, answered, taken);
-    if (took) Begin(now, out, answered);
+    const bool took = TakeAll(now, amounts, privileged, answered, untimed, taken);
+    if (took) Begin(now, out, untimed);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.
@@ -233,7 +244,7 @@ Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reser
       return latest;
     }
     // Another thread was faster, and the instant is a later one; or it is none at all.
-    GiveBackAll(now, out.taken_, /*cancel=*/true);
+    GiveBackAll(now, out.taken_, /*untimed=*/false);
     for (Taken& taken : out.taken_) taken = Taken{};
     if (latest >= kUntold) return kNever;
     at = latest;
@@ -264,6 +275,7 @@ void Bucket::SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offse
     const std::lock_guard<std::mutex> lock(ChangeMutex());
     debt_.store(debt);
     signal = this->meter(meter).SetLimit(now, limit, wall_offset, debt);
+    SetTimed();
   }
   if (signal) Signal();
 }

@@ -79,9 +79,11 @@ class Bucket {
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
-  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now.
+  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now. `looked`: Look has
+  // just said that it fits.
   std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                   bool privileged, Reservation& out, bool answered = false);
+                                   bool privileged, Reservation& out, bool answered = false,
+                                   bool looked = false);
 
   // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
   // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of
@@ -160,17 +162,17 @@ class Bucket {
   const Slot* meters() const { return reinterpret_cast<const Slot*>(this + 1); }
 
   bool TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
-               absl::Span<Taken> taken);
+               bool untimed, absl::Span<Taken> taken);
   Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
               absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
   Nanos Cooled(Nanos now, bool privileged);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   void BeginCall(Nanos now, Reservation& out);
-  void Begin(Nanos now, Reservation& out, bool answered = false) {
+  void Begin(Nanos now, Reservation& out, bool untimed = false) {
     out.bucket_ = this;
     out.admitted_at_ = now;
-    if (answered) {
-      out.BeginAnswered();
+    if (untimed) {
+      out.untimed_ = true;
     } else if (calls_ != nullptr) {
       BeginCall(now, out);
     }
@@ -183,7 +185,8 @@ class Bucket {
   }
   void SignalOwed();
 
-  void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool cancel);
+  void SetTimed();
+  void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool untimed);
 
   // In this order, and `touched` before, they leave no gaps.
   std::atomic<Debt> debt_{Debt::kAbsolute};
@@ -193,6 +196,9 @@ class Bucket {
   std::atomic<std::uint64_t> cool_{0};
   WaiterSignal* const signal_;
   std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
+  // Whether one of those is a limit indeed. One that is not known yet (of kMaxAmount) refuses
+  // nobody, so nobody need ask when its requests were answered.
+  std::atomic<bool> timed_{false};
 };
 
 }  // namespace headway

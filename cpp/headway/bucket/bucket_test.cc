@@ -276,6 +276,34 @@ TEST(Bucket, TheLastCallOfAFirstBurstWaitsUntilTheOthersAreBack) {
   EXPECT_FALSE(Reserve(bucket, kNow + kSecond, {1}, calls[2]));
 }
 
+TEST(Bucket, ALimitThatIsLearntLaterFindsWhatWasUsed) {
+  Counted bucket({Make(Shape::kWindow, Limit::kMaxAmount)}, {0});
+  // Nobody is held back, nobody is asked when it was answered.
+  std::vector<std::unique_ptr<Reservation>> calls;
+  for (int i = 0; i < 8; ++i) {
+    calls.push_back(std::make_unique<Reservation>());
+    ASSERT_FALSE(Reserve(bucket, kNow, Amounts{i < 4 ? 2 : 1}, *calls.back()));
+  }
+  EXPECT_FALSE(calls[0]->ExpiresInTime());
+  EXPECT_TRUE(calls[0]->Cancel(kNow));
+  EXPECT_TRUE(calls[1]->Settle(kNow, Amounts{0}));
+  EXPECT_TRUE(calls[2]->Sent(kNow, 0));
+  EXPECT_TRUE(calls[2]->Answered(kNow, false));
+  EXPECT_EQ(bucket->Used(0, kNow), 8);
+  bucket->SetLimit(kNow, 0, Make(Shape::kWindow, 10), 0, Debt::kAbsolute);
+  Reservation fits;
+  Reservation more;
+  EXPECT_FALSE(Reserve(bucket, kNow + kSecond, Amounts{1}, fits));
+  EXPECT_TRUE(Reserve(bucket, kNow + kSecond, Amounts{2}, more));
+  // Those that are still out leave a window after their admission, ended or not.
+  EXPECT_TRUE(calls[3]->Cancel(kNow + kSecond));
+  EXPECT_EQ(bucket->Used(0, kNow + kSecond), 7);
+  EXPECT_TRUE(fits.Answered(kNow + 2 * kSecond, false));
+  EXPECT_EQ(bucket->Used(0, kNow + 11 * kSecond), 1);
+  for (const auto& call : calls) call->Settle(kNow + 12 * kSecond, {});
+  EXPECT_EQ(bucket->Used(0, kNow + 13 * kSecond), 0);
+}
+
 TEST(Reservation, GoesFromHeldToSentToAnsweredToEndedOnce) {
   Counted bucket(Make(Shape::kWindow, 10));
   Reservation r;

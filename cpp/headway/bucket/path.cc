@@ -14,7 +14,7 @@ Path::~Path() {
 }
 
 std::optional<Refusal> Path::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                        bool privileged, Reservation& out) const {
+                                        bool privileged, Reservation& out, bool looked) const {
   Bucket* const limits = this->limits();
   if (gate_ != nullptr && !gate_->TryEnter(now, privileged))
     return Refusal{Denial{0, kUntold}, gate_};
@@ -29,8 +29,9 @@ std::optional<Refusal> Path::TryReserve(Nanos now, absl::Span<const std::int64_t
     }
   }
   HEADWAY_PAUSE();
-  if (const auto denial = bucket_->TryReserve(now, amounts, privileged, out)) {
-    if (of_account != nullptr) of_account->Undo(now);
+  if (const auto denial =
+          bucket_->TryReserve(now, amounts, privileged, out, /*answered=*/false, looked)) {
+    if (of_account != nullptr) of_account->Cancel(now);
     if (gate_ != nullptr) gate_->Leave(now);
     return Refusal{*denial, bucket_};
   }

@@ -80,9 +80,10 @@ class Path {
   Bucket* limits() const { return account_ == nullptr ? nullptr : account_->limits(); }
 
   // Takes the amounts (by resource, one numbering for all of the path) into `out` (fresh), or says
-  // why not. `privileged` is for the scheduler alone: it may pass those who wait.
+  // why not. `privileged` is for the scheduler alone: it may pass those who wait. `looked`: Look
+  // has just said that it fits.
   std::optional<Refusal> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
-                                    bool privileged, Reservation& out) const;
+                                    bool privileged, Reservation& out, bool looked = false) const;
 
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits). Look leaves out
   // the gate.

@@ -8,9 +8,13 @@
 
 namespace headway {
 
+Calls* Reservation::calls() const {
+  return bucket_ == nullptr || untimed_ ? nullptr : bucket_->calls_.get();
+}
+
 bool Reservation::Sent(Nanos now, Nanos network_delay) {
   if (bucket_ == nullptr) return false;
-  Calls* calls = bucket_->calls_.get();
+  Calls* calls = this->calls();
   const bool marks = network_delay >= 0 && calls != nullptr;
   std::uint8_t held = 0;
   if (!state_.compare_exchange_strong(held, marks ? kSent | kMarking : kSent)) return false;
@@ -25,9 +29,12 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
   }
   const Nanos counted_by = now + std::max(network_delay, Calls::kLeastNetworkDelay);
   if (!marks) {
-    for (int i = 0; i < bucket_->size(); ++i)
+    for (int i = 0; i < bucket_->size(); ++i) {
+      // A cell that it was only counted in is not its to move.
+      if (untimed_ && bucket_->meter(i).has_cells()) continue;
       if (bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by))
         bucket_->Signal();
+    }
     return true;
   }
   bool signal = calls->SawTransport();
@@ -56,8 +63,8 @@ bool Reservation::Answered(Nanos now, bool refused) {
 }
 
 void Reservation::TellAnswered(bool refused) {
-  if (bucket_->calls_ == nullptr) return;
-  Calls& calls = *bucket_->calls_;
+  if (this->calls() == nullptr) return;
+  Calls& calls = *this->calls();
   const Nanos answered_at = answered_at_.load();
   const Nanos counted_by = counted_by_.load();
   const bool pinned = counted_by == kNever;
@@ -89,7 +96,7 @@ void Reservation::TellAnswered(bool refused) {
 
 bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
   if (bucket_ == nullptr) return false;
-  if (bucket_->calls_ == nullptr) {
+  if (calls() == nullptr) {
     // Nobody asks when it was answered, so all of it is said at once.
     if ((state_.exchange(kSent | kAnswered | kEnded) & kEnded) != 0) return false;
   } else {
@@ -125,16 +132,9 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
   return true;
 }
 
-bool Reservation::Undo(Nanos now) {
-  absl::InlinedVector<std::int64_t, 4> nothing;
-  for (int i = 0; bucket_ != nullptr && i < bucket_->size(); ++i)
-    nothing.resize(std::max(nothing.size(), static_cast<std::size_t>(bucket_->resource(i)) + 1));
-  return Cancel(now) || Settle(now, nothing);
-}
-
 bool Reservation::ExpiresInTime() const {
   if (ended() || bucket_ == nullptr) return false;
-  return bucket_->calls_ != nullptr || (of_account_ != nullptr && of_account_->ExpiresInTime());
+  return calls() != nullptr || (of_account_ != nullptr && of_account_->ExpiresInTime());
 }
 
 bool Reservation::Cancel(Nanos now) {
@@ -143,13 +143,16 @@ bool Reservation::Cancel(Nanos now) {
     return false;
   HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
-  bool signal = bucket_->calls_ != nullptr && bucket_->calls_->End(/*answered=*/false);
+  bool signal = calls() != nullptr && calls()->End(/*answered=*/false);
   for (int i = bucket_->size() - 1; i >= 0; --i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
-    signal |= bucket_->meter(i).GiveBack(now, taken, taken.amount, debt, /*cancel=*/true);
+    Meter& meter = bucket_->meter(i);
+    // An untimed one holds no pin in its cell that could end.
+    const bool cancel = !untimed_ || !meter.has_cells();
+    signal |= meter.GiveBack(now, taken, taken.amount, debt, cancel);
   }
   if (signal) bucket_->Signal();
-  if (of_account_ != nullptr) of_account_->Undo(now);
+  if (of_account_ != nullptr) of_account_->Cancel(now);
   if (gate_ != nullptr) gate_->Leave(now);
   return true;
 }

@@ -54,10 +54,6 @@ class Reservation {
   // Ends it as if it had never been. Only before `Sent`.
   bool Cancel(Nanos now);
 
-  // Ends it, giving everything back, even where `Answered` has been said already: for limits that
-  // nobody but the caller counts.
-  bool Undo(Nanos now);
-
   // What was entered and reserved together with it ends with it. Once, before anybody else sees it.
   void Attach(Bucket* gate, std::unique_ptr<Reservation> of_account) {
     gate_ = gate;
@@ -86,7 +82,8 @@ class Reservation {
   static constexpr std::uint8_t kMarking = 8;   // Sent is telling the meters
   static constexpr std::uint8_t kRefused = 16;  // with kAnswered
 
-  void BeginAnswered() { state_.store(kSent | kAnswered, std::memory_order_relaxed); }
+  // What its bucket's calls tell, where that is asked.
+  Calls* calls() const;
   // Tells the meters of an answer at `answered_at_`.
   void TellAnswered(bool refused);
 
@@ -100,6 +97,7 @@ class Reservation {
   std::atomic<Nanos> answered_at_{0};
   absl::InlinedVector<Taken, 2> taken_;  // by meter
   Bucket* gate_ = nullptr;
+  bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
   std::unique_ptr<Reservation> of_account_;
 };
 

@@ -67,6 +67,8 @@ class Meter {
   Meter& operator=(const Meter&) = delete;
 
   Shape shape() const { return shape_; }
+  // Whether it counts in cells: `window` and `fixed` (an unknown shape is kept as `window`).
+  bool has_cells() const { return shape_ == Shape::kWindow || shape_ == Shape::kFixed; }
   Parameters parameters() const;
 
   // When `amount` would fit if nothing else happened: `now` or earlier means that it fits now;

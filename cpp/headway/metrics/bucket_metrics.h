@@ -82,7 +82,7 @@ class BucketMetrics {
   }
   // From submission to admission.
   void ObserveWait(Nanos wait) { kWait.Observe(counters_, wait); }
-  // From the instant at which an admission was due to its hand-over.
+  // From an admission until whoever has waited for it goes on.
   void ObserveLateness(Nanos lateness) { kLateness.Observe(counters_, lateness); }
 
   // How many requests have ended.

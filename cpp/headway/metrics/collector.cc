@@ -245,7 +245,7 @@ std::vector<MetricFamily> Collector::Collect() const {
   };
   histogram(BucketMetrics::kWait, "headway_wait_seconds", "From submission to admission.");
   histogram(BucketMetrics::kLateness, "headway_lateness_seconds",
-            "From the instant at which an admission was due to its hand-over.");
+            "From an admission until whoever has waited for it goes on.");
 
   Family depth(MetricType::Gauge, "headway_queue_depth", "Requests that wait for admission.");
   Family in_flight(MetricType::Gauge, "headway_in_flight", "Calls that are out.");

@@ -131,7 +131,7 @@ headway_wait_seconds_bucket{scheduler="main",bucket="gpt \"4\"",le="600"} 2
 headway_wait_seconds_bucket{scheduler="main",bucket="gpt \"4\"",le="1800"} 2
 headway_wait_seconds_bucket{scheduler="main",bucket="gpt \"4\"",le="3600"} 2
 headway_wait_seconds_bucket{scheduler="main",bucket="gpt \"4\"",le="+Inf"} 3
-# HELP headway_lateness_seconds From the instant at which an admission was due to its hand-over.
+# HELP headway_lateness_seconds From an admission until whoever has waited for it goes on.
 # TYPE headway_lateness_seconds histogram
 headway_lateness_seconds_count{scheduler="main",bucket="gpt \"4\""} 1
 headway_lateness_seconds_sum{scheduler="main",bucket="gpt \"4\""} 6e-05

@@ -241,7 +241,8 @@ std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& wait
   if (gate != nullptr && !gate->empty() && !queue.turn)
     return Refusal{Denial{0, kUntold}, path->gate()};
   for (;;) {
-    const auto refusal = path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
+    const auto refusal =
+        path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_, /*looked=*/true);
     if (!refusal || refusal->by != path->gate()) return refusal;
     // Looked at with the flag set: whoever leaves from now on signals.
     if (gate != nullptr) {

@@ -38,7 +38,8 @@ class Fading(Generic[K, V]):
         else:
             fades = now + max(0.0, ttl)
         self._entries[key] = (value, fades)
-        for old in [each for each, _ in zip(self._entries, range(_LOOKS), strict=False)]:
+        for _ in range(min(_LOOKS, len(self._entries))):
+            old = next(iter(self._entries))
             if self._entries[old][1] > now:
                 break
             del self._entries[old]

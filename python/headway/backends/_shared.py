@@ -140,6 +140,7 @@ class Shared(Remembered):
             self._states.put(key, kept | {"is_verified": True} if verified else kept, now)
 
     def _state(self, key: str, now: float) -> dict[str, Any] | None:
+        self._held.expire(now)
         stored = self._states.get(key, now)
         words = self._words.peek(key, now, self._held.is_open)
         if words is None or (words.hidden and stored is None):

@@ -15,6 +15,7 @@ from headway.scheduler.create import create_scheduler
 from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.scheduler import Scheduler
 from headway.types import QueuedRequest, ScheduleResult
+from headway.views import RateLimitState, StateManager, StateType
 
 __all__ = [
     "Account",
@@ -23,12 +24,15 @@ __all__ = [
     "Handle",
     "Preview",
     "QueuedRequest",
+    "RateLimitState",
     "RateLimiterConfig",
     "ScheduleResult",
     "Scheduler",
     "SchedulerMode",
     "SchedulingStrategy",
     "StateConfig",
+    "StateManager",
+    "StateType",
     "create_scheduler",
 ]
 

@@ -1,7 +1,7 @@
 """What the result of a call, or its exception, says: status, headers, body, usage.
 
-The call is the user's own, so what it gives may be anything: a client's response, an SDK's object or
-exception, a dict. Looking never raises, whatever a property of such an object does.
+The call is the user's own, so what it gives may be anything: a client's response, an SDK's object
+or exception, a dict. Looking never raises, whatever a property of such an object does.
 """
 
 from __future__ import annotations

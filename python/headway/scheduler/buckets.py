@@ -36,12 +36,6 @@ class Bucket(_core.BucketCore):
     breaker: Breaker
     stated: dict[int, int]
 
-    def __new__(
-        cls, scheduler: _core.SchedulerCore, limiter: _core.LimiterCore, name: str
-    ) -> Bucket:
-        """See BucketCore."""
-        return super().__new__(cls, scheduler, limiter, name)
-
     def limits(self) -> list[Limit]:
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
@@ -78,6 +72,7 @@ class Buckets:
     """Makes and finds them. Guarded by the GIL: each verb is a few dictionary steps.
 
     ratio: what part of every rate limit is used. multiplier: of every rate limit, for tests.
+    label: of the scheduler in metrics; None: none are kept.
     """
 
     def __init__(
@@ -89,6 +84,7 @@ class Buckets:
         ratio: float,
         multiplier: float,
         limited: bool,
+        label: str | None,
         most_failures: int,
         failure_window: float,
     ) -> None:
@@ -98,6 +94,7 @@ class Buckets:
         self._ratio = ratio
         self._multiplier = multiplier
         self._limited = limited
+        self._label = label
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
@@ -169,11 +166,11 @@ class Buckets:
     def _make(self, bucket_id: str) -> Bucket:
         if not self._limited:
             words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
-            return self._dress(Bucket(self._scheduler, words, bucket_id), {})
+            return self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         given = self._given.get(bucket_id, self._given.get(None, []))
         used = [self.used_part(limit) for limit in given]
         words = self._backend.make_words(bucket_id, used)
-        bucket = Bucket(self._scheduler, words, bucket_id)
+        bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         stated = {}
         for place, limit in enumerate(_core.limits(words)):
             for own, before in zip(used, given, strict=True):

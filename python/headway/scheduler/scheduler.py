@@ -25,6 +25,7 @@ from headway.errors import (
     RequestTimeoutError,
 )
 from headway.limiter import Explanation, explain
+from headway.metrics import publish
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.retry import RetryBudget, told_wait
 from headway.scheduler.accounts import Account, read_accounts
@@ -98,7 +99,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.state_config = state_config
         self._retry_on = tuple(retry_on)
         self._circuit_breaker: Any = None
-        self._user_code = UserCode()
+        self._user_code = UserCode(self._count_error)
         self._budget = RetryBudget()
         self._chores = Chores()
         self._events: Counter[str] = Counter()
@@ -117,12 +118,17 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             ratio=config.rate_limit_buffer_ratio,
             multiplier=multiplier,
             limited=config.enable_rate_limiting,
+            label=self._label() if self.metrics_enabled else None,
             most_failures=config.max_failures,
             failure_window=config.failure_window,
         )
         self._find = Routes(
             self._routes, self._buckets, self.provider, self._user_code, self._provider_name
         )
+        self._server: _core.MetricsServer | None = None
+        if self.metrics_enabled:
+            self._count_errors(self._label())
+            publish()
         self._failed_refreshes = 0
         self._refreshed_at: float | None = None
         self._apply_options()
@@ -147,6 +153,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if clock is not None and chosen.clock is not clock:
             raise ConfigurationError("clock: must be that of the backend")
         return chosen
+
+    def _label(self) -> str:
+        """What it is called in metrics."""
+        namespace = getattr(self.state_config, "namespace", None)
+        return namespace if isinstance(namespace, str) else "default"
 
     def _apply_options(self) -> None:
         config = self.config
@@ -178,7 +189,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     @property
     def circuit_breaker(self) -> Any:
-        """The user's own, whose `async can_execute(model_id)` is asked for each request; or None."""
+        """The user's own; its `async can_execute(model_id)` is asked for each request. Or None."""
         return self._circuit_breaker
 
     @circuit_breaker.setter
@@ -218,7 +229,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise
 
     def start_sync(self) -> None:
-        """As `start`, from a thread; the provider's methods run on a loop of the scheduler's own."""
+        """As `start`, from a thread; the provider's methods run on a loop of its own."""
         if self._runs:
             return
         if _in_loop():
@@ -244,6 +255,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                     "enable_graceful_degradation is off"
                 )
             self._chores.start(self._keep_refreshing)
+        config = self.config
+        if config.start_prometheus_server and self._server is None:
+            self._server = _core.MetricsServer(config.prometheus_host, config.prometheus_port)
+            _logger.info(
+                "metrics at http://%s:%d/metrics", config.prometheus_host, self._server.port
+            )
         self._run(True)
 
     async def _on_start(self) -> None:
@@ -344,18 +361,26 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                 await self.backend.stop()
         except Exception as error:  # it has stopped; what the backend says of it is for the log
             self._user_code.note("stop of backend", error)
+        self._close_server()
         await self._on_stop()
+
+    def _close_server(self) -> None:
+        server = self._server
+        self._server = None
+        if server is not None:
+            server.close()
 
     def _after_fork(self) -> None:
         """In the child: stopped, empty, and with nothing of its parent's."""
         self._reset(self.config.max_concurrent_executions)
+        self._close_server()
         self._lock = threading.Lock()
         self._idle = _Idle()
         self._when_idle(self._idle.tell)
         self._chores.forget()
         self._buckets.forget_all()
         self.backend.after_fork()
-        self._user_code = UserCode()
+        self._user_code = UserCode(self._count_error)
         self._find = Routes(
             self._routes, self._buckets, self.provider, self._user_code, self._provider_name
         )
@@ -498,7 +523,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     async def _ask_breaker(self, breaker: Any, metadata: Any) -> None:
         from headway.errors import TooManyFailedRequestsError
 
-        origin = f"can_execute of circuit_breaker {type(breaker).__name__!r}"
+        origin = f"can_execute of callback {type(breaker).__name__!r}"
         try:
             allowed = await self._user_code.call(origin, breaker.can_execute, metadata.model_id)
         except ProviderError:

@@ -28,7 +28,9 @@ PATIENCE = 30.0
 class UserCode:
     """Calls it, for one scheduler. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[str], object]) -> None:
+        """count: is told whose code has raised: provider, classifier, request and so on."""
+        self._count = count
         self.errors: Counter[str] = Counter()
         self._told: set[tuple[str, str]] = set()
         self._threads = Threads(8, "headway-user")
@@ -70,7 +72,9 @@ class UserCode:
 
     def note(self, origin: str, error: BaseException) -> None:
         """Counts what `origin` has raised; the first of each kind is logged."""
-        self.errors[origin.partition(" of ")[2].partition(" ")[0] or origin] += 1
+        whose = origin.partition(" of ")[2].partition(" ")[0]
+        self.errors[whose] += 1
+        self._count(whose)
         kind = (origin, type(error).__name__)
         with self._lock:
             if kind in self._told:

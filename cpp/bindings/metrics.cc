@@ -1,0 +1,192 @@
+// bindings/metrics.cc: counters of buckets, and the ways out to Prometheus.
+#include "bindings/metrics.h"
+
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "headway/metrics/exposer.h"
+#include "prometheus/text_serializer.h"
+
+namespace headway::python {
+
+namespace {
+
+// The server refers to it weakly, so this owns it, for as long as the process lives.
+const std::shared_ptr<Collector>& SharedCollector() {
+  static const auto* collector = new std::shared_ptr<Collector>(std::make_shared<Collector>());
+  return *collector;
+}
+
+// "500 requests/min bucket burst 10" is "requests/min": amounts change, names must not.
+std::string NameOf(const Limit& limit) {
+  const std::string text = limit.Format();
+  const std::size_t begin = text.find(' ') + 1;
+  return text.substr(begin, text.find(' ', begin) - begin);
+}
+
+// All exposers that are open, for the child of a fork.
+std::set<Exposer*>& Exposers() {
+  static auto* exposers = new std::set<Exposer*>;
+  return *exposers;
+}
+
+class Server {
+ public:
+  Server(const std::string& host, int port) {
+    const py::gil_scoped_release released;
+    exposer_ = std::make_unique<Exposer>(SharedCollector(), host, port);
+  }
+  ~Server() { Close(); }
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  void Open() { Exposers().insert(exposer_.get()); }
+  int Port() const { return exposer_ == nullptr ? 0 : exposer_->port(); }
+  void Close() {
+    if (exposer_ == nullptr) return;
+    std::unique_ptr<Exposer> closing = std::move(exposer_);
+    if (Exposers().erase(closing.get()) == 0) {
+      // In a child of a fork: the threads that it would wait for are the parent's.
+      static_cast<void>(closing.release());
+      return;
+    }
+    const py::gil_scoped_release released;
+    closing.reset();
+  }
+
+ private:
+  std::unique_ptr<Exposer> exposer_;
+};
+
+const char* KindOf(prometheus::MetricType type) {
+  switch (type) {
+    case prometheus::MetricType::Counter:
+      return "counter";
+    case prometheus::MetricType::Gauge:
+      return "gauge";
+    case prometheus::MetricType::Histogram:
+      return "histogram";
+    default:
+      return "untyped";
+  }
+}
+
+std::vector<prometheus::MetricFamily> Gather() {
+  const py::gil_scoped_release released;
+  return TheCollector().Collect();
+}
+
+// [(name, kind, help, [(labels, value)])], where a histogram's value is ([(bound, count)], sum,
+// count).
+py::list Collected() {
+  py::list families;
+  for (const prometheus::MetricFamily& family : Gather()) {
+    py::list samples;
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      py::dict labels;
+      for (const auto& label : metric.label) labels[py::str(label.name)] = label.value;
+      py::object value;
+      if (family.type == prometheus::MetricType::Histogram) {
+        py::list buckets;
+        for (const auto& bucket : metric.histogram.bucket)
+          buckets.append(py::make_tuple(bucket.upper_bound, bucket.cumulative_count));
+        value = py::make_tuple(buckets, metric.histogram.sample_sum, metric.histogram.sample_count);
+      } else {
+        value = py::float_(family.type == prometheus::MetricType::Counter ? metric.counter.value
+                                                                          : metric.gauge.value);
+      }
+      samples.append(py::make_tuple(labels, value));
+    }
+    families.append(py::make_tuple(family.name, KindOf(family.type), family.help, samples));
+  }
+  return families;
+}
+
+}  // namespace
+
+Collector& TheCollector() { return *SharedCollector(); }
+
+BucketCounts::BucketCounts(const std::string& scheduler, const std::string& bucket, State& state)
+    : state_(state),
+      resources_(state.resources),
+      metrics_(static_cast<std::size_t>(state.bucket->size()), state.resources.size()) {
+  for (const Limit& limit : state.limits) limits_.push_back(NameOf(limit));
+  TheCollector().Register(scheduler, bucket, this);
+}
+
+BucketCounts::~BucketCounts() { TheCollector().Unregister(this); }
+
+std::string BucketCounts::LimitName(std::size_t limit) const {
+  // What is not known yet has no name yet.
+  const bool known =
+      state_.bucket->meter(static_cast<int>(limit)).parameters().amount < Limit::kMaxAmount;
+  return known ? limits_[limit] : "";
+}
+
+BucketGauges BucketCounts::Gauges() const {
+  BucketGauges gauges;
+  gauges.queue_depth = queued.load(std::memory_order_relaxed);
+  gauges.in_flight = in_flight.load(std::memory_order_relaxed);
+  const Nanos now = state_.Now();
+  for (int i = 0; i < state_.bucket->size(); ++i) {
+    const std::int64_t capacity = state_.bucket->meter(i).Capacity();
+    const std::int64_t used = state_.bucket->Used(i, now);
+    const auto meter = static_cast<std::size_t>(i);
+    gauges.rooms.push_back({LimitName(meter),
+                            resources_[static_cast<std::size_t>(state_.bucket->resource(i))],
+                            static_cast<double>(std::max<std::int64_t>(0, capacity - used)),
+                            static_cast<double>(capacity)});
+  }
+  return gauges;
+}
+
+void BucketCounts::Reserved(absl::Span<const std::int64_t> amounts) {
+  for (std::size_t r = 0; r < amounts.size(); ++r)
+    metrics_.CountUnits(UnitEvent::kReserved, r, amounts[r]);
+}
+
+void BucketCounts::Ended(absl::Span<const std::int64_t> amounts,
+                         absl::Span<const std::int64_t> actual) {
+  for (std::size_t r = 0; r < amounts.size(); ++r) {
+    const std::int64_t used = r < actual.size() && actual[r] >= 0 ? actual[r] : amounts[r];
+    metrics_.CountUnits(UnitEvent::kSettled, r, used);
+    metrics_.CountUnits(UnitEvent::kRefunded, r, amounts[r] - used);
+  }
+}
+
+void BucketCounts::Cancelled(absl::Span<const std::int64_t> amounts) {
+  for (std::size_t r = 0; r < amounts.size(); ++r)
+    metrics_.CountUnits(UnitEvent::kRefunded, r, amounts[r]);
+}
+
+void AddMetrics(py::module_& m) {
+  py::class_<Server>(m, "MetricsServer",
+                     "MetricsServer(host, port): serves /metrics from threads of its own, without "
+                     "the GIL. port 0 takes a free one. OSError where the address is taken.")
+      .def(py::init([](const std::string& host, int port) {
+             auto server = std::make_unique<Server>(host, port);
+             server->Open();
+             return server;
+           }),
+           py::arg("host"), py::arg("port"))
+      .def_property_readonly("port", &Server::Port, "The port that it listens on; 0: closed.")
+      .def("close", &Server::Close, "Closes the port.");
+  m.def("collect_metrics", &Collected, "What all buckets have counted, family by family.");
+  m.def(
+      "metrics_text", [] { return prometheus::TextSerializer().Serialize(Gather()); },
+      "The same in Prometheus's text format.");
+}
+
+void MetricsBeforeFork() { TheCollector().Lock(); }
+void MetricsAfterFork(bool in_child) {
+  TheCollector().Unlock();
+  if (!in_child) return;
+  for (Exposer* exposer : Exposers()) exposer->CloseInChild();
+  Exposers().clear();
+}
+
+}  // namespace headway::python
