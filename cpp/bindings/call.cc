@@ -75,7 +75,7 @@ PyObject* str_judge = nullptr;
 PyObject* str_overflow = nullptr;
 PyObject* str_dropped = nullptr;
 PyObject* str_metadata_names[4];  // model_id, resource_type, requires_model, client_id
-PyObject* str_interesting[6];
+PyObject* str_interesting[9];
 PyObject* str_usage = nullptr;
 PyObject* str_response_headers = nullptr;
 PyObject* str_throw = nullptr;
@@ -83,6 +83,7 @@ PyObject* str_close = nullptr;
 PyObject* str_cancel = nullptr;
 PyObject* str_call_later = nullptr;
 PyObject* str_expire = nullptr;
+PyObject* str_wake = nullptr;
 PyObject* cancelled_error = nullptr;
 PyObject* current_task = nullptr;
 
@@ -378,6 +379,18 @@ int Launch(CallObject* self, Nanos now) {
   return kGoOn;  // where that raised, the next step finds it
 }
 
+// Has the loop call one of our methods after so long.
+bool CallLater(CallObject* self, Nanos wait, PyObject* method) {
+  PyObject* callback = PyObject_GetAttr(Object(self), method);
+  PyObject* seconds = callback == nullptr ? nullptr : PyFloat_FromDouble(Seconds(wait));
+  if (seconds != nullptr)
+    self->timer =
+        PyObject_CallMethodObjArgs(self->loop, str_call_later, seconds, callback, nullptr);
+  Py_XDECREF(seconds);
+  Py_XDECREF(callback);
+  return self->timer != nullptr;
+}
+
 // There is no room in the queue: rejects, makes room, or waits for it.
 int Overflowed(CallObject* self, Nanos now, PyObject** result) {
   SchedulerParts& parts = *self->scheduler->parts;
@@ -401,6 +414,10 @@ int Overflowed(CallObject* self, Nanos now, PyObject** result) {
   (self->bucket->rooms_last != nullptr ? self->bucket->rooms_last->next_room
                                        : self->bucket->rooms_first) = self;
   self->bucket->rooms_last = self;
+  if (self->deadline != kNever) {
+    const Nanos left = std::max<Nanos>(0, self->submitted + self->deadline - now);
+    if (!CallLater(self, left, str_wake)) return Fail(self);
+  }
   return Yield(self, future, result);
 }
 
@@ -408,12 +425,16 @@ int Admit(CallObject* self, PyObject** result) {
   SchedulerParts& parts = *self->scheduler->parts;
   BucketObject* bucket = self->bucket;
   State& state = bucket->state();
-  if (self->attempt == 0) {
-    if (!ReadMetadata(self)) return Fail(self);
+  if (self->path == nullptr) {
     ++bucket->submitted;
+    if (!ReadMetadata(self)) return Fail(self);
   }
   if (bucket->guarded != 0 && !Guard(self, Py_None)) return FailAs(self, RequestOutcome::kBreaker);
   const Nanos now = state.Now();
+  if (self->deadline != kNever && now - self->submitted > self->deadline) {
+    RaiseDeadline(self->deadline, kUntold);
+    return FailAs(self, RequestOutcome::kDeadline);
+  }
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
@@ -467,10 +488,16 @@ int Waited(CallObject* self, PyObject** result) {
     return FailAs(self, RequestOutcome::kStopped);
   }
   if (self->phase == Phase::kRoom) {
+    if (!self->has_room && self->deadline != kNever &&
+        self->bucket->state().Now() - self->submitted >= self->deadline) {
+      RaiseDeadline(self->deadline, kUntold);
+      return FailAs(self, RequestOutcome::kDeadline);
+    }
     if (!self->has_room) {
       if (!MarkYielded(self->wait.future)) return Fail(self);
       return Yield(self, Py_NewRef(self->wait.future), result);
     }
+    CancelTimer(self);
     Py_CLEAR(self->wait.future);
     self->phase = Phase::kAdmitting;
     return kGoOn;
@@ -515,18 +542,11 @@ int Waited(CallObject* self, PyObject** result) {
   return Launch(self, at);
 }
 
-// It suspends for the first time in this attempt: from now on its time is bounded.
+// It suspends for the first time in this attempt: from now on its time is bounded. What it took so
+// far is seen as nothing: it has not suspended in it.
 bool ArmTimer(CallObject* self) {
   if (self->timeout == kNever || self->timer != nullptr) return true;
-  PyObject* expire = PyObject_GetAttr(Object(self), str_expire);
-  if (expire == nullptr) return false;
-  // What it took so far is seen as nothing: it has not suspended in it.
-  PyObject* seconds = PyFloat_FromDouble(Seconds(self->timeout));
-  if (seconds != nullptr)
-    self->timer = PyObject_CallMethodObjArgs(self->loop, str_call_later, seconds, expire, nullptr);
-  Py_XDECREF(seconds);
-  Py_DECREF(expire);
-  return self->timer != nullptr;
+  return CallLater(self, self->timeout, str_expire);
 }
 
 bool KnowTask(CallObject* self) {
@@ -1148,6 +1168,9 @@ bool AddCall(PyObject* module) {
   str_interesting[3] = intern("usage");
   str_interesting[4] = intern("response");
   str_interesting[5] = intern("cached_rate_limit_headers");
+  str_interesting[6] = intern("status");
+  str_interesting[7] = intern("_headers");
+  str_interesting[8] = intern("__pydantic_private__");
   str_usage = intern("usage");
   str_response_headers = intern("_response_headers");
   str_throw = intern("throw");
@@ -1155,6 +1178,7 @@ bool AddCall(PyObject* module) {
   str_cancel = intern("cancel");
   str_call_later = intern("call_later");
   str_expire = intern("_expire");
+  str_wake = intern("_wake");
   PyObject* asyncio = PyImport_ImportModule("asyncio");
   if (asyncio == nullptr) return false;
   cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");

@@ -349,6 +349,8 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   State& state = bucket->state();
   const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
   const Nanos now = state.Now();
+  if (request.deadline != kNever && now - submitted > request.deadline)
+    return RaiseDeadline(request.deadline, kUntold);
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
       path->TryReserve(now, amounts, /*privileged=*/false, *reservation);
@@ -365,8 +367,10 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   const Nanos deadline = request.deadline == kNever ? kNever : submitted + request.deadline;
   path->Ref();
   Py_INCREF(bucket);
+  // A retry has waited for its turn before.
+  const std::int32_t priority = retry != 0 ? request.priority + 1 : request.priority;
   Waiter* waiter =
-      state.scheduler().Submit(path, amounts, request.priority, now, deadline, mailbox, nullptr);
+      state.scheduler().Submit(path, amounts, priority, now, deadline, mailbox, nullptr);
   state.Serve();
   bucket->AddQueued(1);
   parts.blocked.emplace_back(waiter, mailbox);
@@ -436,8 +440,7 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
   const absl::Span<const std::int64_t> amounts(request.amounts, resources);
   Denial estimate{0, kNever};
   if (path->EverFits(amounts))
-    estimate = state.scheduler().Estimate(*state.bucket, path->account(), now, request.priority,
-                                          ahead, amounts);
+    estimate = state.scheduler().Estimate(*path, now, request.priority, ahead, amounts);
   state.Serve();
   PyObject* wait = estimate.ready_at == kNever ? PyFloat_FromDouble(Py_HUGE_VAL)
                    : estimate.ready_at >= kUntold
@@ -647,6 +650,10 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
          read(str_cost, [&](PyObject* value) { return ReadCost(bucket, value, out); }) &&
          read(str_priority,
               [&](PyObject* value) {
+                if (PyBool_Check(value) || PyIndex_Check(value) == 0) {
+                  PyErr_Format(PyExc_TypeError, "priority %R: must be a whole number (int)", value);
+                  return false;
+                }
                 int overflow = 0;
                 const long long priority = PyLong_AsLongLongAndOverflow(value, &overflow);
                 if (priority == -1 && PyErr_Occurred() != nullptr) return false;

@@ -66,10 +66,15 @@ class Exchange {
     return accounts_.back();
   }
 
-  Waiter* Submit(Nanos now, Bucket* bucket, Account* account, std::int64_t tokens,
-                 std::int32_t priority = 0, Nanos deadline = kNever) {
+  const Path* PathOf(Bucket* bucket, Account* account) {
     const Path*& path = paths_[{bucket, account}];
     if (path == nullptr) path = new Path(bucket, gate, account);
+    return path;
+  }
+
+  Waiter* Submit(Nanos now, Bucket* bucket, Account* account, std::int64_t tokens,
+                 std::int32_t priority = 0, Nanos deadline = kNever) {
+    const Path* path = PathOf(bucket, account);
     const Amounts amounts = {1, tokens, 1};
     waiters_.push_back(scheduler.Submit(path, amounts, priority, now, deadline, mailbox, nullptr));
     return waiters_.back();
@@ -340,8 +345,8 @@ TEST(Accounts, AnEstimateCountsOthersByTheirWeightOnly) {
   for (int i = 0; i < 1'000; ++i) x.Submit(kStart, bucket, flood, 0);
   x.Serve(kStart);
   const Amounts one = {1, 0, 1};
-  const Denial behind = x.scheduler.Estimate(*bucket, flood, kStart, 0, {}, one);
-  const Denial beside = x.scheduler.Estimate(*bucket, light, kStart, 0, {}, one);
+  const Denial behind = x.scheduler.Estimate(*x.PathOf(bucket, flood), kStart, 0, {}, one);
+  const Denial beside = x.scheduler.Estimate(*x.PathOf(bucket, light), kStart, 0, {}, one);
   EXPECT_EQ(behind.ready_at, kStart + 100 * kSecond);
   EXPECT_LE(beside.ready_at, kStart + kSecond / 5);
   // So a deadline that the flood could not meet is met.

@@ -153,7 +153,10 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
   if (waiter->deadline_ != kNever) {
     const Account* account = waiter->path_ == nullptr ? nullptr : waiter->path_->account();
     const auto ahead = queue.Ahead(waiter->priority_, account, waiter->amounts_.size());
-    const Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
+    Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
+    if (Bucket* own = waiter->path_ == nullptr ? nullptr : waiter->path_->limits(); own != nullptr)
+      estimate.ready_at =
+          std::max(estimate.ready_at, own->Look(now, waiter->amounts_, /*answered=*/true).ready_at);
     // Behind others the estimate is for the whole queue in front; kUntold is let in.
     if (waiter->deadline_ < now ||
         (estimate.ready_at < kUntold && estimate.ready_at > waiter->deadline_)) {
@@ -498,6 +501,20 @@ Denial Scheduler::Estimate(Bucket& bucket, const Account* account, Nanos now, st
   if (queue != nullptr) ahead = queue->Ahead(priority, account, amounts.size());
   for (std::size_t i = 0; i < more.size(); ++i) ahead[i] += more[i];
   return bucket.Estimate(now, ahead, amounts);
+}
+
+Denial Scheduler::Estimate(const Path& path, Nanos now, std::int32_t priority,
+                           absl::Span<const std::int64_t> more,
+                           absl::Span<const std::int64_t> amounts) {
+  Denial estimate = Estimate(*path.bucket(), path.account(), now, priority, more, amounts);
+  if (estimate.ready_at >= kUntold) return estimate;
+  if (path.limits() != nullptr) {
+    const Denial own = path.limits()->Look(now, amounts, /*answered=*/true);
+    estimate.ready_at = std::max(estimate.ready_at, own.ready_at);
+  }
+  if (path.gate() != nullptr && path.gate()->meter(0).ReadyAt(now, 1) > now)
+    estimate.ready_at = kUntold;
+  return estimate;
 }
 
 std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {

@@ -81,9 +81,9 @@ class Scheduler final : public WaiterSignal {
                   absl::Span<const std::int64_t> amounts) {
     return Estimate(bucket, nullptr, now, priority, {}, amounts);
   }
-  // The same on an account, behind `more` that is not submitted yet. Of the gate nothing can be
-  // told.
-  Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
+  // The same on a path, behind `more` that is not submitted yet, too. Where the gate is full only
+  // answers can tell.
+  Denial Estimate(const Path& path, Nanos now, std::int32_t priority,
                   absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
 
   // How many wait on this bucket.
@@ -115,6 +115,8 @@ class Scheduler final : public WaiterSignal {
   void Forget();
 
  private:
+  Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
+                  absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
   Waiter* Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
                std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie);
   template <typename T>

@@ -56,8 +56,8 @@ _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 class Scheduler(_core.SchedulerCore, BaseScheduler):
     """Sends each request at the first instant at which no limit is in its way.
 
-    client: what makes the calls, by `base_url`, `timeout` and `get_headers()`; only named in
-    `repr`. See `create_scheduler` for the parameters, RateLimiterConfig for the options.
+    client: what makes the calls. Its time-out and headers are its own affair, nobody reads them.
+    See `create_scheduler` for the parameters, RateLimiterConfig for the options.
 
     Any number of event loops and threads may submit at once. It may be started and stopped any
     number of times, and used from several `asyncio.run` one after another. After a fork the child's
@@ -160,7 +160,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         namespace = getattr(self.state_config, "namespace", None)
         return namespace if isinstance(namespace, str) else "default"
 
-    def _apply_options(self) -> None:
+    def _apply_options(self, warn: bool = True) -> None:
         config = self.config
         basic = self.mode is SchedulerMode.BASIC
         self._configure(
@@ -172,21 +172,26 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             prepares=self._circuit_breaker is not None,
             ageing=config.priority_ageing,
         )
+        self._make_accounts()
+        unused = list(config.unused())
+        if self.state_config is not None:
+            unused += [f"state_config.{name}" for name in self.state_config.unused()]
+        if self._accounts and self.mode is not SchedulerMode.ACCOUNT:
+            unused.append(f"accounts (in mode {self.mode.value})")
+        if unused and warn:
+            warnings.warn(
+                f"these options have no meaning in headway: {', '.join(unused)}",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _make_accounts(self) -> None:
         for account in self._accounts.values():
             self.backend.number(*(limit.resource for limit in _limits_of(account)))
         for client_id, account in self._accounts.items():
             limits = _limits_of(account)
             own = _core.LimiterCore(limits, self.backend.clock, self.backend.resources)
             self._set_account(client_id, float(account.weight), own if limits else None)
-        unused = list(config.unused())
-        if self.state_config is not None:
-            unused += [f"state_config.{name}" for name in self.state_config.unused()]
-        if unused:
-            warnings.warn(
-                f"these options have no meaning in headway: {', '.join(unused)}",
-                UserWarning,
-                stacklevel=4,
-            )
 
     @property
     def circuit_breaker(self) -> Any:
@@ -196,7 +201,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     @circuit_breaker.setter
     def circuit_breaker(self, breaker: Any) -> None:
         self._circuit_breaker = breaker
-        self._apply_options()
+        self._apply_options(warn=False)
 
     def _provider_name(self) -> str:
         if self.provider is None:
@@ -383,6 +388,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._chores.forget()
         self._buckets.forget_all()
         self.backend.after_fork()
+        self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(
             self._routes, self._buckets, self.provider, self._user_code, self._provider_name
