@@ -168,6 +168,25 @@ void CancelTimer(CallObject* self) {
   Py_DECREF(timer);
 }
 
+// An attempt's reservation has ended: so many tokens had been reserved, and used.
+void TellRemote(CallObject* self, absl::Span<const std::int64_t> actual) {
+  BucketObject* bucket = self->bucket;
+  if (bucket->remote == 0) return;
+  const auto place = static_cast<std::size_t>(std::max(0, bucket->tokens));
+  const std::int64_t reserved = bucket->tokens < 0 ? 0 : Wanted(self)[place];
+  const std::int64_t used = place < actual.size() && actual[place] >= 0 ? actual[place] : reserved;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyObject* told =
+      PyObject_CallMethod(reinterpret_cast<PyObject*>(bucket), "_ended", "LL",
+                          static_cast<long long>(reserved), static_cast<long long>(used));
+  if (told == nullptr) PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(bucket));
+  Py_XDECREF(told);
+  PyErr_Restore(type, value, traceback);
+}
+
 // The attempt is over: what it held is given back or stays spent, by the reservation's rule.
 void Land(CallObject* self) {
   CancelTimer(self);
@@ -178,9 +197,10 @@ void Land(CallObject* self) {
   if (self->reservation == nullptr) return;
   State& state = self->bucket->state();
   Reservation* reservation = std::exchange(self->reservation, nullptr);
-  if (reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {}) &&
-      self->bucket->counts != nullptr)
-    self->bucket->counts->Ended(Wanted(self), {});
+  if (reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {})) {
+    if (self->bucket->counts != nullptr) self->bucket->counts->Ended(Wanted(self), {});
+    TellRemote(self, {});
+  }
   delete reservation;
   state.Serve();
 }
@@ -925,6 +945,7 @@ PyObject* SettleMethod(PyObject* object, PyObject* used) {
   const bool ended = self->reservation->Settle(state.Now(), actual.span(state));
   if (ended && self->bucket->counts != nullptr)
     self->bucket->counts->Ended(Wanted(self), actual.span(state));
+  if (ended) TellRemote(self, actual.span(state));
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }

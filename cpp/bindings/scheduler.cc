@@ -508,6 +508,52 @@ PyObject* Choose(PyObject* object, PyObject* bucket) {
   return PyBool_FromLong(did ? 1 : 0);
 }
 
+// _supply_by(bucket, mailbox): makes its descriptor readable when the bucket's head waits for
+// credit.
+PyObject* SupplyBy(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* mailbox = nullptr;
+  if (GateOf(object) == nullptr ||
+      PyArg_ParseTuple(args, "O!O", bucket_type, &bucket, &mailbox) == 0)
+    return nullptr;
+  State& state = bucket->state();
+  bucket->remote = 1;
+  if (mailbox == Py_None) {
+    state.scheduler().SetSupplier(*state.bucket, nullptr);
+    Py_RETURN_NONE;
+  }
+  Mailbox* told = MailboxOf(mailbox);
+  if (told == nullptr) return nullptr;
+  told->Ref();
+  const std::shared_ptr<Mailbox> held(told, [](Mailbox* m) { m->Unref(); });
+  state.scheduler().SetSupplier(*state.bucket, [held] { held->wake().Signal(); });
+  Py_RETURN_NONE;
+}
+
+// _demand(bucket, most): how many of those wait, and what they ask, by resource.
+PyObject* DemandMethod(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  Py_ssize_t most = 0;
+  if (GateOf(object) == nullptr || PyArg_ParseTuple(args, "O!n", bucket_type, &bucket, &most) == 0)
+    return nullptr;
+  State& state = bucket->state();
+  std::vector<std::int64_t> amounts(state.resources.size());
+  const std::size_t count = state.scheduler().Demand(
+      *state.bucket, state.Now(), static_cast<std::size_t>(std::max<Py_ssize_t>(0, most)),
+      absl::MakeSpan(amounts));
+  state.Serve();
+  PyObject* by_resource = PyDict_New();
+  for (std::size_t i = 0; by_resource != nullptr && i < amounts.size(); ++i) {
+    PyObject* amount = PyLong_FromLongLong(amounts[i]);
+    if (amount == nullptr ||
+        PyDict_SetItemString(by_resource, state.resources[i].c_str(), amount) < 0)
+      Py_CLEAR(by_resource);
+    Py_XDECREF(amount);
+  }
+  return by_resource == nullptr ? nullptr
+                                : Py_BuildValue("nN", static_cast<Py_ssize_t>(count), by_resource);
+}
+
 PyObject* WhenIdle(PyObject* object, PyObject* callback) {
   Py_XSETREF(AsScheduler(object)->when_idle, Py_NewRef(callback));
   Py_RETURN_NONE;
@@ -579,6 +625,8 @@ PyMethodDef methods[] = {
     {"_choose_by", &ChooseBy, METH_O, nullptr},
     {"_contenders", &Contenders, METH_NOARGS, nullptr},
     {"_choose", &Choose, METH_O, nullptr},
+    {"_supply_by", &SupplyBy, METH_VARARGS, nullptr},
+    {"_demand", &DemandMethod, METH_VARARGS, nullptr},
     {"_count_errors", &CountErrors, METH_O, nullptr},
     {"_count_error", &CountError, METH_O, nullptr},
     {"_now", &NowMethod, METH_NOARGS, nullptr},

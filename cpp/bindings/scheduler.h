@@ -30,6 +30,7 @@ struct BucketObject {
   int requests;
   int tokens;
   int concurrency;
+  char remote;   // its words live elsewhere: it is told of each attempt's end, by `_ended`
   char guarded;  // the scheduler's Python side wants to be asked before each admission
   std::int64_t queued;
   std::int64_t in_flight;

@@ -96,6 +96,15 @@ class Bucket {
   bool TryEnter(Nanos now, bool privileged);
   void Leave(Nanos now);
 
+  // For a meter of shape kCredit: so many units more, or less, are granted. Taking back takes no
+  // more than there is, and returns how much that is.
+  void Deposit(int meter, std::int64_t amount);
+  std::int64_t Withdraw(int meter, std::int64_t amount);
+  // What is granted and not used.
+  std::int64_t Credit(int meter) const {
+    return this->meter(meter).Capacity() - Word{this->meter(meter).bits()}.value();
+  }
+
   // Admits nothing before `until`: a refusal has said so. Only ever moves forward.
   void Cool(Nanos until);
   // The last instant that was given to Cool; in the past, or 0, where nothing cools.

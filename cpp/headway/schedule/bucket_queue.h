@@ -159,6 +159,10 @@ class BucketQueue final : public Place {
   absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
                                              std::size_t resources) const;
 
+  // What the first `most` ask, class by class, by resource; returns how many there are.
+  std::size_t Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
+                     absl::Span<std::int64_t> amounts);
+
   Waiter* Oldest() const;
   static std::uint64_t Sequence(const Waiter& w) { return w.sequence_; }
 

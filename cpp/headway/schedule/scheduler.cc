@@ -355,6 +355,10 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing));
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
+    if (!suppliers_.empty()) {
+      if (const auto supplier = suppliers_.find(&bucket); supplier != suppliers_.end())
+        supplier->second();
+    }
     return;
   }
 }
@@ -376,6 +380,25 @@ void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
     queue.turn = false;
     if (queue.depth() == 0) MarkDirty(queue);
   }
+}
+
+void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (ask == nullptr) {
+    suppliers_.erase(&bucket);
+  } else {
+    suppliers_[&bucket] = std::move(ask);
+  }
+}
+
+std::size_t Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most,
+                              absl::Span<std::int64_t> amounts) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TakeIn(now);
+  PostBatch();
+  Nudge();
+  BucketQueue* queue = Find(bucket);
+  return queue == nullptr ? 0 : queue->Demand(now, ageing_, most, amounts);
 }
 
 void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask) {

@@ -108,6 +108,12 @@ class Scheduler final : public WaiterSignal {
   // The head of this bucket goes next. False where it does not contend.
   bool Choose(Bucket& gate, Bucket& bucket, Nanos now);
 
+  // `ask` is called, from any thread, when the head of this bucket waits for credit; it must not
+  // block and must not call back. Null ends that.
+  void SetSupplier(Bucket& bucket, std::function<void()> ask);
+  // What the first `most` in this bucket's queue ask, by resource; returns how many there are.
+  std::size_t Demand(Bucket& bucket, Nanos now, std::size_t most, absl::Span<std::int64_t> amounts);
+
   // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
   // (their owners see kStopped) after `Unlock`.
   void Lock() { mutex_.lock(); }
@@ -157,7 +163,8 @@ class Scheduler final : public WaiterSignal {
   std::unique_ptr<Reservation> spare_;
   std::uint64_t taken_in_ = 0;
   absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;
-  absl::flat_hash_map<Bucket*, std::function<void()>> choosers_;  // by gate
+  absl::flat_hash_map<Bucket*, std::function<void()>> choosers_;   // by gate
+  absl::flat_hash_map<Bucket*, std::function<void()>> suppliers_;  // by bucket
   std::vector<Place*> dirty_;
   absl::btree_set<std::pair<Nanos, Place*>> timers_;
   absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;

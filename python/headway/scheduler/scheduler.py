@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from headway import _core
 from headway._core import Limit, ManualClock
+from headway.backends import BaseBackend, MemoryBackend
 from headway.errors import (
     CapacityExceededError,
     ConfigurationError,
@@ -37,6 +38,7 @@ from headway.scheduler.chores import Chores
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.failures import REFUSED, is_retried
 from headway.scheduler.handle import Handle, Preview
+from headway.scheduler.remote import RemoteBucket
 from headway.scheduler.routes import Routes
 from headway.scheduler.streams import wrap_stream
 from headway.scheduler.user_code import UserCode
@@ -97,6 +99,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.mode = SchedulerMode.parse(config.mode)
         self.metrics_enabled = metrics_enabled or config.metrics_enabled
         self.backend = self._backend_of(backend, state_manager, clock)
+        # Of a user's own backend, what is local is kept beside it: concurrency, accounts, numbers.
+        own = isinstance(self.backend, MemoryBackend)
+        self._words = (
+            self.backend if isinstance(self.backend, MemoryBackend) else MemoryBackend(clock=clock)
+        )
         self.state_config = state_config
         self._retry_on = tuple(retry_on)
         self._circuit_breaker: Any = None
@@ -114,12 +121,13 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.test_rate_multiplier = multiplier
         self._buckets = Buckets(
             self,
-            self.backend,
+            self._words,
             given,
             ratio=config.rate_limit_buffer_ratio,
             multiplier=multiplier,
             limited=config.enable_rate_limiting,
             label=self._label() if self.metrics_enabled else None,
+            remote=None if own else lambda bucket: RemoteBucket(self, bucket, self.backend),
             most_failures=config.max_failures,
             failure_window=config.failure_window,
         )
@@ -139,19 +147,13 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     # -- what it is made of ----------------------------------------------------------------------
 
     @staticmethod
-    def _backend_of(backend: Any, state_manager: Any, clock: ManualClock | None) -> Any:
-        from headway.backends import BaseBackend, MemoryBackend
-
+    def _backend_of(backend: Any, state_manager: Any, clock: ManualClock | None) -> BaseBackend:
         chosen = backend if backend is not None else getattr(state_manager, "backend", None)
         if chosen is None:
             return MemoryBackend(clock=clock)
         if not isinstance(chosen, BaseBackend):
             raise ConfigurationError(f"backend {chosen!r}: must be a BaseBackend")
-        if not isinstance(chosen, MemoryBackend):
-            raise ConfigurationError(
-                f"backend {chosen!r}: only MemoryBackend is supported by this version"
-            )
-        if clock is not None and chosen.clock is not clock:
+        if isinstance(chosen, MemoryBackend) and clock is not None and chosen.clock is not clock:
             raise ConfigurationError("clock: must be that of the backend")
         return chosen
 
@@ -187,10 +189,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     def _make_accounts(self) -> None:
         for account in self._accounts.values():
-            self.backend.number(*(limit.resource for limit in _limits_of(account)))
+            self._words.number(*(limit.resource for limit in _limits_of(account)))
         for client_id, account in self._accounts.items():
             limits = _limits_of(account)
-            own = _core.LimiterCore(limits, self.backend.clock, self.backend.resources)
+            own = _core.LimiterCore(limits, self._words.clock, self._words.resources)
             self._set_account(client_id, float(account.weight), own if limits else None)
 
     @property
@@ -387,7 +389,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._when_idle(self._idle.tell)
         self._chores.forget()
         self._buckets.forget_all()
-        self.backend.after_fork()
+        self._words.after_fork()
         self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(
@@ -481,7 +483,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         latest: tuple[float, Limit | None] | None = (0.0, None)
         for metadata in costs:
             bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
-            _, more = groups.get(bucket.name, (bucket, [0] * len(self.backend.resources)))
+            _, more = groups.get(bucket.name, (bucket, [0] * len(self._words.resources)))
             wait, meter, amounts = self._estimate(bucket, metadata, more)
             by_bucket[bucket.name] = wait
             groups[bucket.name] = (bucket, [a + b for a, b in zip(more, amounts, strict=False)])
@@ -544,6 +546,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
         now = self._now() / 1e9
+        remote = bucket.remote
+        if remote is not None and (not remote.begun or self._chores.loop_is_gone):
+            self._supply(remote)
         try:
             if call is None:
                 bucket.breaker.check(now)
@@ -552,6 +557,16 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         except RateLimiterError:
             self._events["circuit_breaker_rejections"] += 1
             raise
+
+    def _supply(self, remote: RemoteBucket) -> None:
+        """Begins to ask the backend for that bucket, or begins again where the loop has gone."""
+        if self._chores.loop_is_gone:
+            if _in_loop():
+                self._chores.on_this_loop()
+            else:
+                self._chores.on_own_loop()
+        remote.begun = True
+        self._chores.start(remote.run)
 
     def _overflow(self, bucket: Bucket) -> NoReturn:
         self._events["queue_overflows"] += 1
@@ -621,7 +636,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     def _went_well(self, bucket: Bucket) -> None:
         if bucket.guarded and bucket.breaker.succeeded():
-            bucket.guarded = False
+            bucket.guarded = bucket.remote is not None
             _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
 
     async def _again(self, call: Any, answer: Answer) -> bool:
@@ -634,7 +649,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             if isinstance(wait, (int, float)) and 0 < wait < 1e9:
                 bucket.cool(float(wait))
                 refused = True
-        if call.attempt > self.config.max_retries or bucket.guarded:
+        if call.attempt > self.config.max_retries or bucket.breaker.is_open:
             return False
         self._budget.at_least(bucket_requests(self._buckets))
         if not self._budget.take():
