@@ -297,3 +297,24 @@ def test_where_no_thread_can_be_made_a_later_call_tries_again(
         assert await asyncio.wait_for(threads.call(lambda: 2), 5) == 2
 
     asyncio.run(run())
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+    async def run() -> list[int]:
+        threads = Threads(1, "headway-test-unbegun")
+        gate = threading.Event()
+        began: list[int] = []
+        first = asyncio.ensure_future(threads.call(lambda: gate.wait(10)))
+        left = [
+            asyncio.ensure_future(threads.call(lambda number=number: began.append(number)))
+            for number in range(5)
+        ]
+        await asyncio.sleep(0)
+        for task in left[:4]:
+            task.cancel()
+        await asyncio.wait(left[:4])
+        gate.set()
+        await asyncio.gather(first, left[4])
+        return began
+
+    assert asyncio.run(run()) == [4]

@@ -64,6 +64,8 @@ class Threads:
                 return
             with self._lock:
                 self._waiting -= 1
+            if future.done():  # whoever waited has given up: those behind it need not wait as well
+                continue
             try:
                 result, error = function(), None
             except BaseException as raised:  # handed to whoever awaits it

@@ -29,7 +29,7 @@ from headway.metrics import publish
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.retry import RetryBudget, told_wait
 from headway.scheduler.accounts import Account, read_accounts
-from headway.scheduler.answers import Answer, read_answer
+from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.chores import Chores
@@ -521,7 +521,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         origin = f"classify of classifier {type(self.classifier).__name__!r}"
         classify = method_of(self.classifier, "classify")
         metadata = await self._user_code.call(origin, classify, request)
-        if isinstance(getattr(metadata, "model_id", None), str):
+        if isinstance(look(metadata, "model_id"), str):
             return metadata
         raise self._user_code.nonsense(origin, metadata, "must be a RequestMetadata")
 
