@@ -35,6 +35,20 @@ async def at_once() -> int:
     return 42
 
 
+def idle(scheduler: Scheduler) -> bool:
+    """Whether nothing is waiting or under way, and each request was counted once."""
+    metrics = scheduler.get_metrics()
+    bucket = metrics["buckets"].get("m", {"queue_depth": 0, "in_flight": 0})
+    counted = sum(metrics[f"requests_{name}"] for name in ("completed", "failed", "cancelled"))
+    return (
+        not scheduler._suspended()
+        and not metrics["active_requests"]
+        and not bucket["queue_depth"]
+        and not bucket["in_flight"]
+        and counted == metrics["requests_scheduled"]
+    )
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Lets the loop run until it holds; for what no event tells."""
 
