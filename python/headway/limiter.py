@@ -106,7 +106,7 @@ class Limiter(_core.LimiterCore):
         clock: ManualClock | None = None,
     ) -> None:
         if backend is not None:
-            raise ValueError(f"backend {backend!r}: must be None, the words live in this process")
+            raise ValueError("backend: must be None, the words live in this process")
         given = [limits] if isinstance(limits, (Limit, str)) else list(limits)
         super().__init__(
             [Limit.parse(each) if isinstance(each, str) else each for each in given], clock

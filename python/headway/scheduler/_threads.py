@@ -38,7 +38,14 @@ class Threads:
             if start:
                 self._threads += 1
         if start:
-            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            except RuntimeError:  # no more threads: let a later call try again
+                with self._lock:
+                    self._threads -= 1
+                    alone = self._threads == 0
+                if alone:
+                    raise
         return await future
 
     def _serve(self) -> None:
@@ -57,6 +64,8 @@ class Threads:
                 return
             with self._lock:
                 self._waiting -= 1
+            if future.done():  # whoever waited has given up: those behind it need not wait as well
+                continue
             try:
                 result, error = function(), None
             except BaseException as raised:  # handed to whoever awaits it

@@ -36,10 +36,13 @@ def read_answer(source: object) -> Answer:
 
 def read_usage(source: object) -> dict[str, int]:
     """Tokens that a result says were used: OpenAI's and Anthropic's names, as object or dict."""
-    usage = source.get("usage") if isinstance(source, Mapping) else look(source, "usage")
+    usage = _of(source, "usage")
     if usage is None:
         return {}
-    read = usage.get if isinstance(usage, Mapping) else lambda name: look(usage, name)
+
+    def read(name: str) -> Any:
+        return _of(usage, name)
+
     given = _count(read("input_tokens"))
     prompt = given if given is not None else _count(read("prompt_tokens"))
     out = _count(read("output_tokens"))
@@ -49,6 +52,16 @@ def read_usage(source: object) -> dict[str, int]:
         total = prompt + completion
     found = {"tokens": total, "input_tokens": prompt, "output_tokens": completion}
     return {resource: amount for resource, amount in found.items() if amount is not None}
+
+
+def _of(source: object, name: str) -> Any:
+    """By key where it has keys, else as an attribute."""
+    if not isinstance(source, Mapping):
+        return look(source, name)
+    try:
+        return source.get(name)
+    except Exception:  # as below
+        return None
 
 
 def look(source: object, name: str) -> Any:
@@ -61,8 +74,8 @@ def look(source: object, name: str) -> Any:
 
 def _headers(source: object, response: object) -> dict[str, str]:
     private = look(source, "__pydantic_private__")
-    inner = private.get("_response") if isinstance(private, Mapping) else None
-    by_key = source.get("_response_headers") if isinstance(source, Mapping) else None
+    inner = _of(private, "_response") if isinstance(private, Mapping) else None
+    by_key = _of(source, "_response_headers") if isinstance(source, Mapping) else None
     candidates = (
         look(inner, "headers"),
         look(response, "headers"),

@@ -109,7 +109,7 @@ def _attempts(
                 if inspect.iscoroutine(result):
                     result.close()
                 raise TypeError(
-                    f"request_func {function!r} gave an awaitable: submit_sync is for plain "
+                    f"request_func {_name(function)} gave an awaitable: submit_sync is for plain "
                     "functions, submit_request awaits"
                 )
         except Exception as raised:  # judged below, and raised again unless it is retried
@@ -129,6 +129,11 @@ def _attempts(
             return call.result  # type: ignore[no-any-return]
 
 
+def _name(function: object) -> str:
+    """Not its repr: that of a partial shows the arguments, keys among them."""
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
 async def _awaited(verdict: Any) -> bool:
     return bool(await verdict)
 
@@ -136,6 +141,6 @@ async def _awaited(verdict: Any) -> bool:
 def _wait_for(scheduler: Scheduler, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What it gives: on the loop where the provider lives, or where that is gone on one of ours."""
     chores = scheduler._chores
-    if chores.loop_is_gone or chores.is_this_loop():
+    if not chores.loop_runs or chores.is_this_loop():
         return asyncio.run(coroutine)
     return chores.wait_for(coroutine)

@@ -52,6 +52,11 @@ class Chores:
         """Whether the loop that they were to run on has been closed, or there is none."""
         return self._loop is None or self._loop.is_closed()
 
+    @property
+    def loop_runs(self) -> bool:
+        """Whether somebody would do what is put on their loop now."""
+        return self._loop is not None and self._loop.is_running()
+
     def is_this_loop(self) -> bool:
         """Whether their loop is the one that runs here."""
         return self._loop is not None and _running_loop() is self._loop

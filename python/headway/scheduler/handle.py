@@ -51,14 +51,17 @@ class Handle:
 
     def explain(self) -> Explanation | None:
         """What its bucket would do with such a request now, and why. None: no bucket known yet."""
-        return self._scheduler.explain(self.metadata)
+        metadata = self._call.metadata  # by now classified, where it was a dict
+        return None if isinstance(metadata, dict) else self._scheduler.explain(metadata)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._task.__await__()
 
     def __repr__(self) -> str:
         state = "done" if self._task.done() else "waiting" if self._call.waiting else "running"
-        return f"<headway.Handle {self.metadata.request_id!r} {state}>"
+        metadata = self._call.metadata
+        name = "" if isinstance(metadata, dict) else f"{metadata.request_id!r} "
+        return f"<headway.Handle {name}{state}>"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, final
 from headway.errors import BucketNotFoundError, ProviderError
 from headway.providers import ProviderInterface
 from headway.scheduler.buckets import Bucket, Buckets
-from headway.scheduler.user_code import UserCode
+from headway.scheduler.user_code import UserCode, method_of
 from headway.types import RequestMetadata
 
 ASK_AGAIN = 10.0
@@ -43,7 +43,8 @@ class Routes:
     def known(self, metadata: RequestMetadata) -> Bucket | None:
         """The bucket, if nobody needs to be asked for it."""
         if not metadata.requires_model or not metadata.model_id:
-            return self._buckets.find(f"default_{metadata.resource_type}")
+            # The provider was not asked, so it need not list it.
+            return self._buckets.make_unlisted(f"default_{metadata.resource_type}")
         bucket = self._cache.get(metadata.resource_type, {}).get(metadata.model_id)
         if bucket is not None:
             return bucket
@@ -77,7 +78,7 @@ class Routes:
         origin = f"get_bucket_for_model of provider {self._provider_name()!r}"
         try:
             given: Any = await self._user_code.call(
-                origin, provider.get_bucket_for_model, model, kind
+                origin, method_of(provider, "get_bucket_for_model"), model, kind
             )
             if not isinstance(given, str) or not given:
                 raise self._user_code.nonsense(origin, given, "must be the id of a bucket, a str")

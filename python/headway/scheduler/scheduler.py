@@ -30,7 +30,7 @@ from headway.metrics import publish
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.retry import RetryBudget, told_wait
 from headway.scheduler.accounts import Account, read_accounts
-from headway.scheduler.answers import Answer, read_answer
+from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.choice import Choice, read_strategy
@@ -41,7 +41,7 @@ from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.remote import RemoteBucket
 from headway.scheduler.routes import Routes
 from headway.scheduler.streams import wrap_stream
-from headway.scheduler.user_code import UserCode
+from headway.scheduler.user_code import UserCode, method_of
 from headway.types import RequestMetadata
 
 _T = TypeVar("_T")
@@ -152,7 +152,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if chosen is None:
             return MemoryBackend(clock=clock)
         if not isinstance(chosen, BaseBackend):
-            raise ConfigurationError(f"backend {chosen!r}: must be a BaseBackend")
+            # Not its repr: people pass URLs, with the password in them.
+            raise ConfigurationError(
+                f"backend: must be a BaseBackend, not a {type(chosen).__name__}"
+            )
         if isinstance(chosen, MemoryBackend) and clock is not None and chosen.clock is not clock:
             raise ConfigurationError("clock: must be that of the backend")
         return chosen
@@ -324,7 +327,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                     self._tell_all()
         finally:
             self._idle.watch(None)
-            if self._chores.loop_is_gone:
+            if not self._chores.loop_runs:
                 asyncio.run(self._end())
             else:
                 self._chores.wait_for(self._end_on_chores())
@@ -404,7 +407,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         assert provider is not None
         origin = f"discover_limits of provider {self._provider_name()!r}"
         try:
-            given = await self._user_code.call(origin, provider.discover_limits, force, 30.0)
+            discover = method_of(provider, "discover_limits")
+            given = await self._user_code.call(origin, discover, force, 30.0)
             self._buckets.discovered(_checked(given, origin, self._user_code))
         except RateLimiterError:  # logged and counted where it came from
             self._failed_refreshes += 1
@@ -526,8 +530,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if self.classifier is None:
             raise TypeError("metadata is a dict, and the scheduler has no classifier")
         origin = f"classify of classifier {type(self.classifier).__name__!r}"
-        metadata = await self._user_code.call(origin, self.classifier.classify, request)
-        if isinstance(getattr(metadata, "model_id", None), str):
+        classify = method_of(self.classifier, "classify")
+        metadata = await self._user_code.call(origin, classify, request)
+        if isinstance(look(metadata, "model_id"), str):
             return metadata
         raise self._user_code.nonsense(origin, metadata, "must be a RequestMetadata")
 
@@ -536,7 +541,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
         origin = f"can_execute of callback {type(breaker).__name__!r}"
         try:
-            allowed = await self._user_code.call(origin, breaker.can_execute, metadata.model_id)
+            can_execute = method_of(breaker, "can_execute")
+            allowed = await self._user_code.call(origin, can_execute, metadata.model_id)
         except ProviderError:
             return  # one that does not work protects from nothing
         if not allowed:
@@ -688,7 +694,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         try:
             info = await self._user_code.call(
                 origin,
-                provider.parse_rate_limit_response,
+                method_of(provider, "parse_rate_limit_response"),
                 dict(answer.headers),
                 body,
                 answer.status,
@@ -750,15 +756,31 @@ def _checked(given: Any, origin: str, user_code: UserCode) -> dict[str, Discover
     if not isinstance(given, Mapping):
         raise user_code.nonsense(origin, given, "must be a dict of DiscoveredBucket by bucket id")
     good: dict[str, DiscoveredBucket] = {}
-    for name, bucket in given.items():
-        limits = (getattr(bucket, "rpm_limit", "?"), getattr(bucket, "tpm_limit", "?"))
+    try:
+        items = list(given.items())
+    except Exception as error:  # it is a dict in name only
+        user_code.note(origin, error)
+        raise ProviderError(f"{origin} gave what cannot be read") from error
+    for name, bucket in items:
+        limits = (_limit_of(bucket, "rpm_limit"), _limit_of(bucket, "tpm_limit"))
         if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
             user_code.nonsense(
                 origin, {name: bucket}, "limits must be None or whole numbers from 0 to 2**53"
             )
             continue
-        good[name] = bucket
+        left = (_limit_of(bucket, "rpm_remaining"), _limit_of(bucket, "tpm_remaining"))
+        # Copied: what is read again must be what was looked at.
+        good[name] = DiscoveredBucket(
+            name, *limits, *(each if _is_limit(each) else None for each in left)
+        )
     return good
+
+
+def _limit_of(bucket: object, name: str) -> Any:
+    try:
+        return getattr(bucket, name, "?")
+    except Exception:  # a property of somebody else's object
+        return "?"
 
 
 def _is_limit(value: Any) -> bool:

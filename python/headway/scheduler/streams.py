@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
 from typing import Any, final
 
 from headway._core import Call, Reservation, resources
-from headway.protocols import StreamingResponseProtocol
+from headway.scheduler.answers import look
 from headway.scheduler.buckets import Bucket
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
 
@@ -38,9 +38,15 @@ def wrap_stream(call: Call, result: Any) -> Any:
 
     An object that can have its iterator replaced is itself given back.
     """
-    replaced = isinstance(result, StreamingResponseProtocol)
+    replaced = callable(look(result, "get_iterator")) and callable(look(result, "set_iterator"))
     if not replaced and not hasattr(type(result), "__aiter__"):
         return None
+    inner: Any = result
+    if replaced:
+        try:
+            inner = result.get_iterator()
+        except Exception:  # its own affair: whoever asks it again meets the same
+            return None
     reservation = call.detach()
     if reservation is None:
         return None
@@ -57,8 +63,9 @@ def wrap_stream(call: Call, result: Any) -> Any:
         reserved_tokens=reserved,
         backend=_Ends(call.bucket, reservation, "tokens" if counts == "tokens" else None),
     )
+    stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
     if not replaced:
-        return RateLimitedAsyncIterator(result, context)
-    inner: AsyncIterator[Any] = result.get_iterator()
-    result.set_iterator(RateLimitedAsyncIterator(inner, context))
+        return stream
+    with contextlib.suppress(Exception):  # it ends with the estimate then
+        result.set_iterator(stream)
     return result

@@ -11,7 +11,7 @@ import inspect
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 from headway._secrets import redact
@@ -48,9 +48,9 @@ class UserCode:
             if inspect.iscoroutinefunction(method):
                 given = method(*args)
             else:
-                given = await asyncio.wait_for(self._threads.call(lambda: method(*args)), patience)
+                given = await _within(patience, self._threads.call(lambda: method(*args)))
             if inspect.isawaitable(given):
-                given = await asyncio.wait_for(given, patience)
+                given = await _within(patience, given)
         except RateLimiterError as error:
             self.note(origin, error)
             raise
@@ -90,15 +90,64 @@ class UserCode:
         return error
 
 
+def method_of(owner: object, name: str) -> Callable[..., Any]:
+    """The method, or one that raises what looking for it has raised."""
+    try:
+        return getattr(owner, name)  # type: ignore[no-any-return]
+    except Exception as raised:  # contained where it is called
+        error = raised
+
+    def fails(*_: object) -> None:
+        raise error
+
+    return fails
+
+
+class _GaveUp(Exception):
+    """It has cancelled itself, which nobody had asked for."""
+
+
+async def _within(patience: float, awaitable: Awaitable[Any]) -> Any:
+    """What it gives. TimeoutError after that long, even where it does not let itself be cancelled.
+
+    In a task of its own, so that its cancelling itself is not taken for ours.
+    """
+    task = asyncio.ensure_future(awaitable)
+    task.add_done_callback(_seen)
+    try:
+        await asyncio.wait({task}, timeout=patience)
+    finally:
+        task.cancel()
+    if not task.done():
+        raise TimeoutError
+    if task.cancelled():
+        raise _GaveUp("it was cancelled")
+    return task.result()
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """What it has raised is not for asyncio's log, where whoever waited for it has gone."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _told(error: BaseException) -> str:
-    text = redact(str(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    name = "CancelledError" if isinstance(error, _GaveUp) else type(error).__name__
+    try:
+        text = _short(str(error), 500)
+    except Exception:  # as below
+        return name
+    return f"{name}: {text}" if text else name
 
 
 def _shown(value: object) -> str:
     try:
-        text = repr(value)
+        return _short(repr(value), 80)
     except Exception:  # its own repr may be what is wrong with it
         return f"a {type(value).__name__}"
-    text = redact(text)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _short(text: str, most: int) -> str:
+    # What is cut off first may be megabytes; what is cut off last may be a key's second half.
+    text = redact(text[: 20 * most])
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,117 @@
+"""What a provider is asked, how often, and what becomes of its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from users import Provider, Refused, asks, at_once, make, until
+
+from headway import BucketNotFoundError, RateLimitInfo, RequestMetadata
+
+
+def test_a_thousand_requests_of_a_model_ask_once_for_its_bucket() -> None:
+    async def run() -> None:
+        provider = Provider()
+        released = asyncio.Event()
+        ours = provider.get_bucket_for_model
+
+        async def slow(model_id: str, resource_type: str | None = None) -> str:
+            await released.wait()
+            return await ours(model_id, resource_type)
+
+        provider.get_bucket_for_model = slow  # type: ignore[method-assign]
+        async with make(provider=provider, max_concurrent_executions=1000) as scheduler:
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), at_once))
+                for _ in range(1000)
+            ]
+            await asyncio.sleep(0)
+            # Some who ask give up: the others' answer is not lost with them.
+            for task in tasks[:10]:
+                task.cancel()
+            released.set()
+            assert await asyncio.gather(*tasks[10:]) == [42] * 990
+            for _ in range(5):
+                await scheduler.submit_request(asks(), at_once)
+            assert provider.asked["m"] == 1
+            assert provider.asked["discover_limits"] == 1
+
+    asyncio.run(run())
+
+
+def test_limits_are_asked_for_at_start_and_now_and_then_and_changes_take_effect() -> None:
+    async def run() -> None:
+        provider = Provider()
+        async with make(provider=provider, health_check_interval=0.02) as scheduler:
+            assert provider.asked["discover_limits"] == 1
+            await scheduler.submit_request(asks(), at_once)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].limit.amount == 1000
+            provider.rpm = 7
+            asked = provider.asked["discover_limits"]
+            await until(lambda: provider.asked["discover_limits"] >= asked + 2)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].limit.amount == 7
+            done = await asyncio.wait(
+                [
+                    asyncio.ensure_future(scheduler.submit_request(asks(), at_once))
+                    for _ in range(10)
+                ],
+                timeout=0.1,
+            )
+            assert len(done[0]) == 6, "seven of the minute, and one was there before"
+            for task in done[1]:
+                task.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_bucket_that_is_not_listed_is_said_not_to_be_there() -> None:
+    async def run() -> None:
+        async with make(provider=Provider()) as scheduler:
+            for _ in range(2):
+                with pytest.raises(BucketNotFoundError) as caught:
+                    await scheduler.submit_request(asks("elsewhere-1"), at_once)
+                assert caught.value.bucket_id == "elsewhere"
+            assert await scheduler.submit_request(asks(), at_once) == 42
+            # What is of no model was not named by the provider.
+            nothing = RequestMetadata("r", "", "text", requires_model=False)
+            assert await scheduler.submit_request(nothing, at_once) == 42
+
+    asyncio.run(run())
+
+
+def test_it_is_told_what_answers_say_and_a_refusal_cools_the_bucket_for_as_long_as_it_says() -> (
+    None
+):
+    class Telling(Provider):
+        def parse_rate_limit_response(self, *told: Any) -> RateLimitInfo:
+            self.told.append(told)
+            limited = told[2] == 429
+            return RateLimitInfo(retry_after=0.3 if limited else None, is_rate_limited=limited)
+
+    async def run() -> None:
+        provider = Telling()
+        sent: list[float] = []
+
+        async def call() -> Any:
+            sent.append(time.monotonic())
+            if len(sent) == 1:
+                raise Refused(429, {"X-Mine-Reset": "0.3"}, {"error": {"code": "slow_down"}})
+            return Refused(200, {"X-Mine-Left": "1"})
+
+        async with make(provider=provider) as scheduler:
+            await scheduler.submit_request(asks(), call)
+            assert sent[1] - sent[0] >= 0.3
+            await until(lambda: len(provider.told) == 2)
+        assert provider.told == [
+            ({"x-mine-reset": "0.3"}, {"error": {"code": "slow_down"}}, 429),
+            ({"x-mine-left": "1"}, None, 200),
+        ]
+
+    asyncio.run(run())

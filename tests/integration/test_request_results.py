@@ -1,0 +1,161 @@
+"""Results at their worst: given as they are, and read for what they do say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from users import Evil, Provider, Refused, Unspeakable, asks, idle, make
+
+
+class Lazy:
+    """A proxy that is not connected: has headers, and raises for all else."""
+
+    status_code = 200
+
+    @property
+    def headers(self) -> dict[str, str]:
+        raise RuntimeError("not connected")
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Half(Lazy):
+    headers = {"X-Left": "1"}  # type: ignore[assignment]  # noqa: RUF012
+
+
+class Locked(dict[str, Any]):
+    def get(self, key: str, default: Any = None) -> Any:
+        raise RuntimeError(key)
+
+
+RESULTS = [
+    Evil(),
+    Lazy(),
+    Half(),
+    Unspeakable(),
+    Locked(usage=1),
+    SimpleNamespace(usage=Locked(total_tokens=1)),
+    SimpleNamespace(usage=Evil()),
+    SimpleNamespace(headers=Evil(), status_code=Evil(), usage=Evil(), response=Evil()),
+    SimpleNamespace(headers={"a": Unspeakable()}, usage=None),
+    SimpleNamespace(headers=[1, 2], usage="many"),
+    SimpleNamespace(headers={}, get_iterator=1 / 3, set_iterator=None),
+    *[
+        SimpleNamespace(usage={"total_tokens": tokens})
+        for tokens in (None, -1, 10**30, 1.5, "7", True, [], 2**53 + 1)
+    ],
+    *[
+        {"usage": usage}
+        for usage in (None, 7, "x", [], {"total_tokens": {}}, {"prompt_tokens": 10**30})
+    ],
+]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=range(len(RESULTS)))
+@pytest.mark.parametrize("mode", ["basic", "intelligent"])
+def test_an_odd_result_is_given_as_it_is_and_what_it_does_not_say_stays_estimated(
+    mode: str, result: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        limits = ["1_000 tokens/min"]
+        async with make(mode=mode, provider=Provider(), limits=limits) as scheduler:
+
+            async def call() -> Any:
+                await asyncio.sleep(0)
+                return result
+
+            metadata = asks(estimated_tokens=100)
+            assert await scheduler.submit_request(metadata, call) is result
+            explanation = scheduler.explain(metadata)
+            assert explanation is not None
+            assert explanation.limits[0].used == 100
+            assert idle(scheduler)
+
+    asyncio.run(run())
+    assert not [each for each in caplog.records if each.name == "asyncio"]
+
+
+def test_an_odd_refusal_is_judged_by_what_it_does_say() -> None:
+    class Worse(Refused):
+        def __init__(self) -> None:
+            super().__init__(503, {}, Evil())
+            self.usage = Locked()
+            self.response = Evil()
+
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    async def run() -> None:
+        async def call() -> None:
+            raise Worse
+
+        async with make(max_retries=2) as scheduler:
+            with pytest.raises(Worse):
+                await scheduler.submit_request(asks(), call)
+            assert scheduler.get_metrics()["attempts"] == 3
+
+    asyncio.run(run())
+
+
+class Answers(Mapping[str, Any]):
+    """A mapping, but no dict."""
+
+    def __getitem__(self, key: str) -> Any:
+        return {"usage": {"total_tokens": 5}}[key]
+
+    def __iter__(self) -> Any:
+        return iter(["usage"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Answer(dict[str, Any]):
+    pass
+
+
+@pytest.mark.xfail(reason="the core looks only into what is exactly a dict", strict=True)
+@pytest.mark.parametrize("result", [Answers(), Answer(usage={"total_tokens": 5})])
+def test_usage_of_any_mapping_settles(result: Any) -> None:
+    async def run() -> None:
+        async with make(limits=["1_000 tokens/min"]) as scheduler:
+
+            async def call() -> Any:
+                return result
+
+            await scheduler.submit_request(asks(estimated_tokens=100), call)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].used == 5
+
+    asyncio.run(run())
+
+
+@pytest.mark.xfail(reason="the core takes such a result for one that says nothing", strict=True)
+@pytest.mark.parametrize("name", ["_headers", "__pydantic_private__"])
+def test_headers_are_found_wherever_clients_keep_them(name: str) -> None:
+    headers = {"X-Left": "1"}
+    place: Any = headers if name == "_headers" else {"_response": SimpleNamespace(headers=headers)}
+
+    async def run() -> None:
+        provider = Provider()
+        async with make(provider=provider) as scheduler:
+
+            async def call() -> Any:
+                return SimpleNamespace(**{name: place})
+
+            await scheduler.submit_request(asks(), call)
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+                if provider.told:
+                    break
+        assert provider.told == [({"x-left": "1"}, None, None)]
+
+    asyncio.run(run())

@@ -1,0 +1,101 @@
+"""Breaker: opens after many failures, lets one probe through, closes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from headway.errors import TooManyFailedRequestsError
+from headway.scheduler.breaker import Breaker
+
+
+def call(over: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(over=over)
+
+
+def opened(most: int = 3, window: float = 10.0) -> Breaker:
+    """Opened at 0."""
+    breaker = Breaker(most, window)
+    assert [breaker.failed(0.0) for _ in range(most)] == [False] * (most - 1) + [True]
+    return breaker
+
+
+def test_it_lets_all_through_while_it_is_closed() -> None:
+    breaker = Breaker(2, 10.0)
+    breaker.check(0.0)
+    breaker.launch(call(), 0.0)
+    assert not breaker.is_open
+    assert not breaker.succeeded()
+
+
+def test_so_many_failures_within_the_window_open_it() -> None:
+    breaker = opened()
+    assert breaker.is_open
+    with pytest.raises(TooManyFailedRequestsError) as caught:
+        breaker.check(9.99)
+    error = caught.value
+    assert str(error) == "Too many failed requests: 3 failures in 10 seconds"
+    assert (error.failure_count, error.window_seconds, error.threshold) == (3, 10.0, 3)
+
+
+def test_failures_that_are_further_apart_do_not() -> None:
+    breaker = Breaker(3, 10.0)
+    assert [breaker.failed(at) for at in (0.0, 5.0, 10.1, 16.0, 21.0)] == [False] * 5
+    assert breaker.failed(21.0)
+
+
+def test_the_window_includes_its_edge() -> None:
+    breaker = Breaker(2, 10.0)
+    breaker.failed(0.0)
+    assert breaker.failed(10.0)
+
+
+def test_further_failures_do_not_open_it_again_or_for_longer() -> None:
+    breaker = opened()
+    assert not breaker.failed(9.0)
+    breaker.check(10.0)
+
+
+def test_after_the_window_one_probe_goes_out_and_no_more() -> None:
+    breaker = opened()
+    breaker.check(10.0)
+    probe = call()
+    breaker.launch(probe, 10.0)
+    for attempt in (breaker.check, lambda now: breaker.launch(call(), now)):
+        with pytest.raises(TooManyFailedRequestsError):
+            attempt(1000.0)
+    assert breaker.succeeded()
+    assert not breaker.is_open
+    breaker.launch(call(), 10.0)
+
+
+def test_a_probe_that_fails_keeps_it_open_for_another_window() -> None:
+    breaker = opened()
+    breaker.launch(call(), 12.0)
+    assert not breaker.failed(13.0)
+    with pytest.raises(TooManyFailedRequestsError):
+        breaker.check(22.9)
+    breaker.check(23.0)
+
+
+def test_a_probe_that_has_vanished_makes_room_for_the_next() -> None:
+    breaker = opened()
+    probe = call()
+    breaker.launch(probe, 10.0)
+    probe.over = True
+    breaker.launch(call(), 11.0)
+
+
+def test_closed_it_counts_from_nothing() -> None:
+    breaker = opened()
+    breaker.launch(call(), 10.0)
+    breaker.succeeded()
+    assert [breaker.failed(10.0) for _ in range(3)] == [False, False, True]
+
+
+def test_one_failure_may_be_enough() -> None:
+    breaker = Breaker(1, 1.0)
+    assert breaker.failed(0.0)
+    with pytest.raises(TooManyFailedRequestsError, match="1 failures in 1 seconds"):
+        breaker.check(0.0)

@@ -1,0 +1,121 @@
+"""failures: which of them are worth another attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+import pytest
+
+from headway.errors import (
+    CapacityExceededError,
+    DeadlineExceededError,
+    RequestTimeoutError,
+    SchedulerStoppedError,
+)
+from headway.scheduler.answers import Answer
+from headway.scheduler.failures import is_of_transport, is_retried, is_spent
+
+
+def of(module: str, name: str, *bases: type) -> type[Exception]:
+    """A class as a client that is not installed would define it."""
+    return type(name, bases or (Exception,), {"__module__": module})
+
+
+OF_CLIENTS = [
+    of("httpx", "TransportError"),
+    of("httpx._exceptions", "ReadError", of("httpx", "TransportError")),
+    of("aiohttp.client_exceptions", "ClientConnectionError"),
+    of("requests.exceptions", "ConnectionError"),
+    of("urllib3.exceptions", "ProtocolError", of("urllib3.exceptions", "HTTPError")),
+    of("openai", "APIConnectionError"),
+    of("openai", "APITimeoutError", of("openai", "APIConnectionError")),
+    of("anthropic._exceptions", "APIConnectionError"),
+]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        ConnectionRefusedError(),
+        BrokenPipeError(),
+        TimeoutError(),
+        asyncio.TimeoutError(),
+        socket.gaierror(),
+        ssl.SSLError(),
+        OSError(113, "no route"),
+        RequestTimeoutError("late"),
+        *[kind() for kind in OF_CLIENTS],
+    ],
+)
+def test_what_did_not_get_through_is_of_the_transport(error: BaseException) -> None:
+    assert is_of_transport(error)
+    assert is_retried(Answer(), error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(),
+        KeyError(),
+        AssertionError(),
+        FileNotFoundError(),
+        PermissionError(),
+        IsADirectoryError(),
+        CapacityExceededError("never"),
+        DeadlineExceededError("late"),
+        SchedulerStoppedError("stopped"),
+        of("httpx", "InvalidURL")(),
+        of("mine", "TransportError")(),
+        of("nothttpx", "TransportError")(),
+    ],
+)
+def test_what_was_wrong_is_not(error: BaseException) -> None:
+    assert not is_of_transport(error)
+    assert not is_retried(Answer(), error)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
+def test_a_status_that_passes_is_tried_again(status: int) -> None:
+    assert is_retried(Answer(status), None)
+    assert is_retried(Answer(status), ValueError())
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 422, 501, 505, 511])
+def test_one_that_stays_is_not_even_for_an_error_of_the_transport(status: int) -> None:
+    assert not is_retried(Answer(status), None)
+    assert not is_retried(Answer(status), ConnectionError())
+    assert is_retried(Answer(status), KeyError(), (LookupError,)), "it was asked for by name"
+
+
+def test_success_is_not_tried_again() -> None:
+    assert not is_retried(Answer(), None)
+    assert not is_retried(Answer(200), None)
+
+
+@pytest.mark.parametrize("told", ["true", "TRUE", " true "])
+def test_the_server_outranks_its_status(told: str) -> None:
+    assert is_retried(Answer(400, {"x-should-retry": told}), None)
+    assert not is_retried(Answer(503, {"x-should-retry": "false"}), ConnectionError())
+    assert is_retried(Answer(503, {"x-should-retry": "perhaps"}), None)
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "credit_balance_exhausted"])
+@pytest.mark.parametrize("name", ["code", "type"])
+def test_no_waiting_helps_where_the_money_is_gone(code: str, name: str) -> None:
+    for body in ({"error": {name: code}}, {name: code}):
+        assert is_spent(Answer(429, body=body))
+        assert not is_retried(Answer(429, body=body), None)
+    assert is_retried(Answer(500, body={"error": {name: code}}), None)
+
+
+@pytest.mark.parametrize("body", [None, "text", [], {}, {"error": None}, {"error": "text"}, 7])
+def test_a_body_of_another_shape_says_nothing(body: object) -> None:
+    assert not is_spent(Answer(429, body=body))
+    assert is_retried(Answer(429, body=body), None)
+
+
+def test_a_body_that_holds_what_cannot_be_compared_says_nothing() -> None:
+    assert not is_spent(Answer(429, body={"error": {"code": ["insufficient_quota"], "type": {}}}))
