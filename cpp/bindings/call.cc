@@ -59,6 +59,7 @@ struct CallObject {
     kOver
   } phase;
   RequestOutcome outcome;  // how it has failed, where it has
+  bool stepping;           // in one of its own steps at the moment
   bool linked;
   bool in_flight;
   bool has_room;
@@ -75,7 +76,7 @@ PyObject* str_judge = nullptr;
 PyObject* str_overflow = nullptr;
 PyObject* str_dropped = nullptr;
 PyObject* str_metadata_names[4];  // model_id, resource_type, requires_model, client_id
-PyObject* str_interesting[9];
+PyObject* str_interesting[11];
 PyObject* str_usage = nullptr;
 PyObject* str_response_headers = nullptr;
 PyObject* str_throw = nullptr;
@@ -119,15 +120,15 @@ PyObject* IteratorOf(PyObject* awaitable) {
   if (methods != nullptr && methods->am_await != nullptr) {
     PyObject* iterator = methods->am_await(awaitable);
     if (iterator == nullptr || PyIter_Check(iterator) != 0) return iterator;
-    PyErr_Format(PyExc_TypeError, "__await__() of %R gave %R, which is no iterator", awaitable,
-                 iterator);
+    PyErr_Format(PyExc_TypeError, "__await__() of %s gave %s, which is no iterator",
+                 Py_TYPE(awaitable)->tp_name, Py_TYPE(iterator)->tp_name);
     Py_DECREF(iterator);
     return nullptr;
   }
   PyErr_Format(PyExc_TypeError,
-               "request_func must give an awaitable, not %R: let it be an `async def`, or use "
+               "request_func must give an awaitable, not %s: let it be an `async def`, or use "
                "submit_sync",
-               awaitable);
+               Py_TYPE(awaitable)->tp_name);
   return nullptr;
 }
 
@@ -758,8 +759,19 @@ int Drove(CallObject* self, PySendResult sent, PyObject* value, PyObject** resul
 }
 
 int Drive(CallObject* self, PyObject* given, PyObject** result) {
-  // The call of the request function itself may have raised.
-  if (self->inner == nullptr) return Drove(self, PYGEN_ERROR, nullptr, result);
+  // The call of the request function itself may have raised. A StopIteration would be taken for a
+  // result further up (PEP 479).
+  if (self->inner == nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_StopIteration) != 0) {
+      PyObject* stop = TakeError();
+      PyErr_SetString(PyExc_RuntimeError, "request_func raised StopIteration");
+      PyObject* error = TakeError();
+      PyException_SetCause(error, stop);
+      RestoreError(error);
+      Py_DECREF(error);
+    }
+    return Drove(self, PYGEN_ERROR, nullptr, result);
+  }
   PyObject* inner = Py_NewRef(self->inner);
   PyObject* value = nullptr;
   const PySendResult sent = PyIter_Send(inner, given, &value);
@@ -793,11 +805,27 @@ PySendResult Step(CallObject* self, PyObject* given, PyObject** result) {
   return static_cast<PySendResult>(done);
 }
 
+// What it drives may turn on it. False with an error set: it is in a step already.
+bool Enter(CallObject* self) {
+  if (self->stepping) {
+    PyErr_SetString(PyExc_RuntimeError, "this submit_request() is already executing");
+    return false;
+  }
+  self->stepping = true;
+  Py_INCREF(Object(self));  // what it drives may drop the last other reference
+  return true;
+}
+
+void Leave(CallObject* self) {
+  self->stepping = false;
+  Py_DECREF(Object(self));
+}
+
 PySendResult Send(PyObject* object, PyObject* value, PyObject** result) {
   *result = nullptr;
-  Py_INCREF(object);  // what it drives may drop the last other reference
+  if (!Enter(Self(object))) return PYGEN_ERROR;
   const PySendResult done = Step(Self(object), value, result);
-  Py_DECREF(object);
+  Leave(Self(object));
   return done;
 }
 
@@ -851,7 +879,10 @@ PyObject* Throw(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   CallObject* self = Self(object);
   PyObject* error = Thrown(args, count);
   if (error == nullptr) return nullptr;
-  Py_INCREF(object);
+  if (!Enter(self)) {
+    Py_DECREF(error);
+    return nullptr;
+  }
   PyObject* result = nullptr;
   int done = PYGEN_ERROR;
   if (self->inner == nullptr) {
@@ -877,13 +908,14 @@ PyObject* Throw(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   }
   Py_DECREF(error);
   PyObject* out = AsIterator(static_cast<PySendResult>(done), result);
-  Py_DECREF(object);
+  Leave(self);
   return out;
 }
 
 PyObject* Close(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->phase == Phase::kOver) Py_RETURN_NONE;
+  if (!Enter(self)) return nullptr;
   const bool begun = self->phase != Phase::kNew;
   PyObject* inner = std::exchange(self->inner, nullptr);
   PyObject* closed = Py_NewRef(Py_None);
@@ -901,6 +933,7 @@ PyObject* Close(PyObject* object, PyObject* /*unused*/) {
     RestoreError(error);
     Py_DECREF(error);
   }
+  Leave(self);
   return closed;
 }
 
@@ -1192,6 +1225,8 @@ bool AddCall(PyObject* module) {
   str_interesting[6] = intern("status");
   str_interesting[7] = intern("_headers");
   str_interesting[8] = intern("__pydantic_private__");
+  str_interesting[9] = intern("set_iterator");
+  str_interesting[10] = intern("keys");  // a mapping of some kind
   str_usage = intern("usage");
   str_response_headers = intern("_response_headers");
   str_throw = intern("throw");

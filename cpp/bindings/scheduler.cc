@@ -264,9 +264,10 @@ PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyOb
     return nullptr;
   }
   if (PyCallable_Check(given[1]) == 0) {
-    PyErr_Format(PyExc_TypeError,
-                 "request_func %R: must be callable without arguments, and give an awaitable",
-                 given[1]);
+    PyErr_Format(
+        PyExc_TypeError,
+        "request_func of type %s: must be callable without arguments, and give an awaitable",
+        Py_TYPE(given[1])->tp_name);
     return nullptr;
   }
   return MakeCall(AsScheduler(object), given[0], given[1]);

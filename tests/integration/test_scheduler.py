@@ -101,7 +101,7 @@ def test_what_the_call_raises_reaches_its_caller_unchanged(mode: str) -> None:
 def test_a_request_function_that_gives_no_awaitable_is_told_so() -> None:
     async def run() -> None:
         async with make() as scheduler:
-            with pytest.raises(TypeError, match="must give an awaitable, not 42"):
+            with pytest.raises(TypeError, match="must give an awaitable, not int"):
                 await scheduler.submit_request(asks(), lambda: 42)  # type: ignore[arg-type,return-value]
             with pytest.raises(TypeError, match="must be callable"):
                 scheduler.submit_request(asks(), 42)  # type: ignore[arg-type]
