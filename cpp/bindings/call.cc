@@ -420,7 +420,7 @@ int Overflowed(CallObject* self, Nanos now, PyObject** result) {
   if (parts.overflow == Overflow::kReject) {
     Py_XDECREF(PyObject_CallMethodOneArg(scheduler, str_overflow, bucket));
     if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_overflow() must raise");
-    return Fail(self);
+    return FailAs(self, RequestOutcome::kOverflowed);
   }
   if (parts.overflow == Overflow::kDropOldest) {
     State& state = self->bucket->state();
