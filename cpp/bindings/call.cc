@@ -415,8 +415,8 @@ bool CallLater(CallObject* self, Nanos wait, PyObject* method) {
 // There is no room in the queue: rejects, makes room, or waits for it.
 int Overflowed(CallObject* self, Nanos now, PyObject** result) {
   SchedulerParts& parts = *self->scheduler->parts;
-  PyObject* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
-  PyObject* bucket = reinterpret_cast<PyObject*>(self->bucket);
+  auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
+  auto* bucket = reinterpret_cast<PyObject*>(self->bucket);
   if (parts.overflow == Overflow::kReject) {
     Py_XDECREF(PyObject_CallMethodOneArg(scheduler, str_overflow, bucket));
     if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_overflow() must raise");
@@ -533,7 +533,7 @@ int Waited(CallObject* self, PyObject** result) {
   LeaveQueue(bucket);
   // It may still lie in the mailbox, where somebody else than its future has made this step happen.
   waiter->cookie = nullptr;
-  PyObject* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
+  auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
   const Nanos at = waiter->at();
   switch (waiter->outcome()) {
     case Outcome::kAdmitted:

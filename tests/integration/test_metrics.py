@@ -241,6 +241,6 @@ def test_the_child_of_a_fork_lets_the_port_go() -> None:
             again.bind(("127.0.0.1", port))
             again.listen()
         os.close(write)
-        os.waitpid(child, 0)
+        await asyncio.to_thread(os.waitpid, child, 0)
 
     asyncio.run(run())
