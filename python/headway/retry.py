@@ -44,12 +44,8 @@ class RetryBudget:
         self._begun = 0
         self._taken = 0
 
-    def note_request(self) -> None:
-        """Another request (not an attempt) begins."""
-        self._begun += 1
-
     def at_least(self, requests: int) -> None:
-        """So many requests have begun, for whoever counts them elsewhere."""
+        """So many requests (not attempts) have begun."""
         self._begun = max(self._begun, requests)
 
     def take(self) -> bool:

@@ -44,8 +44,8 @@ def test_no_header_that_a_server_sends_is_an_error(seconds: str, milliseconds: s
 def test_a_budget_has_ten_retries_and_one_for_every_five_requests() -> None:
     budget = RetryBudget()
     assert [budget.take() for _ in range(11)] == [True] * 10 + [False]
-    for _ in range(4):
-        budget.note_request()
+    budget.at_least(4)
     assert not budget.take()
-    budget.note_request()
+    budget.at_least(5)
+    budget.at_least(3)
     assert [budget.take(), budget.take()] == [True, False]

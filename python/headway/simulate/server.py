@@ -27,7 +27,8 @@ class SimulatedProvider:
             ...  # requests to provider.url + "/v1/chat/completions"
             print(provider.stats()["refused"])
 
-    by_model: the rules of models that are counted each on its own. Port 0 takes any free port. Leaving closes every connection, answered or not.
+    by_model: the rules of models that are counted each on its own. Port 0 takes any free port.
+    Leaving closes every connection, answered or not.
     """
 
     def __init__(
