@@ -36,6 +36,7 @@ struct CallObject {
   PyObject* task;
   PyObject* timer;
   Reservation* reservation;
+  PyObject* shared;      // the Reservation that owns it, where the function was given that
   CallObject* previous;  // in the scheduler's list of those who are suspended
   CallObject* next;
   CallObject* next_room;
@@ -60,6 +61,7 @@ struct CallObject {
   } phase;
   RequestOutcome outcome;  // how it has failed, where it has
   bool stepping;           // in one of its own steps at the moment
+  bool told_end;           // of `shared`: its end was told through the call
   bool linked;
   bool in_flight;
   bool has_room;
@@ -198,11 +200,17 @@ void Land(CallObject* self) {
   if (self->reservation == nullptr) return;
   State& state = self->bucket->state();
   Reservation* reservation = std::exchange(self->reservation, nullptr);
-  if (reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {})) {
+  const bool ended = reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {});
+  // A function that was given it may have ended it by itself.
+  if (ended || (self->shared != nullptr && !self->told_end)) {
     if (self->bucket->counts != nullptr) self->bucket->counts->Ended(Wanted(self), {});
     TellRemote(self, {});
   }
-  delete reservation;
+  if (self->shared != nullptr) {
+    Py_CLEAR(self->shared);
+  } else {
+    delete reservation;
+  }
   state.Serve();
 }
 
@@ -376,6 +384,20 @@ bool Guard(CallObject* self, PyObject* launched) {
   return allowed != nullptr;
 }
 
+// Calls a request function that marks its own attempt; the reservation still ends with that.
+PyObject* CallWithReservation(CallObject* self) {
+  std::unique_ptr<Reservation> reservation(std::exchange(self->reservation, nullptr));
+  Reservation* borrowed = reservation.get();
+  PyObject* shared = MakeReservation(&self->bucket->state(), std::move(reservation), self->path);
+  if (shared == nullptr) return nullptr;
+  self->reservation = borrowed;
+  self->shared = Py_NewRef(shared);
+  self->told_end = false;
+  PyObject* awaitable = PyObject_CallOneArg(FunctionOf(self->function), shared);
+  Py_DECREF(shared);
+  return awaitable;
+}
+
 int Launch(CallObject* self, Nanos now) {
   self->admitted = now;
   if (self->bucket->guarded != 0 && !Guard(self, Object(self))) {
@@ -392,7 +414,9 @@ int Launch(CallObject* self, Nanos now) {
   self->bucket->AddInFlight(1);
   ++self->bucket->attempts;
   self->phase = Phase::kCalling;
-  PyObject* awaitable = PyObject_CallNoArgs(self->function);
+  PyObject* awaitable = Py_TYPE(self->function) == with_reservation_type
+                            ? CallWithReservation(self)
+                            : PyObject_CallNoArgs(self->function);
   if (awaitable != nullptr) {
     self->inner = IteratorOf(awaitable);
     Py_DECREF(awaitable);
@@ -979,6 +1003,7 @@ PyObject* SettleMethod(PyObject* object, PyObject* used) {
   if (ended && self->bucket->counts != nullptr)
     self->bucket->counts->Ended(Wanted(self), actual.span(state));
   if (ended) TellRemote(self, actual.span(state));
+  self->told_end |= ended;
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }
@@ -999,6 +1024,7 @@ PyObject* CancelMethod(PyObject* object, PyObject* /*unused*/) {
   State& state = self->bucket->state();
   const bool ended = self->reservation->Cancel(state.Now());
   if (ended && self->bucket->counts != nullptr) self->bucket->counts->Cancelled(Wanted(self));
+  self->told_end |= ended;
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }
@@ -1006,7 +1032,9 @@ PyObject* CancelMethod(PyObject* object, PyObject* /*unused*/) {
 PyObject* DetachMethod(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->reservation == nullptr) Py_RETURN_NONE;
-  std::unique_ptr<Reservation> reservation(std::exchange(self->reservation, nullptr));
+  Reservation* detached = std::exchange(self->reservation, nullptr);
+  if (self->shared != nullptr) return std::exchange(self->shared, nullptr);
+  std::unique_ptr<Reservation> reservation(detached);
   return MakeReservation(&self->bucket->state(), std::move(reservation), self->path);
 }
 

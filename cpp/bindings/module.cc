@@ -10,7 +10,7 @@ PYBIND11_MODULE(_core, m) {
   AddLimitAndClock(m);
   if (!AddReservation(m.ptr()) || !AddDenial(m.ptr()) || !AddAcquire(m.ptr()) ||
       !AddMailbox(m.ptr()) || !AddLimiter(m.ptr()) || !AddScheduler(m.ptr()) ||
-      !AddBucket(m.ptr()) || !AddCall(m.ptr()))
+      !AddBucket(m.ptr()) || !AddWithReservation(m.ptr()) || !AddCall(m.ptr()))
     throw pybind11::error_already_set();
   AddInspection(m);
   AddMetrics(m);

@@ -263,7 +263,7 @@ PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyOb
                     "submit_request() takes two arguments, metadata and request_func");
     return nullptr;
   }
-  if (PyCallable_Check(given[1]) == 0) {
+  if (PyCallable_Check(given[1]) == 0 && Py_TYPE(given[1]) != with_reservation_type) {
     PyErr_Format(
         PyExc_TypeError,
         "request_func of type %s: must be callable without arguments, and give an awaitable",

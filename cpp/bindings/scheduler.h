@@ -16,6 +16,7 @@ namespace headway::python {
 extern PyTypeObject* scheduler_type;
 extern PyTypeObject* bucket_type;
 extern PyTypeObject* call_type;
+extern PyTypeObject* with_reservation_type;
 
 struct CallObject;
 
@@ -123,6 +124,9 @@ void TellIdle(SchedulerObject* scheduler);
 
 // Somebody has left the bucket's queue: whoever waits for room gets it.
 void LeaveQueue(BucketObject* bucket);
+
+// Borrowed: what a WithReservation calls.
+PyObject* FunctionOf(PyObject* with_reservation);
 
 // New reference: `scheduler.submit_request`'s awaitable.
 PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* function);

@@ -122,6 +122,7 @@ bool AddMailbox(PyObject* module);
 bool AddLimiter(PyObject* module);
 bool AddBucket(PyObject* module);
 bool AddCall(PyObject* module);
+bool AddWithReservation(PyObject* module);
 bool AddScheduler(PyObject* module);
 void AddInspection(py::module_& m);
 void AddMetrics(py::module_& m);

@@ -1,8 +1,7 @@
-"""Which failures are worth another attempt, how many there may be, and after how long."""
+"""How many retries there may be, and how long a server asks to wait before one."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from time import time
@@ -10,21 +9,6 @@ from typing import final
 
 LONGEST_TOLD = 120.0
 """Seconds that a server may ask to wait at most; a longer time is cut to this."""
-
-_FIRST_BACKOFF = 0.5
-_LONGEST_BACKOFF = 30.0
-
-
-def is_retried(status: int, body: object) -> bool:
-    """Whether another attempt may do better: 408, 409, 429 and 5xx.
-
-    Not a 429 that says the account has no money left: no waiting helps.
-    """
-    if status == 429:
-        error = body.get("error") if isinstance(body, dict) else None
-        told = (error.get("code"), error.get("type")) if isinstance(error, dict) else ()
-        return "insufficient_quota" not in told
-    return status in (408, 409) or 500 <= status <= 599
 
 
 def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -47,17 +31,6 @@ def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | N
     return min(max(wait, 0.0), LONGEST_TOLD)
 
 
-def backoff(retry: int, told: float | None, random_share: float | None = None) -> float:
-    """Seconds before the retry-th retry, counted from 1: never less than the server has told.
-
-    Else full jitter: anything from 0 to a bound that doubles with each retry, so that those who
-    failed together do not come back together. random_share: the share of the bound, from 0 to 1.
-    """
-    share = random.random() if random_share is None else random_share
-    own = share * min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** (min(retry, 30) - 1))
-    return own if told is None else max(own, told)
-
-
 @final
 class RetryBudget:
     """The retries of a whole run: 10, and one more for every five requests begun.
@@ -71,12 +44,8 @@ class RetryBudget:
         self._begun = 0
         self._taken = 0
 
-    def note_request(self) -> None:
-        """Another request (not an attempt) begins."""
-        self._begun += 1
-
     def at_least(self, requests: int) -> None:
-        """So many requests have begun, for whoever counts them elsewhere."""
+        """So many requests (not attempts) have begun."""
         self._begun = max(self._begun, requests)
 
     def take(self) -> bool:

@@ -305,6 +305,37 @@ def test_uneven_arrival_delays_the_counting_instant() -> None:
     serve(test, behaviour=Behaviour(arrival_jitter=0.3, decisions=True))
 
 
+def test_a_model_with_limits_of_its_own_is_counted_by_those_alone() -> None:
+    async def run() -> None:
+        rules = {
+            "small": [
+                Rule("requests", 1, 3600.0, "window"),
+                Rule("concurrency", 5, shape="concurrency"),
+            ]
+        }
+        async with (
+            SimulatedProvider([Rule("requests", 2, 3600.0, "window")], by_model=rules) as provider,
+            httpx.AsyncClient(base_url=provider.url, trust_env=False) as client,
+        ):
+            statuses = [
+                (await client.post(CHAT, json={**HELLO, "model": model})).status_code
+                for model in ("small", "small", "a", "b", "c", "small")
+            ]
+            assert statuses == [200, 429, 200, 200, 429, 429]
+            stats = provider.stats()
+            assert (stats["admitted"], stats["refused"]) == (2, 1)
+            small = stats["models"]["small"]
+            assert (small["admitted"], small["refused"], small["in_flight"]) == (1, 2, 0)
+            assert [each["used"] for each in small["by_rule"]] == [1, 1]
+            provider.set_rules([])
+            assert (await client.post(CHAT, json={**HELLO, "model": "a"})).status_code == 200
+            assert (await client.post(CHAT, json={**HELLO, "model": "small"})).status_code == 429
+
+    asyncio.run(run())
+    with SimulatorProcess("--model-limits", "m", "0 requests/min") as simulator:
+        assert list(simulator.stats()["models"]) == ["m"]
+
+
 def test_concurrency_is_given_back_by_answers_failures_and_lost_clients() -> None:
     async def test(client: httpx.AsyncClient, provider: SimulatedProvider) -> None:
         held = [asyncio.create_task(client.post(CHAT, json=HELLO)) for _ in range(2)]

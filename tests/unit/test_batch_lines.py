@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from headway.batch.lines import Broken, Line, count_lines, read_lines
+from headway.batch.keys import Keys
+from headway.batch.lines import Broken, Line, count_lines, read_again, read_lines
+from headway.batch.pointer import Pointer
 
 
 def request(custom_id: str = "a", **changed: object) -> dict[str, Any]:
@@ -25,6 +27,9 @@ def read(*lines: object) -> list[Line | Broken]:
     return list(read_lines(json.dumps(line).encode() + b"\n" for line in lines))
 
 
+LENGTH = len(json.dumps(request()).encode()) + 1
+
+
 def reason(line: bytes) -> str:
     (broken,) = read_lines([line])
     assert isinstance(broken, Broken)
@@ -34,7 +39,7 @@ def reason(line: bytes) -> str:
 def test_a_line_is_a_request_with_its_number() -> None:
     assert read(request("a"), request("b")) == [
         Line(1, "a", "/v1/chat/completions", {"model": "m"}),
-        Line(2, "b", "/v1/chat/completions", {"model": "m"}),
+        Line(2, "b", "/v1/chat/completions", {"model": "m"}, offset=LENGTH),
     ]
 
 
@@ -114,3 +119,21 @@ def test_only_lines_that_are_not_empty_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     path.write_bytes(b"a\n\n  \nb\nlast")
     assert count_lines(str(path)) == 3
+
+
+def test_a_line_is_read_again_by_where_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    keys = Keys(priority=Pointer("/urgent"))
+    text = b"".join(json.dumps(request(str(i), urgent=i)).encode() + b"\n\n" for i in range(5))
+    path.write_bytes(b"\xef\xbb\xbf" + text)
+    with path.open("rb") as file, path.open("rb") as again:
+        lines = list(read_lines(file, keys))
+        assert [line.number for line in lines] == [1, 3, 5, 7, 9]
+        for line in reversed(lines):
+            assert isinstance(line, Line)
+            assert read_again(again, keys, line.number, line.offset) == line
+
+
+def test_the_model_of_a_line_is_its_bodys() -> None:
+    bodies = [{"model": "m"}, {"model": 7}, {}]
+    assert [Line(1, "a", "/", body).model for body in bodies] == ["m", "", ""]

@@ -8,11 +8,14 @@ import io
 import pytest
 
 from headway.batch import progress as progress_module
+from headway.batch.lines import Line
+from headway.batch.plan import Plan
 from headway.batch.progress import Progress
 from headway.batch.results import Outcome
 from headway.batch.summary import Tally
 
 OK = Outcome(status=200)
+LINE = Line(1, "a", "/v1/chat/completions", {})
 
 
 class Lines(io.StringIO):
@@ -30,10 +33,10 @@ class Lines(io.StringIO):
 
 def test_a_line_now_and_then_says_how_far_it_is() -> None:
     async def main() -> None:
-        tally = Tally(total=1300)
+        tally = Tally(1300, Plan())
         for _ in range(1200):
-            tally.end(OK)
-        tally.end(Outcome(error=("timeout", "")))
+            tally.end(LINE, OK)
+        tally.end(LINE, Outcome(error=("timeout", "")))
         tally.in_flight, tally.refusals, tally.retries = 7, 2, 3
         stream = Lines(wanted=3)
         with Progress(stream, tally, report=0.01):
@@ -52,7 +55,7 @@ def test_a_line_now_and_then_says_how_far_it_is() -> None:
 
 def test_what_is_said_is_a_line_of_its_own() -> None:
     stream = io.StringIO()
-    Progress(stream, Tally(total=1)).say("broken line 1: no")
+    Progress(stream, Tally(1, Plan())).say("broken line 1: no")
     assert stream.getvalue() == "broken line 1: no\n"
 
 
@@ -61,7 +64,7 @@ def test_the_time_left_is_told_by_the_pace_after_the_first_burst(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
-    tally = Tally(total=1000)
+    tally = Tally(1000, Plan())
     progress = Progress(io.StringIO(), tally)
     assert progress._seconds_left(0) is None
     # A burst of 100 at once, then one a second.

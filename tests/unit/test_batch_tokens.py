@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from headway.batch.lines import Line
-from headway.batch.tokens import cost, estimate_tokens, used_tokens
+from headway.batch.tokens import estimate_tokens, used_tokens
 
 CHAT = "/v1/chat/completions"
 
@@ -72,11 +71,6 @@ def test_a_maximum_that_is_no_number_of_tokens_is_left_for_the_provider_to_refus
 
 def test_a_maximum_beyond_all_limits_stays_a_number_that_a_limiter_takes() -> None:
     assert estimate_tokens(CHAT, chat("x", max_tokens=10**30)) == 2**53
-
-
-def test_a_cost_has_one_amount_for_each_resource_in_their_order() -> None:
-    line = Line(1, "a", CHAT, chat("x" * 400))
-    assert cost(("tokens", "requests", "concurrency"), line) == [100, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from time import monotonic
@@ -14,9 +13,7 @@ import httpx
 from headway import Reservation
 from headway.batch.endpoint import Endpoint
 from headway.batch.lines import Line
-from headway.batch.patience import patience
 from headway.batch.results import Outcome
-from headway.retry import is_retried, told_wait
 from headway.transports import NetworkDelays, send
 
 
@@ -24,22 +21,22 @@ from headway.transports import NetworkDelays, send
 class Attempts:
     """Sends lines to an endpoint, over connections that are closed when it is left.
 
-    timeout: seconds from an attempt's admission until its answer must have been read. ImportError
-    where the environment names a proxy that needs a package which is not installed.
+    ImportError where the environment names a proxy that needs a package which is not installed.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._transport = endpoint.transport()
-        self._timeout = timeout
         self._delays = NetworkDelays()
 
     async def make(
         self, line: Line, reservation: Reservation, on_sent: Callable[[], None]
     ) -> Outcome:
-        """Makes one attempt, for which `reservation` was taken, and ends the reservation.
+        """Makes one attempt, for which `reservation` was taken, and marks it there.
 
-        on_sent: called when the request has gone out, if it does.
+        on_sent: called when the request has gone out, if it does. Time is not bounded here, and
+        what was asked stays spent: providers count it when it arrives, and give nothing back for
+        an answer that turned out shorter.
         """
         sent_at = 0.0
 
@@ -50,38 +47,30 @@ class Attempts:
 
         try:
             request = self._endpoint.request(line)
-            async with patience(self._timeout):
-                response = await send(
-                    self._transport.handle_async_request, request, reservation, self._delays, sent
-                )
-                latency = monotonic() - sent_at
-                try:
-                    content = await response.aread()
-                finally:
-                    await response.aclose()
-        except asyncio.TimeoutError:
-            return _failure("timeout", f"no answer within {self._timeout:g} s", retried=True)
+            response = await send(
+                self._transport.handle_async_request, request, reservation, self._delays, sent
+            )
+            latency = monotonic() - sent_at
+            try:
+                content = await response.aread()
+            finally:
+                await response.aclose()
         except httpx.InvalidURL as error:
-            return _failure("invalid_url", f"url {line.url!r}: {error}", retried=False)
+            reservation.cancel()
+            return _failure("invalid_url", f"url {line.url!r}: {error}", may_pass=False)
         except httpx.RequestError as error:
             # What httpx itself will not send, it will not send next time either.
             hopeless = isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))
             message = f"{type(error).__name__}: {error}".rstrip(": ")
-            return _failure("connection_error", message, retried=not hopeless)
-        finally:
-            # Providers count what was asked when it arrives, and give nothing back for an answer
-            # that turned out shorter. Does nothing where the reservation has ended already.
-            if not reservation.cancel():
-                reservation.settle()
-        body = _decode(content)
-        retried = is_retried(response.status_code, body)
+            return _failure("connection_error", message, may_pass=not hopeless)
+        status = response.status_code
         return Outcome(
-            status=response.status_code,
+            status=status,
             request_id=response.headers.get("x-request-id", ""),
-            body=body,
+            body=_decode(content),
             latency=latency,
-            retried=retried,
-            told=told_wait(response.headers) if retried else None,
+            may_pass=status in (408, 409, 429) or 500 <= status <= 599,
+            headers={} if 200 <= status <= 299 else dict(response.headers),
         )
 
     async def __aenter__(self) -> Attempts:
@@ -96,8 +85,8 @@ class Attempts:
         await self._transport.aclose()
 
 
-def _failure(code: str, message: str, retried: bool) -> Outcome:
-    return Outcome(error=(code, message), retried=retried)
+def _failure(code: str, message: str, may_pass: bool) -> Outcome:
+    return Outcome(error=(code, message), may_pass=may_pass)
 
 
 def _refuse(constant: str) -> NoReturn:

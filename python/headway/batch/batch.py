@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from itertools import count
+from collections.abc import Callable
 from typing import final
 
-from headway import CapacityExceededError, Limiter
+from headway import CapacityExceededError, RequestTimeoutError, Reservation
+from headway._core import WithReservation
 from headway.batch.attempt import Attempts
+from headway.batch.failures import Failed, MayPass
+from headway.batch.lanes import MOST_HELD, Lanes
 from headway.batch.lines import Broken, Line
+from headway.batch.plan import Plan
 from headway.batch.results import Outcome, Results
 from headway.batch.summary import Tally
-from headway.batch.tokens import cost
-from headway.retry import RetryBudget, backoff
-
-READ_AHEAD = 1024
-"""Requests that may have been read and not gone out yet.
-
-They are what the limiter hands out while the event loop is busy with others, so there must be more
-of them than can be sent in the longest time that it is; a loop sends about 2000 a second.
-"""
+from headway.scheduler import Scheduler
 
 _START_AT_ONCE = 4
-"""Requests begun in one turn of the event loop.
+"""Lines taken in one turn of the event loop.
 
 If a whole burst began in one turn, each step of each request would wait for that step of all the
 others: connections would look slow and requests would go out late and out of order.
@@ -32,33 +27,31 @@ others: connections would look slow and requests would go out late and out of or
 
 @final
 class Batch:
-    """One run. Made and used in one event loop.
+    """One run, over a scheduler that runs. Made and used in one event loop.
 
-    max_retries: attempts after the first, for each request. most_at_once: requests that may be
-    begun and not ended, for reasons other than limits (open files). say: tells people something.
+    most_at_once: requests that may be under way, for reasons other than limits (open files). say:
+    tells people something.
     """
 
     def __init__(
         self,
-        limiter: Limiter,
+        scheduler: Scheduler,
         attempts: Attempts,
         results: Results,
         tally: Tally,
         say: Callable[[str], None],
         *,
-        max_retries: int,
+        plan: Plan,
         most_at_once: int,
     ) -> None:
-        self._limiter = limiter
+        self._scheduler = scheduler
         self._attempts = attempts
         self._results = results
         self._tally = tally
         self._say = say
-        self._max_retries = max_retries
+        self._plan = plan
         self._most_at_once = most_at_once
-        self._budget = RetryBudget()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unsent: set[asyncio.Task[None]] = set()  # of the tasks: nothing went out yet
         self._waiting: set[asyncio.Task[None]] = set()  # of the tasks: nothing is in flight
         self._change = asyncio.Event()  # there is more room, fewer tasks, or an interrupt
         self._fault: BaseException | None = None
@@ -68,15 +61,15 @@ class Batch:
         self._abandoned = False  # nor does anything go on
         self.interrupted = False
 
-    async def run(self, lines: Iterable[Line | Broken]) -> None:
+    async def run(self, lanes: Lanes) -> None:
         """Sends the lines; returns when each has its result or the run was interrupted.
 
-        Raises what `lines` raises when nothing is in flight any more, and OSError where a result
-        cannot be written, with everything cancelled.
+        Raises what reading them raises when nothing is in flight any more, and OSError where a
+        result cannot be written, with everything cancelled.
         """
         self._tally.begin()
         try:
-            await self._start_all(lines)
+            await self._start_all(lanes)
         except Exception as error:
             self._fault = error
             self._start_nothing_more()
@@ -111,94 +104,123 @@ class Batch:
             task.cancel()
         self._change.set()
 
-    async def _start_all(self, lines: Iterable[Line | Broken]) -> None:
-        for number, line in enumerate(lines):
+    async def _start_all(self, lanes: Lanes) -> None:
+        turn = 0
+        while not self._closing and not lanes.done:
+            # What waits to be tried again has left its lane, and must not pile up either.
+            if lanes.full or len(self._waiting) >= 2 * MOST_HELD:
+                self._change.clear()
+                await self._change.wait()
+                continue
+            line = lanes.take()
             if isinstance(line, Broken):
                 self._tally.broken += 1
                 self._say(f"broken {line}")
-            else:
-                await self._room()
-            if number % _START_AT_ONCE == 0:
+            if turn % _START_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            if self._closing:
-                return
-            if isinstance(line, Line):
-                self._start(line)
+            turn += 1
+            if isinstance(line, Line) and not self._closing:
+                self._start(line, lanes)
 
-    async def _room(self) -> None:
-        """Returns when another request may begin, or nothing new may."""
-        while not self._closing:
-            full = len(self._tasks) >= self._most_at_once
-            if full and not self._told_of_files:
-                self._told_of_files = True
-                self._say(
-                    f"no more than {self._most_at_once} requests at once: the system allows this "
-                    "process no more open files (see `ulimit -n`)"
-                )
-            if not full and len(self._unsent) < READ_AHEAD:
-                return
-            self._change.clear()
-            await self._change.wait()
+    def _start(self, line: Line, lanes: Lanes) -> None:
+        if line.wrong is not None:
+            self._end(line, Outcome(error=line.wrong))
+            return
+        turn = _Turn(line, lanes)
+        task = asyncio.get_running_loop().create_task(self._carry_out(turn))
+        self._tasks.add(task)
+        self._waiting.add(task)
 
-    def _start(self, line: Line) -> None:
-        self._budget.note_request()
-        task = asyncio.get_running_loop().create_task(self._carry_out(line))
-        for those in (self._tasks, self._unsent, self._waiting):
-            those.add(task)
-        task.add_done_callback(self._ended)
+        def ended(_: object) -> None:
+            turn.leave()
+            self._ended(task)
 
-    async def _carry_out(self, line: Line) -> None:
+        task.add_done_callback(ended)
+
+    async def _carry_out(self, turn: _Turn) -> None:
         """One request, from its turn until its result is written."""
         task = asyncio.current_task()
         assert task is not None
+        amounts = self._plan.amounts_of(turn.line)
+        metadata = self._plan.metadata_of(turn.line, amounts)
 
-        def sent() -> None:
-            self._unsent.discard(task)
-            self._change.set()
-
-        resources = self._limiter.resources
-        amounts = cost(resources, line)
-        outcome: Outcome | None = None
-        for retry in count():
-            try:
-                if outcome is not None:
-                    await asyncio.sleep(backoff(retry, outcome.told))
-                # A retry has waited for its turn before.
-                reservation = await self._limiter.acquire(*amounts, priority=min(retry, 1))
-            except CapacityExceededError as error:
-                outcome = Outcome(error=("capacity_exceeded", str(error)))
-                break
-            except asyncio.CancelledError:
-                if outcome is None or self._abandoned:
-                    raise
-                break  # interrupted before it could try again: its last answer stands
+        # Gives nothing: of what an attempt gives, a scheduler looks for failures to try again.
+        async def attempt(reservation: Reservation) -> None:
             self._waiting.discard(task)
-            if retry == 0:
-                self._tally.admit(resources, amounts)
+            turn.attempts += 1
+            if turn.attempts == 1:
+                self._tally.admit(turn.line, amounts)
             else:
                 self._tally.retries += 1
             self._tally.in_flight += 1
+            self._watch_files()
             try:
-                outcome = await self._attempts.make(line, reservation, sent)
-            except Exception as error:  # nobody foresaw it; the other requests go on
-                outcome = Outcome(error=("internal_error", f"{type(error).__name__}: {error}"))
+                outcome = await self._make(turn, reservation)
+            except asyncio.CancelledError:
+                # Its time was over, or it is abandoned, and then nobody asks for this.
+                turn.outcome = self._timed_out()
+                if self._closing:
+                    asyncio.get_running_loop().call_soon(self._give_up, task)
+                raise
             finally:
                 self._tally.in_flight -= 1
+                self._waiting.add(task)
+            turn.outcome = outcome
             self._tally.attempt(outcome)
-            if not outcome.retried or self._closing:
-                break
-            if retry == self._max_retries:
-                break
-            if not self._budget.take():
-                self._tell_of_budget()
-                break
-            self._waiting.add(task)
-        assert outcome is not None
-        self._results.write(line.custom_id, outcome)
-        self._tally.end(outcome)
+            if not outcome.succeeded and not self._closing:
+                raise (MayPass if outcome.may_pass else Failed)(outcome)
 
-    def _tell_of_budget(self) -> None:
-        if not self._told_of_budget:
+        try:
+            await self._scheduler.submit_request(metadata, WithReservation(attempt))
+        except (Failed, RequestTimeoutError):
+            self._watch_budget(turn)
+        except CapacityExceededError as error:
+            turn.outcome = Outcome(error=("capacity_exceeded", str(error)))
+        except asyncio.CancelledError:
+            # Interrupted before it could try again: its last answer stands.
+            if turn.outcome is None or self._abandoned:
+                raise
+        except Exception as error:  # nobody foresaw it; the other requests go on
+            turn.outcome = _internal(error)
+        assert turn.outcome is not None
+        self._end(turn.line, turn.outcome)
+
+    async def _make(self, turn: _Turn, reservation: Reservation) -> Outcome:
+        def sent() -> None:
+            turn.leave()
+            self._change.set()
+
+        try:
+            return await self._attempts.make(turn.line, reservation, sent)
+        except Exception as error:
+            return _internal(error)
+
+    def _end(self, line: Line, outcome: Outcome) -> None:
+        self._results.write(line.custom_id, outcome)
+        self._tally.end(line, outcome)
+
+    def _timed_out(self) -> Outcome:
+        seconds = self._scheduler.config.request_timeout
+        return Outcome(error=("timeout", f"no answer within {seconds:g} s"), may_pass=True)
+
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        """Of an attempt that has ended after the interrupt: there is no other."""
+        if task in self._waiting:
+            task.cancel()
+
+    def _watch_files(self) -> None:
+        at_once = self._tally.in_flight
+        if at_once >= self._most_at_once and at_once < len(self._tasks) and not self._told_of_files:
+            self._told_of_files = True
+            self._say(
+                f"no more than {self._most_at_once} requests at once: the system allows this "
+                "process no more open files (see `ulimit -n`)"
+            )
+
+    def _watch_budget(self, turn: _Turn) -> None:
+        if self._told_of_budget or turn.outcome is None or not turn.outcome.may_pass:
+            return
+        if self._scheduler.get_metrics()["retry_budget_used_up"]:
             self._told_of_budget = True
             self._say(
                 "so many calls have failed that the budget for retries is used up for now: "
@@ -206,8 +228,8 @@ class Batch:
             )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        for those in (self._tasks, self._unsent, self._waiting):
-            those.discard(task)
+        self._tasks.discard(task)
+        self._waiting.discard(task)
         self._change.set()
         if task.cancelled():
             return
@@ -215,3 +237,26 @@ class Batch:
         if error is not None and self._fault is None:
             self._fault = error
             self._abandon()
+
+
+@final
+class _Turn:
+    """A line on its way. outcome: of its last attempt."""
+
+    __slots__ = ("_lanes", "attempts", "line", "outcome")
+
+    def __init__(self, line: Line, lanes: Lanes) -> None:
+        self.line = line
+        self.attempts = 0
+        self.outcome: Outcome | None = None
+        self._lanes: Lanes | None = lanes
+
+    def leave(self) -> None:
+        """Lets another line be read; does nothing the second time."""
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            lanes.leave(self.line)
+
+
+def _internal(error: Exception) -> Outcome:
+    return Outcome(error=("internal_error", f"{type(error).__name__}: {error}"))

@@ -43,8 +43,3 @@ def least_seconds(limit: Limit, work: Work) -> float:
     if limit.shape != "fixed" or windows == 0:
         return windows * limit.per
     return windows * limit.per - (work.began - (limit.anchor or 0.0)) % limit.per
-
-
-def binding(limits: tuple[Limit, ...], work: Work) -> tuple[Limit, float]:
-    """The limit that needs the most time for `work`, and that time in seconds."""
-    return max(((limit, least_seconds(limit, work)) for limit in limits), key=lambda each: each[1])

@@ -5,20 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
+
+from headway.batch.keys import Keys, shown
 
 _FIELDS = ("custom_id", "method", "url", "body")
-_SHOWN = 60
+_NO_KEYS = Keys()
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A request as it stands in the file; `number` counts from 1."""
+    """A request as it stands in the file; `number` counts from 1.
+
+    account, priority: as its keys say. wrong: why it fails without being sent, None for most.
+    offset: where it begins in the file, in bytes.
+    """
 
     number: int
     custom_id: str
     url: str
     body: dict[str, Any]
+    account: str | None = None
+    priority: int = 0
+    wrong: tuple[str, str] | None = None
+    offset: int = 0
+
+    @property
+    def model(self) -> str:
+        """The model that it names; empty where it names none."""
+        model = self.body.get("model")
+        return model if isinstance(model, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +48,34 @@ class Broken:
         return f"line {self.number}: {self.reason}"
 
 
-def read_lines(raw_lines: Iterable[bytes]) -> Iterator[Line | Broken]:
+def read_lines(raw_lines: Iterable[bytes], keys: Keys = _NO_KEYS) -> Iterator[Line | Broken]:
     """What each line says; empty lines say nothing. A `custom_id` may occur once only.
 
     Lazy: as many lines are held as are asked for, and the custom_ids of all.
     """
     seen: dict[str, int] = {}
+    offset = 0
     for number, raw in enumerate(raw_lines, start=1):
-        text = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-        if not text.strip():
+        begin = offset
+        offset += len(raw)
+        if not _without_mark(number, raw).strip():
             continue
-        try:
-            line = _parse(number, text)
-        except (ValueError, RecursionError) as error:
-            yield Broken(number, str(error))
+        line = _read(number, begin, raw, keys)
+        if isinstance(line, Broken):
+            yield line
             continue
         first = seen.setdefault(line.custom_id, number)
         if first == number:
             yield line
         else:
-            shown = _shown(line.custom_id)
-            yield Broken(number, f"custom_id {shown} is that of line {first}; not sent")
+            custom_id = shown(line.custom_id)
+            yield Broken(number, f"custom_id {custom_id} is that of line {first}; not sent")
+
+
+def read_again(file: BinaryIO, keys: Keys, number: int, offset: int) -> Line | Broken:
+    """A line that was read before, by where it begins."""
+    file.seek(offset)
+    return _read(number, offset, file.readline(), keys)
 
 
 def count_lines(path: str) -> int:
@@ -61,7 +84,18 @@ def count_lines(path: str) -> int:
         return sum(1 for raw in file if raw.strip())
 
 
-def _parse(number: int, text: bytes) -> Line:
+def _without_mark(number: int, raw: bytes) -> bytes:
+    return raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+
+
+def _read(number: int, offset: int, raw: bytes, keys: Keys) -> Line | Broken:
+    try:
+        return _parse(number, offset, _without_mark(number, raw), keys)
+    except (ValueError, RecursionError) as error:
+        return Broken(number, str(error))
+
+
+def _parse(number: int, offset: int, text: bytes, keys: Keys) -> Line:
     try:
         value = json.loads(text.decode(), parse_constant=_refuse)
     except json.JSONDecodeError as error:
@@ -71,27 +105,30 @@ def _parse(number: int, text: bytes) -> Line:
             f"not UTF-8: byte {error.start + 1} is {text[error.start]:#04x}"
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{_shown(value)}: must be an object with {', '.join(_FIELDS)}")
+        raise ValueError(f"{shown(value)}: must be an object with {', '.join(_FIELDS)}")
     for name in _FIELDS:
         if name not in value:
             raise ValueError(f"{name} is missing")
     custom_id, method, url, body = (value[name] for name in _FIELDS)
     if not isinstance(custom_id, str) or not custom_id:
-        raise ValueError(f"custom_id {_shown(custom_id)}: must be a string that is not empty")
+        raise ValueError(f"custom_id {shown(custom_id)}: must be a string that is not empty")
     if method != "POST":
-        raise ValueError(f"method {_shown(method)}: must be 'POST'")
+        raise ValueError(f"method {shown(method)}: must be 'POST'")
     # A whole URL could carry the API key to a host that the user has not named.
     if not isinstance(url, str) or not url.startswith("/") or not url.isprintable():
-        raise ValueError(f"url {_shown(url)}: must be a path as in '/v1/chat/completions'")
+        raise ValueError(f"url {shown(url)}: must be a path as in '/v1/chat/completions'")
     if not isinstance(body, dict):
-        raise ValueError(f"body {_shown(body)}: must be an object")
-    return Line(number, custom_id, url, body)
+        raise ValueError(f"body {shown(body)}: must be an object")
+    account, priority, wrong = None, 0, None
+    code = "invalid_account"
+    try:
+        account = keys.account_of(value)
+        code = "invalid_priority"
+        priority = keys.priority_of(value)
+    except ValueError as error:
+        wrong = (code, f"line {number}: {error}")
+    return Line(number, custom_id, url, body, account, priority, wrong, offset)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
 from typing import Any, final
@@ -16,7 +17,7 @@ class Outcome:
     """What became of a request: an answer (`status`, `body`), or else an `error` (code, message).
 
     latency: seconds from sending the request until its answer's head was there, where there is one.
-    retried: whether another attempt may do better. told: seconds that the server asked to wait.
+    may_pass: whether another attempt may do better. headers: of an answer that is a failure.
     """
 
     status: int | None = None
@@ -24,13 +25,18 @@ class Outcome:
     body: object = None
     error: tuple[str, str] | None = None
     latency: float | None = None
-    retried: bool = False
-    told: float | None = None
+    may_pass: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> bool:
         """Whether the provider did what was asked."""
         return self.status is not None and 200 <= self.status <= 299
+
+    @property
+    def why(self) -> str:
+        """In a word or two, what became of it."""
+        return f"status {self.status}" if self.error is None else self.error[0]
 
 
 @final

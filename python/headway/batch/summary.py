@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from statistics import fmean, median
 from typing import final
 
-from headway import Limit
-from headway.batch.ideal import Work, binding
+from headway.batch.groups import Group, Groups
+from headway.batch.lines import Line
+from headway.batch.plan import Plan
 from headway.batch.results import Outcome
 from headway.batch.tokens import used_tokens
 
@@ -52,10 +53,14 @@ class Summary:
 
 @final
 class Tally:
-    """What has happened so far to the `total` lines of a run."""
+    """What has happened so far to the `total` lines of a run.
 
-    def __init__(self, total: int) -> None:
+    reasons: how many requests failed, by why. models, accounts: the same by the line's names.
+    """
+
+    def __init__(self, total: int, plan: Plan) -> None:
         self.total = total
+        self._plan = plan
         self.succeeded = 0
         self.failed = 0
         self.broken = 0
@@ -63,7 +68,10 @@ class Tally:
         self.retries = 0
         self.tokens = 0
         self.in_flight = 0
-        self._amounts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.models = Groups()
+        self.accounts = Groups()
+        self._taken: dict[str, Counter[str]] = {}  # by bucket
         # Eight bytes each, so a million requests are no burden.
         self._waits = array("d")
         self._latencies = array("d")
@@ -80,11 +88,13 @@ class Tally:
         self._began = self._ended = time.monotonic()
         self._began_wall = time.time()
 
-    def admit(self, resources: Sequence[str], amounts: Sequence[int]) -> None:
-        """A request is let through for the first time; it took these amounts."""
-        self._waits.append(time.monotonic() - self._began)
-        for resource, amount in zip(resources, amounts, strict=True):
-            self._amounts[resource] += amount
+    def admit(self, line: Line, amounts: Mapping[str, int]) -> None:
+        """`line` is let through for the first time; it took these amounts, by resource."""
+        wait = time.monotonic() - self._began
+        self._waits.append(wait)
+        for group in self._groups_of(line):
+            group.waits.append(wait)
+        self._taken.setdefault(self._plan.bucket_of(line), Counter()).update(amounts)
 
     def attempt(self, outcome: Outcome) -> None:
         """An attempt has ended."""
@@ -93,24 +103,32 @@ class Tally:
         if outcome.succeeded and outcome.latency is not None:
             self._latencies.append(outcome.latency)
 
-    def end(self, outcome: Outcome) -> None:
-        """A request has ended, and its result is written."""
-        if outcome.succeeded:
-            self.succeeded += 1
-        else:
+    def end(self, line: Line, outcome: Outcome) -> None:
+        """`line` has ended, and its result is written."""
+        failed = not outcome.succeeded
+        if failed:
             self.failed += 1
+            self.reasons[outcome.why] += 1
+        else:
+            self.succeeded += 1
+        for group in self._groups_of(line):
+            group.requests += 1
+            group.failed += failed
         self._ended = time.monotonic()
 
-    def binding(self, limits: tuple[Limit, ...]) -> tuple[Limit, float] | None:
+    def _groups_of(self, line: Line) -> tuple[Group, Group]:
+        return self.models.of(line.model), self.accounts.of(line.account or "")
+
+    def binding(self) -> tuple[str, float] | None:
         """The limit that what was sent needs the most time for, and that time in seconds."""
         if not self._latencies:
             return None
-        return binding(limits, Work(dict(self._amounts), self._began_wall, fmean(self._latencies)))
+        return self._plan.binding(self._taken, self._began_wall, fmean(self._latencies))
 
-    def summary(self, limits: tuple[Limit, ...]) -> Summary:
+    def summary(self) -> Summary:
         """The numbers so far."""
         elapsed = self._ended - self._began
-        bound = self.binding(limits)
+        bound = self.binding()
         ideal = None if bound is None else bound[1] + median(self._latencies)
         return Summary(
             requests=self.requests,
@@ -122,12 +140,12 @@ class Tally:
             elapsed_s=elapsed,
             ideal_s=ideal,
             use=ideal / elapsed if ideal is not None and elapsed > 0 else None,
-            wait_p50_s=_quantile(self._waits, 0.50),
-            wait_p99_s=_quantile(self._waits, 0.99),
+            wait_p50_s=quantile(self._waits, 0.50),
+            wait_p99_s=quantile(self._waits, 0.99),
         )
 
 
-def _quantile(values: Sequence[float], share: float) -> float | None:
+def quantile(values: Sequence[float], share: float) -> float | None:
     """The least value that `share` of the values do not exceed."""
     if not values:
         return None

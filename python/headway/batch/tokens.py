@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from headway.batch.lines import Line
 
 RESOURCES = ("requests", "tokens", "concurrency")
 """What is known of a request's cost."""
@@ -15,14 +13,6 @@ _NO_TEXT = frozenset({"role", "type", "name", "id", "image_url", "input_audio", 
 _MOST = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _COMPLETIONS_DEFAULT = 16
 _LARGEST = 2**53
-
-
-def cost(resources: Iterable[str], line: Line) -> list[int]:
-    """What `line` costs of each of `resources`, which are of `RESOURCES`."""
-    return [
-        estimate_tokens(line.url, line.body) if resource == "tokens" else 1
-        for resource in resources
-    ]
 
 
 def estimate_tokens(url: str, body: Mapping[str, Any]) -> int:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
+import math
 import os
 import signal
 import stat
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from headway import Limit, Limiter
-from headway.batch.lines import Broken, Line, count_lines, read_lines
+from headway import Limit
+from headway.batch.keys import Keys
+from headway.batch.lanes import Lanes
+from headway.batch.lines import count_lines, read_again, read_lines
+from headway.batch.plan import Plan
+from headway.batch.pointer import Pointer
 from headway.batch.progress import Progress
 from headway.batch.results import Results, same_file
 from headway.batch.summary import Tally
 from headway.batch.table import table
 from headway.batch.tokens import RESOURCES
+from headway.scheduler import SchedulerMode
 
 if TYPE_CHECKING:
     # httpx comes with an extra: what needs it is imported when it is needed.
@@ -39,7 +45,8 @@ OpenAI-compatible API, as many at once as the limits need, and writes each answe
 results as soon as it is there. The API key is read from OPENAI_API_KEY. A line costs one request,
 and in tokens the larger of its max_tokens and a quarter of its characters. Failures that may pass
 (408, 409, 429, 5xx, broken connections, time-outs) are tried again within a budget: 10 retries,
-and one more for every five requests.
+and one more for every five requests. All models share the limits of --limits, but for those that
+--model-limits names: each of these is counted by its own alone.
 """
 _EPILOG = """\
 exit codes: 0 all succeeded, 1 a request failed or a line was broken, 2 wrong usage, 130 interrupted
@@ -60,9 +67,47 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         help='a limit of the provider, as in "500 requests/min", "200_000 tokens/60s window", '
-        '"100 requests/s bucket burst 10" or "32 concurrency"; may be repeated',
+        '"100 requests/s bucket burst 10" or "32 concurrency", of all models together that have '
+        "no --model-limits; may be repeated",
+    )
+    add(
+        "--model-limits",
+        metavar=("MODEL", "TEXT"),
+        nargs=2,
+        action="append",
+        default=[],
+        help='a limit of this model alone, as in gpt-4o "500 requests/min"; may be repeated',
     )
     add("--concurrency", metavar="N", type=_at_least_one, help="at most N requests at once")
+    add(
+        "--mode",
+        choices=[mode.value for mode in SchedulerMode],
+        help="basic: one turn after the other; intelligent, the default: by priority, too; "
+        "account: by shares of accounts, too",
+    )
+    add(
+        "--account-key",
+        metavar="POINTER",
+        type=_pointer,
+        help="where a line says whose it is: a JSON pointer into the line, as in "
+        "/body/metadata/user; accounts take turns at what they wait for. Implies --mode account",
+    )
+    add(
+        "--account-weight",
+        metavar="NAME=WEIGHT",
+        type=_weight,
+        action="append",
+        default=[],
+        help="an account's weight, 1 unless told: twice the weight is twice the share; "
+        "may be repeated",
+    )
+    add(
+        "--priority-key",
+        metavar="POINTER",
+        type=_pointer,
+        help="where a line says how urgent it is, as in /body/metadata/priority: a whole number, "
+        "0 where there is none; higher goes first",
+    )
     add("--overwrite", action="store_true", help="replace the file of results if it exists")
     add("--summary", metavar="FILE", help="write the numbers of the run there, as JSON")
     add(
@@ -85,9 +130,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Does it; the exit code."""
     try:
-        limiter = Limiter(_limits(args.limits, args.concurrency))
+        plan = _plan(args)
         _check_files(args)
-        attempts = _attempts(args.base_url, args.timeout)
+        attempts = _attempts(args.base_url)
         results = Results(args.out, args.overwrite)
     except ModuleNotFoundError as error:
         if error.name not in ("httpx", "httpcore"):
@@ -95,17 +140,21 @@ def run(args: argparse.Namespace) -> int:
         return _wrong("httpx is not installed: pip install 'headway[cli]'")
     except (ValueError, OSError, ImportError) as error:
         return _wrong(str(error))
-    tally = Tally(count_lines(args.requests))
-    with results, open(args.requests, "rb") as file:
-        lines = read_lines(file)
-        status = asyncio.run(_send(args, lines, limiter, attempts, results=results, tally=tally))
-    return _conclude(args, limiter, tally) or status
+    tally = Tally(count_lines(args.requests), plan)
+    with results, open(args.requests, "rb") as file, open(args.requests, "rb") as again:
+        lines = plan.check(read_lines(file, plan.keys))
+        lanes = Lanes(lines)
+        if plan.lane_of is not None:
+            read = functools.partial(read_again, again, plan.keys)
+            lanes = Lanes(lines, plan.lane_of, read)
+        status = asyncio.run(_send(args, plan, lanes, attempts, results=results, tally=tally))
+    return _conclude(args, tally) or status
 
 
 async def _send(
     args: argparse.Namespace,
-    lines: Iterator[Line | Broken],
-    limiter: Limiter,
+    plan: Plan,
+    lanes: Lanes,
     attempts: Attempts,
     *,
     results: Results,
@@ -114,22 +163,24 @@ async def _send(
     """Sends everything; the exit code."""
     from headway.batch.batch import Batch
 
+    most = _most_connections()
+    scheduler = plan.scheduler(most, request_timeout=args.timeout, max_retries=args.max_retries)
     with Progress(sys.stderr, tally) as progress:
-        async with attempts:
+        async with attempts, scheduler:
             batch = Batch(
-                limiter,
+                scheduler,
                 attempts,
                 results,
                 tally,
                 lambda text: progress.say(f"headway run: {text}"),
-                max_retries=args.max_retries,
-                most_at_once=_most_connections(),
+                plan=plan,
+                most_at_once=most,
             )
             # Until the loop closes, which takes it away again.
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, batch.interrupt)
             try:
-                await batch.run(lines)
+                await batch.run(lanes)
             except OSError as error:
                 progress.say(f"headway run: stopped: {error}")
                 return 1
@@ -138,11 +189,11 @@ async def _send(
     return 1 if tally.failed or tally.broken else 0
 
 
-def _conclude(args: argparse.Namespace, limiter: Limiter, tally: Tally) -> int:
+def _conclude(args: argparse.Namespace, tally: Tally) -> int:
     """Shows the table and writes the summary; 1 where that fails."""
-    summary = tally.summary(limiter.limits)
-    bound = tally.binding(limiter.limits)
-    print(table(summary, tally, None if bound is None else str(bound[0]), args.out), flush=True)
+    summary = tally.summary()
+    bound = tally.binding()
+    print(table(summary, tally, None if bound is None else bound[0], args.out), flush=True)
     if args.summary is not None:
         try:
             with open(args.summary, "w", encoding="utf-8") as file:
@@ -154,20 +205,38 @@ def _conclude(args: argparse.Namespace, limiter: Limiter, tally: Tally) -> int:
     return 0
 
 
-def _limits(texts: list[str], concurrency: int | None) -> list[Limit]:
-    """The limits that are told, with the smaller of the two where --concurrency is another."""
-    limits = [Limit.parse(text) for text in texts]
-    for limit in limits:
-        if limit.resource not in RESOURCES:
-            known = ", ".join(RESOURCES)
-            raise ValueError(f"--limits '{limit}': the resource must be one of {known}")
-    if concurrency is not None:
-        told = [limit.amount for limit in limits if limit.resource == "concurrency"]
-        limits = [limit for limit in limits if limit.resource != "concurrency"]
-        limits.append(Limit.parse(f"{min([concurrency, *told])} concurrency"))
-    if not limits:
+def _plan(args: argparse.Namespace) -> Plan:
+    """What the options say of limits, accounts and priorities."""
+    limits = tuple(_limit("--limits", text) for text in args.limits)
+    by_model: dict[str, tuple[Limit, ...]] = {}
+    for model, text in args.model_limits:
+        if not model:
+            raise ValueError("--model-limits '': must be the name of a model")
+        by_model[model] = (*by_model.get(model, ()), _limit(f"--model-limits {model}", text))
+    if not limits and not by_model and args.concurrency is None:
         raise ValueError('--limits is missing: at least one is needed, as in "500 requests/min"')
-    return limits
+    keys = Keys(args.account_key, args.priority_key)
+    mode = SchedulerMode.INTELLIGENT if keys.account is None else SchedulerMode.ACCOUNT
+    if args.mode is not None:
+        mode = SchedulerMode.parse(args.mode)
+    if keys.account is not None and mode is not SchedulerMode.ACCOUNT:
+        raise ValueError(f"--mode {mode.value}: --account-key needs --mode account")
+    if keys.priority is not None and mode is SchedulerMode.BASIC:
+        raise ValueError("--mode basic: --priority-key needs another mode, basic has no priorities")
+    if args.account_weight and keys.account is None:
+        raise ValueError("--account-weight: needs --account-key, where a line says whose it is")
+    weights = dict(args.account_weight)
+    if len(weights) < len(args.account_weight):
+        raise ValueError("--account-weight: an account is named twice")
+    return Plan(limits, by_model, args.concurrency, mode, keys, weights)
+
+
+def _limit(option: str, text: str) -> Limit:
+    limit = Limit.parse(text)
+    if limit.resource not in RESOURCES:
+        known = ", ".join(RESOURCES)
+        raise ValueError(f"{option} '{limit}': the resource must be one of {known}")
+    return limit
 
 
 def _check_files(args: argparse.Namespace) -> None:
@@ -186,14 +255,14 @@ def _check_files(args: argparse.Namespace) -> None:
         open(args.summary, "ab").close()
 
 
-def _attempts(base_url: str, timeout: float) -> Attempts:
+def _attempts(base_url: str) -> Attempts:
     from headway.batch.attempt import Attempts
     from headway.batch.endpoint import Endpoint
 
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key:
         print("headway run: OPENAI_API_KEY is not set: no key is sent", file=sys.stderr)
-    return Attempts(Endpoint(base_url, key), timeout)
+    return Attempts(Endpoint(base_url, key))
 
 
 def _most_connections() -> int:
@@ -208,6 +277,26 @@ def _most_connections() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - _SPARE_FILES)
+
+
+def _pointer(text: str) -> Pointer:
+    try:
+        return Pointer(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, equals, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not name or not equals or not 0 < weight < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be NAME=WEIGHT, with a weight greater than 0"
+        )
+    return name, weight
 
 
 def _wrong(message: str) -> int:

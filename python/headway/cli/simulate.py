@@ -42,6 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "without a shape it is a bucket; may be repeated",
     )
     add(
+        "--model-limits",
+        metavar=("MODEL", "TEXT"),
+        nargs=2,
+        action="append",
+        default=[],
+        help="a limit that counts this model only, which --limits then does not; may be repeated",
+    )
+    add(
         "--latency",
         metavar="SECONDS",
         default="0.05",
@@ -82,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM; the exit status."""
     try:
         rules = [parse_rule(text) for text in args.limits]
+        by_model: dict[str, list[Rule]] = {}
+        for model, text in args.model_limits:
+            by_model.setdefault(model, []).append(parse_rule(text))
         failure_draws(args.fail, args.seed)
         behaviour = Behaviour(
             latency=Latency.parse(args.latency, args.jitter),
@@ -97,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"headway simulate: {error}", file=sys.stderr)
         return 2
     provider = SimulatedProvider(
-        rules, behaviour, host=args.host, port=args.port, parse_limit=parse_rule
+        rules,
+        behaviour,
+        host=args.host,
+        port=args.port,
+        parse_limit=parse_rule,
+        by_model=by_model,
     )
     _allow_many_files()
     try:

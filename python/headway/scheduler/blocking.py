@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from headway._core import Reservation
+from headway._core import Reservation, WithReservation
 from headway.errors import SchedulerStoppedError
 from headway.scheduler.buckets import Bucket
 
@@ -28,11 +28,19 @@ class BlockingCall:
         self.result: Any = None
         self.over = False
         self._reservation: Reservation | None = None
+        self._told = False  # of its end
 
     def admitted(self, reservation: Reservation) -> None:
         """The next attempt may begin."""
         self._reservation = reservation
+        self._told = False
         self.attempt += 1
+
+    def make(self, function: Callable[[], Any] | WithReservation) -> Any:
+        """Calls the request function."""
+        if isinstance(function, WithReservation):
+            return function.function(self._reservation)  # type: ignore[arg-type]
+        return function()
 
     def refused(self) -> bool:
         """The provider did not admit the attempt."""
@@ -47,6 +55,7 @@ class BlockingCall:
 
     def cancel_reservation(self) -> bool:
         """Gives it back: nothing was sent."""
+        self._told = True
         return self._reservation is not None and self._reservation.cancel()
 
     def detach(self) -> None:
@@ -55,16 +64,20 @@ class BlockingCall:
     def land(self) -> None:
         """The attempt is over: whatever has not been said stays as estimated."""
         reservation, self._reservation = self._reservation, None
-        if reservation is not None and reservation.settle():
+        # A function that was given it may have ended it by itself.
+        if reservation is not None and (reservation.settle() or not self._told):
             self._tell_remote(None)
 
     def _tell_remote(self, used: int | None) -> None:
+        self._told = True
         if self.bucket.remote is not None:
             reserved = self.metadata.estimated_tokens or 0
             self.bucket.remote.ended(reserved, reserved if used is None else used)
 
 
-def submit_sync(scheduler: Scheduler, metadata: Any, function: Callable[[], _T]) -> _T:
+def submit_sync(
+    scheduler: Scheduler, metadata: Any, function: Callable[[], _T] | WithReservation
+) -> _T:
     """See Scheduler.submit_sync."""
     if not scheduler.is_running():
         raise SchedulerStoppedError("Scheduler is not running")
@@ -87,7 +100,10 @@ def submit_sync(scheduler: Scheduler, metadata: Any, function: Callable[[], _T])
 
 
 def _attempts(
-    scheduler: Scheduler, call: BlockingCall, function: Callable[[], _T], submitted: int
+    scheduler: Scheduler,
+    call: BlockingCall,
+    function: Callable[[], _T] | WithReservation,
+    submitted: int,
 ) -> _T:
     bucket = call.bucket
     while True:
@@ -104,7 +120,7 @@ def _attempts(
         error: Exception | None = None
         bucket._count(1, None)
         try:
-            result = function()
+            result = call.make(function)
             if inspect.isawaitable(result):
                 if inspect.iscoroutine(result):
                     result.close()

@@ -435,7 +435,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     # -- requests --------------------------------------------------------------------------------
 
     def submit(
-        self, metadata: RequestMetadata, request_func: Callable[[], Awaitable[Any]]
+        self,
+        metadata: RequestMetadata,
+        request_func: Callable[[], Awaitable[Any]] | _core.WithReservation,
     ) -> Handle:
         """Sends a request on its way, on the running event loop, and gives a handle to it."""
         asyncio.get_running_loop()
@@ -450,7 +452,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise
         return Handle(self, metadata, call, start)
 
-    def submit_sync(self, metadata: RequestMetadata, request_func: Callable[[], _T]) -> _T:
+    def submit_sync(
+        self,
+        metadata: RequestMetadata,
+        request_func: Callable[[], _T] | _core.WithReservation,
+    ) -> _T:
         """Waits for its turn, calls `request_func()` in this thread, and gives what that gave.
 
         The function's time is not bounded: `timeout` and `request_timeout` are for what can be

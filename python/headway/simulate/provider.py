@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -25,20 +25,30 @@ from headway.simulate.tokens import TokenEstimate, estimate_tokens
 JSON = "content-type: application/json\r\n"
 
 
+class Ledger:
+    """What is counted together: the rules, and the numbers of what they have decided."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.tally = Tally(admission)
+
+
 @dataclass(frozen=True)
 class Call:
-    """A well-formed request for an answer."""
+    """A well-formed request for an answer, and what counts it."""
 
     exchange: Exchange
     body: dict[str, Any]
     tokens: TokenEstimate
+    ledger: Ledger
 
 
 class Provider:
     """Answers exchanges in the way of an OpenAI-compatible API; for one event loop.
 
     A request is counted at the instant at which all of it has arrived (plus `arrival_jitter`);
-    latency elapses after that. All rules count all models together.
+    latency elapses after that. The rules count all models together, but for those that `by_model`
+    has rules for: each of these is counted by its own rules alone.
     """
 
     def __init__(
@@ -46,12 +56,17 @@ class Provider:
         rules: Iterable[Rule],
         behaviour: Behaviour,
         parse_limit: Callable[[str], Rule] | None = None,
+        by_model: Mapping[str, Iterable[Rule]] | None = None,
     ) -> None:
         self._behaviour = behaviour
         self._parse_limit = parse_limit
         epoch_at_zero = time.time_ns() - time.monotonic_ns()
-        self._admission = Admission(rules, epoch_at_zero, count_refused=behaviour.count_refused)
-        self._tally = Tally(self._admission)
+
+        def ledger(rules: Iterable[Rule]) -> Ledger:
+            return Ledger(Admission(rules, epoch_at_zero, count_refused=behaviour.count_refused))
+
+        self._ledger = ledger(rules)
+        self._by_model = {model: ledger(own) for model, own in (by_model or {}).items()}
         self._decisions: list[Decision] = []
         self._latency = behaviour.latency.draws(behaviour.seed)
         self._failure = failure_draws(behaviour.failures, behaviour.seed)
@@ -60,8 +75,15 @@ class Provider:
         self._now = 0
 
     def stats(self, decisions: bool = False) -> dict[str, Any]:
-        """What `GET /_stats` answers; `Tally` says what the numbers mean."""
-        report = self._tally.report()
+        """What `GET /_stats` answers; `Tally` says what the numbers mean.
+
+        Those of a model with rules of its own are in `models`, and in none of the others.
+        """
+        report = self._ledger.tally.report()
+        if self._by_model:
+            report["models"] = {
+                model: ledger.tally.report() for model, ledger in self._by_model.items()
+            }
         if decisions:
             report["decisions"] = self._decisions
         return report
@@ -69,12 +91,12 @@ class Provider:
     def set_rules(self, rules: Iterable[Rule]) -> dict[str, Any]:
         """Enforces `rules` from now on and gives the numbers of the stretch that ends here.
 
-        The numbers begin again at 0; the decisions go on.
+        The numbers begin again at 0; the decisions go on. Models with rules of their own keep them.
         """
-        ended = self._tally.report()
+        ended = self._ledger.tally.report()
         self._now = max(time.monotonic_ns(), self._now)
-        self._admission.change(rules, self._now)
-        self._tally = Tally(self._admission)
+        self._ledger.admission.change(rules, self._now)
+        self._ledger.tally = Tally(self._ledger.admission)
         return ended
 
     def __call__(self, exchange: Exchange) -> None:
@@ -114,7 +136,8 @@ class Provider:
         except ValueError as error:
             self._reject(exchange, 400, str(error), "invalid_type")
             return
-        call = Call(exchange, body, tokens)
+        ledger = self._by_model.get(model_of(body), self._ledger)
+        call = Call(exchange, body, tokens, ledger)
         if self._behaviour.arrival_jitter > 0:
             delay = self._network.uniform(0.0, self._behaviour.arrival_jitter)
             counted = _after(exchange.arrived, delay)
@@ -126,36 +149,37 @@ class Provider:
         # Looked at in this order, so counted in this order, even where stamps are a hair apart.
         now = self._now = max(arrived, self._now)
         costs = {"requests": 1, "tokens": call.tokens.counted}
-        refusal = self._admission.decide(now, costs)
+        ledger = call.ledger
+        refusal = ledger.admission.decide(now, costs)
         headers = self._headers()
         if self._behaviour.headers:
-            headers += openai.limit_headers(self._admission, now)
+            headers += openai.limit_headers(ledger.admission, now)
         if refusal is not None:
-            self._tally.refuse(now)
+            ledger.tally.refuse(now)
             self._note(call, now, 429)
             self._refuse(call, refusal, headers, now)
             return
-        self._tally.admit(now, costs)
+        ledger.tally.admit(now, costs)
         failure = self._failure()
         self._note(call, now, 200 if failure is None else failure)
         if failure is not None:
-            self._tally.failed += 1
-            self._fail(call.exchange, failure, now)
+            ledger.tally.failed += 1
+            self._fail(call, failure, now)
         elif call.body.get("stream") is True:
             self._stream(call, headers, now)
         else:
             self._answer(call, headers, now)
 
     def _answer(self, call: Call, headers: str, now: int) -> None:
-        exchange = call.exchange
+        exchange, end = call.exchange, call.ledger.admission.end
 
         def answer() -> None:
-            self._admission.end()
+            end()
             path = exchange.request.path
             body = self._answers.answer(path, call.body, call.tokens, int(time.time()))
             exchange.send(200, headers, as_json(body))
 
-        self._at(exchange, _after(now, self._latency()), answer, self._admission.end)
+        self._at(exchange, _after(now, self._latency()), answer, end)
 
     def _stream(self, call: Call, headers: str, now: int) -> None:
         path = call.exchange.request.path
@@ -164,10 +188,11 @@ class Provider:
         events = events_of(head, words, call.tokens, call.body)
         # The model thinks for half of the time and speaks for the other half.
         half = self._latency() / 2
-        stream = Stream(call.exchange, events, half / len(events), self._admission.end)
+        end = call.ledger.admission.end
+        stream = Stream(call.exchange, events, half / len(events), end)
         plain = headers.replace(JSON, "")
         begin = _after(now, half)
-        self._at(call.exchange, begin, lambda: stream.start(plain), self._admission.end)
+        self._at(call.exchange, begin, lambda: stream.start(plain), end)
 
     def _refuse(self, call: Call, refusal: Refusal, headers: str, now: int) -> None:
         model = model_of(call.body)
@@ -180,16 +205,18 @@ class Provider:
         answered = _after(now, self._quick())
         self._at(exchange, answered, lambda: exchange.send(429, headers, body))
 
-    def _fail(self, exchange: Exchange, status: int, now: int) -> None:
+    def _fail(self, call: Call, status: int, now: int) -> None:
+        exchange, end = call.exchange, call.ledger.admission.end
+
         def fail() -> None:
-            self._admission.end()
+            end()
             if status == DROP:
                 exchange.drop()
             else:
                 exchange.send(status, self._headers(), openai.failure_body(status))
 
         delay = self._quick() if status in QUICK else self._latency()
-        self._at(exchange, _after(now, delay), fail, self._admission.end)
+        self._at(exchange, _after(now, delay), fail, end)
 
     def _change_limits(self, exchange: Exchange) -> None:
         try:
@@ -210,7 +237,7 @@ class Provider:
         raise ValueError(f"a limit must be an object with a rule's fields, not {entry!r}")
 
     def _reject(self, exchange: Exchange, status: int, message: str, code: str | None) -> None:
-        self._tally.invalid += 1
+        self._ledger.tally.invalid += 1
         body = openai.error_body(message, "invalid_request_error", code)
         exchange.send(status, self._headers(), body)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, final
 
@@ -27,7 +27,8 @@ class SimulatedProvider:
             ...  # requests to provider.url + "/v1/chat/completions"
             print(provider.stats()["refused"])
 
-    Port 0 takes any free port. Leaving closes every connection, answered or not.
+    by_model: the rules of models that are counted each on its own. Port 0 takes any free port.
+    Leaving closes every connection, answered or not.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class SimulatedProvider:
         host: str = "127.0.0.1",
         port: int = 0,
         parse_limit: Callable[[str], Rule] | None = None,
+        by_model: Mapping[str, Iterable[Rule]] | None = None,
     ) -> None:
-        self._provider = Provider(rules, behaviour or Behaviour(), parse_limit)
+        self._provider = Provider(rules, behaviour or Behaviour(), parse_limit, by_model)
         self._host = host
         self._port = port
         self._connections = Connections()

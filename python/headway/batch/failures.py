@@ -1,0 +1,20 @@
+"""Attempts that have failed, as a scheduler reads them."""
+
+from __future__ import annotations
+
+from headway.batch.results import Outcome
+
+
+class Failed(Exception):
+    """An attempt that has failed, as a scheduler reads it: its status, headers and body."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.why)
+        self.outcome = outcome
+        self.status_code = outcome.status
+        self.headers = outcome.headers
+        self.body = outcome.body
+
+
+class MayPass(Failed):
+    """One that another attempt may do better than, if its answer does not say otherwise."""

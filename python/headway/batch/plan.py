@@ -1,0 +1,130 @@
+"""Which limits a run keeps, and for which of its lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from headway import Limit
+from headway.batch.failures import MayPass
+from headway.batch.ideal import Work, least_seconds
+from headway.batch.keys import Keys
+from headway.batch.lanes import MOST_HELD
+from headway.batch.lines import Broken, Line
+from headway.batch.tokens import estimate_tokens
+from headway.scheduler import RateLimiterConfig, Scheduler, SchedulerMode
+from headway.types import TEXT, RequestMetadata
+
+_MOST_AT_ONCE = 2**53
+_NEVER = 2**31
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The limits, and how lines are scheduled.
+
+    limits: of all models together that have none of their own; without any, such a line fails.
+    by_model: those of a model alone. concurrency: how many may be under way at once over all.
+    weights: by account.
+    """
+
+    limits: tuple[Limit, ...] = ()
+    by_model: Mapping[str, tuple[Limit, ...]] = field(default_factory=dict)
+    concurrency: int | None = None
+    mode: SchedulerMode = SchedulerMode.INTELLIGENT
+    keys: Keys = field(default_factory=Keys)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> str:
+        """The bucket of models that have no limits of their own."""
+        name = "every other model" if self.by_model else "every model"
+        while name in self.by_model:
+            name += "'"
+        return name
+
+    @property
+    def lane_of(self) -> Callable[[Line], Hashable] | None:
+        """Which lines must not wait behind others in the file; None where all are alike."""
+        if not self.by_model and self.keys == Keys():
+            return None
+        return lambda line: (self.bucket_of(line), line.account, line.priority)
+
+    def bucket_of(self, line: Line) -> str:
+        """What counts `line`."""
+        return line.model if line.model in self.by_model else self.shared
+
+    def check(self, lines: Iterable[Line | Broken]) -> Iterator[Line | Broken]:
+        """The lines; those that no limit holds for are wrong."""
+        unlimited = not self.limits and self.concurrency is None
+        for line in lines:
+            if unlimited and isinstance(line, Line) and line.model not in self.by_model:
+                text = f"line {line.number}: model {line.model!r} has no --model-limits, and there "
+                yield replace(line, wrong=("no_limits", text + "are no --limits for all others"))
+            else:
+                yield line
+
+    def amounts_of(self, line: Line) -> dict[str, int]:
+        """What `line` costs, by resource."""
+        amounts = {"requests": 1, "concurrency": 1}
+        limits = self.by_model.get(line.model, self.limits)
+        if any(limit.resource == "tokens" for limit in limits):
+            amounts["tokens"] = estimate_tokens(line.url, line.body)
+        return amounts
+
+    def metadata_of(self, line: Line, amounts: Mapping[str, int]) -> RequestMetadata:
+        """`line` as a scheduler sees it."""
+        return RequestMetadata(
+            request_id=line.custom_id,
+            model_id=self.bucket_of(line),
+            resource_type=TEXT,
+            estimated_tokens=amounts.get("tokens"),
+            priority=line.priority,
+            timeout=None,
+            client_id=line.account,
+        )
+
+    def scheduler(self, most_at_once: int, **options: Any) -> Scheduler:
+        """A scheduler that keeps it. most_at_once: for other reasons than limits."""
+        at_once = min(self.concurrency or _MOST_AT_ONCE, most_at_once, _MOST_AT_ONCE)
+        config = RateLimiterConfig(
+            mode=self.mode,
+            max_concurrent_executions=at_once,
+            # Who waits for room in a queue waits in the order of the file, whatever his account and
+            # priority; so that is left to the lanes, which never hold as many.
+            max_queue_size=MOST_HELD,
+            overflow_policy="wait",
+            rate_limit_buffer_ratio=1.0,
+            # Lines that fail while a server is in trouble are for the retries to save.
+            max_failures=_NEVER,
+            max_backoff=30.0,
+            metrics_enabled=False,
+            **options,
+        )
+        limits: dict[str, tuple[Limit, ...]] = {self.shared: self.limits, **self.by_model}
+        return Scheduler(
+            None,
+            config,
+            limits=limits,
+            accounts=dict(self.weights),
+            retry_on=(MayPass,),
+        )
+
+    def binding(
+        self, taken: Mapping[str, Counter[str]], began: float, latency: float
+    ) -> tuple[str, float]:
+        """The limit that needs the most time for what was taken by bucket, and that time."""
+        found: list[tuple[str, float]] = []
+        for bucket, amounts in taken.items():
+            work = Work(dict(amounts), began, latency)
+            of = f" of {bucket}" if bucket in self.by_model else ""
+            for limit in self.by_model.get(bucket, self.limits):
+                found.append((f"{limit}{of}", least_seconds(limit, work)))
+        if self.concurrency is not None:
+            at_once = Limit(self.concurrency, "concurrency", shape="concurrency")
+            total = sum(amounts["concurrency"] for amounts in taken.values())
+            work = Work({"concurrency": total}, began, latency)
+            found.append((str(at_once), least_seconds(at_once, work)))
+        return max(found, key=lambda each: each[1], default=("-", 0.0))
