@@ -125,7 +125,7 @@ def test_a_function_may_submit_to_its_own_scheduler_while_there_are_slots(mode: 
                 await scheduler.submit_request(asks(timeout=0.05, client_id=None), nested(6))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("headway.scheduler.scheduler.RetryBudget.take", lambda self: False)
+        patched.setattr("headway.scheduler.verdicts.RetryBudget.take", lambda self: False)
         asyncio.run(run())
 
 
@@ -208,7 +208,7 @@ def test_a_function_that_swallows_cancellation_keeps_its_result_and_its_slot() -
 def test_the_scheduler_stops_though_one_does_not_let_itself_be_cancelled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("headway.scheduler.scheduler._GRACE", 0.05)
+    monkeypatch.setattr("headway.scheduler.drain._GRACE", 0.05)
 
     async def run() -> None:
         leave = asyncio.Event()

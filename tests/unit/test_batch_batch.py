@@ -18,7 +18,8 @@ from headway.batch.plan import Plan
 from headway.batch.pointer import Pointer
 from headway.batch.results import Outcome, Results
 from headway.batch.summary import Tally
-from headway.scheduler import Scheduler, SchedulerMode
+from headway.scheduler import SchedulerMode
+from headway.scheduler.verdicts import Verdicts
 
 OK = Outcome(status=200, latency=0.0)
 BUSY = Outcome(status=503, may_pass=True)
@@ -104,7 +105,7 @@ async def answer(_: Line) -> Outcome:
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scheduler, "_pause", lambda *_: 0.0)
+    monkeypatch.setattr(Verdicts, "pause", lambda *_: 0.0)
 
 
 def test_every_line_is_sent_once_and_in_order() -> None:

@@ -21,10 +21,10 @@ def test_what_the_user_says_may_pass_is_tried_again_whatever_its_status() -> Non
 
 def test_the_pause_is_any_share_of_a_bound_that_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(None, RateLimiterConfig(max_backoff=30.0, metrics_enabled=False))
-    drawn = {scheduler._pause(4) for _ in range(100)}
+    drawn = {scheduler._verdicts.pause(4) for _ in range(100)}
     assert len(drawn) > 50
     assert all(0 <= each <= 4 for each in drawn)
     monkeypatch.setattr("random.random", lambda: 1.0)
-    bounds = [scheduler._pause(attempt) for attempt in range(1, 10)]
+    bounds = [scheduler._verdicts.pause(attempt) for attempt in range(1, 10)]
     assert bounds == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
-    assert scheduler._pause(10_000) == 30
+    assert scheduler._verdicts.pause(10_000) == 30

@@ -59,7 +59,7 @@ class Chores:
 
     def is_this_loop(self) -> bool:
         """Whether their loop is the one that runs here."""
-        return self._loop is not None and _running_loop() is self._loop
+        return self._loop is not None and running_loop() is self._loop
 
     def start(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Starts what `make()` gives, from any thread. Where the loop is gone, nothing happens."""
@@ -73,7 +73,7 @@ class Chores:
             task.add_done_callback(self._tasks.discard)
 
         with contextlib.suppress(RuntimeError):  # closed just now
-            if _running_loop() is loop:
+            if running_loop() is loop:
                 begin()
             else:
                 loop.call_soon_threadsafe(begin)
@@ -98,7 +98,7 @@ class Chores:
                 loop.call_soon(loop.stop)
 
         with contextlib.suppress(RuntimeError):
-            if _running_loop() is loop:
+            if running_loop() is loop:
                 end()
             else:
                 loop.call_soon_threadsafe(end)
@@ -112,7 +112,8 @@ class Chores:
         self._tasks = set()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of this thread, if one runs here."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -119,8 +119,20 @@ class RemoteBucket:
             elif batch > 1:
                 batch = 1  # perhaps there is room for whoever is first
             else:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(await self._wait(wait))
                 batch = BATCH
+
+    async def _wait(self, own: float) -> float:
+        """Seconds until asking again makes sense, as the backend says, or else `own`."""
+        origin = f"check_capacity of backend {type(self._backend).__name__!r}"
+        with contextlib.suppress(RateLimiterError):  # logged and counted
+            given: Any = await self._scheduler._user_code.call(
+                origin, self._backend.check_capacity, self._bucket.name
+            )
+            wait = given[1] if isinstance(given, tuple) and len(given) == 2 else None
+            if isinstance(wait, (int, float)) and math.isfinite(wait) and wait > 0:
+                return min(max(float(wait), _LEAST_PAUSE), _LONGEST_PAUSE)
+        return own
 
     async def _ask(self, count: int, requests: int, tokens: int) -> float | None:
         """Asks for so much; None where it was granted, else seconds until it may be asked again."""

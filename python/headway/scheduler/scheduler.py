@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import threading
@@ -23,33 +22,27 @@ from headway.errors import (
     ProviderError,
     QueueOverflowError,
     RateLimiterError,
-    RequestTimeoutError,
 )
 from headway.limiter import Explanation, explain
 from headway.metrics import publish
-from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
-from headway.retry import RetryBudget, told_wait
+from headway.providers import ProviderInterface
 from headway.scheduler.accounts import Account, read_accounts
-from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.choice import Choice, read_strategy
-from headway.scheduler.chores import Chores
+from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
-from headway.scheduler.failures import REFUSED, is_retried
+from headway.scheduler.drain import Drain
 from headway.scheduler.handle import Handle, Preview
+from headway.scheduler.questions import Questions
 from headway.scheduler.remote import RemoteBucket
 from headway.scheduler.routes import Routes
-from headway.scheduler.streams import wrap_stream
-from headway.scheduler.user_code import UserCode, method_of
+from headway.scheduler.user_code import UserCode
+from headway.scheduler.verdicts import Verdicts
 from headway.types import RequestMetadata
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("headway.scheduler")
-
-_FIRST_BACKOFF = 0.5
-_GRACE = 5.0
-"""Seconds that stop() waits for those whom it has told to end: user code may ignore it."""
 
 _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 """A note for the fork handler."""
@@ -105,14 +98,14 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self.backend if isinstance(self.backend, MemoryBackend) else MemoryBackend(clock=clock)
         )
         self.state_config = state_config
-        self._retry_on = tuple(retry_on)
+        self._questions = Questions(self)
+        self._verdicts = Verdicts(self, tuple(retry_on))
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
-        self._budget = RetryBudget()
         self._chores = Chores()
         self._events: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._idle = _Idle()
+        self._drain = Drain(self)
         self._accounts = read_accounts(accounts)
         given = read_limits(limits if limits is not None else default_rate_limits)
         multiplier = test_rate_multiplier
@@ -132,16 +125,18 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             failure_window=config.failure_window,
         )
         self._find = Routes(
-            self._routes, self._buckets, self.provider, self._user_code, self._provider_name
+            self._routes,
+            self._buckets,
+            self.provider,
+            self._user_code,
+            self._questions.provider_name,
         )
         self._server: _core.MetricsServer | None = None
         if self.metrics_enabled:
             self._count_errors(self._label())
             publish()
-        self._failed_refreshes = 0
-        self._refreshed_at: float | None = None
         self._apply_options()
-        self._when_idle(self._idle.tell)
+        self._when_idle(self._drain.tell)
         _all.add(self)
 
     # -- what it is made of ----------------------------------------------------------------------
@@ -208,12 +203,6 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._circuit_breaker = breaker
         self._apply_options(warn=False)
 
-    def _provider_name(self) -> str:
-        if self.provider is None:
-            return "none"
-        name = self._user_code.call_here("name of provider", lambda: self.provider.name)  # type: ignore[union-attr]
-        return name if isinstance(name, str) else type(self.provider).__name__
-
     def __repr__(self) -> str:
         state = "running" if self._runs else "stopped"
         return f"<headway.Scheduler {self.mode.value} {state}, {len(self._buckets)} buckets>"
@@ -259,13 +248,13 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             await self.backend.start()
         await self._on_start()
         if self.provider is not None and self.mode is not SchedulerMode.BASIC:
-            good = await self._refresh(force=False)
+            good = await self._questions.refresh(force=False)
             if not good and not self.config.enable_graceful_degradation:
                 raise ProviderError(
-                    f"discover_limits of provider {self._provider_name()!r} failed at start, and "
-                    "enable_graceful_degradation is off"
+                    f"discover_limits of provider {self._questions.provider_name()!r} failed at "
+                    "start, and enable_graceful_degradation is off"
                 )
-            self._chores.start(self._keep_refreshing)
+            self._chores.start(self._questions.keep_refreshing)
         if self.scheduling_strategy is not None:
             self._chores.start(Choice(self, self.scheduling_strategy).run)
         config = self.config
@@ -291,21 +280,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         """
         if not self._claim_stop(drain_timeout):
             return
-        loop = asyncio.get_running_loop()
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                stack.push_async_callback(self._end)
-                if self._busy():
-                    idle = asyncio.Event()
-                    self._idle.watch(lambda: loop.call_soon_threadsafe(idle.set))
-                    for patience, tell in ((drain_timeout, True), (_GRACE, False)):
-                        await _until(lambda: not self._busy(), idle, patience)
-                        if not self._busy():
-                            break
-                        if tell:
-                            self._tell_all()
+            await self._drain.wait(drain_timeout)
         finally:
-            self._idle.watch(None)
+            await self._end()
 
     def stop_sync(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
         """As `stop`, from a thread."""
@@ -313,20 +291,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise RuntimeError("stop_sync() on an event loop would block it: await stop()")
         if not self._claim_stop(drain_timeout):
             return
-        idle = threading.Event()
-        self._idle.watch(idle.set)
         try:
-            for patience, tell in ((drain_timeout, True), (_GRACE, False)):
-                end = time.monotonic() + patience
-                while self._busy() and time.monotonic() < end:
-                    idle.wait(max(0.0, end - time.monotonic()))
-                    idle.clear()
-                if not self._busy():
-                    break
-                if tell:
-                    self._tell_all()
+            self._drain.block(drain_timeout)
         finally:
-            self._idle.watch(None)
             if not self._chores.loop_runs:
                 asyncio.run(self._end())
             else:
@@ -342,27 +309,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self._run(False)
             return True
 
-    def _busy(self) -> bool:
-        return bool(self._suspended())
-
-    def _tell_all(self) -> None:
-        """What is still here is not to go on."""
-        here = _running_loop()
-        for call in self._live():
-            if call.loop is here and here is not None:
-                call._stop()
-                continue
-            # Where its loop is closed, nobody awaits it any more.
-            with contextlib.suppress(RuntimeError, AttributeError):
-                call.loop.call_soon_threadsafe(call._stop)
-        self._stop_blocked()
-
     async def _end(self) -> None:
         await self._end_on_chores()
         self._chores.stop()
 
     async def _end_on_chores(self) -> None:
-        if self._busy():
+        if self._drain.busy:
             _logger.warning(
                 "stopped, with %d request(s) that do not end though they were told to",
                 self._suspended(),
@@ -388,49 +340,20 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._reset(self.config.max_concurrent_executions)
         self._close_server()
         self._lock = threading.Lock()
-        self._idle = _Idle()
-        self._when_idle(self._idle.tell)
+        self._drain = Drain(self)
+        self._when_idle(self._drain.tell)
         self._chores.forget()
         self._buckets.forget_all()
         self._words.after_fork()
         self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(
-            self._routes, self._buckets, self.provider, self._user_code, self._provider_name
+            self._routes,
+            self._buckets,
+            self.provider,
+            self._user_code,
+            self._questions.provider_name,
         )
-
-    # -- the provider's limits -------------------------------------------------------------------
-
-    async def _refresh(self, force: bool) -> bool:
-        """Asks the provider for its limits; whether it gave any that make sense."""
-        provider = self.provider
-        assert provider is not None
-        origin = f"discover_limits of provider {self._provider_name()!r}"
-        try:
-            discover = method_of(provider, "discover_limits")
-            given = await self._user_code.call(origin, discover, force, 30.0)
-            self._buckets.discovered(_checked(given, origin, self._user_code))
-        except RateLimiterError:  # logged and counted where it came from
-            self._failed_refreshes += 1
-            if self._failed_refreshes == self.config.max_consecutive_failures:
-                _logger.error(
-                    "provider %r has failed %d times in a row; requests go on with what is known",
-                    self._provider_name(),
-                    self._failed_refreshes,
-                )
-            return False
-        self._failed_refreshes = 0
-        self._refreshed_at = time.monotonic()
-        return True
-
-    async def _keep_refreshing(self) -> None:
-        """Asks it anew now and then; after a failure soon, then ever later."""
-        while True:
-            interval = self.config.health_check_interval
-            if self._failed_refreshes:
-                interval = min(interval, self._pause(self._failed_refreshes))
-            await asyncio.sleep(interval)
-            await self._refresh(force=True)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -516,7 +439,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     async def _prepare(self, given: Any) -> tuple[Any, Bucket]:
         """A request's metadata, and its bucket."""
-        metadata = await self._classify(given) if isinstance(given, dict) else given
+        metadata = await self._questions.classify(given) if isinstance(given, dict) else given
         for name in ("model_id", "resource_type"):
             if not isinstance(getattr(metadata, name, None), str):
                 raise TypeError(
@@ -525,35 +448,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                 )
         breaker = self._circuit_breaker
         if breaker is not None:
-            await self._ask_breaker(breaker, metadata)
+            await self._questions.ask_breaker(breaker, metadata)
         if self._chores.loop_is_gone and self.provider is not None:
             # The loop that it was started on has gone; from now on this one does the chores.
             self._chores.on_this_loop()
-            self._chores.start(self._keep_refreshing)
+            self._chores.start(self._questions.keep_refreshing)
         return metadata, await self._find.find(metadata)
-
-    async def _classify(self, request: dict[str, Any]) -> Any:
-        if self.classifier is None:
-            raise TypeError("metadata is a dict, and the scheduler has no classifier")
-        origin = f"classify of classifier {type(self.classifier).__name__!r}"
-        classify = method_of(self.classifier, "classify")
-        metadata = await self._user_code.call(origin, classify, request)
-        if isinstance(look(metadata, "model_id"), str):
-            return metadata
-        raise self._user_code.nonsense(origin, metadata, "must be a RequestMetadata")
-
-    async def _ask_breaker(self, breaker: Any, metadata: Any) -> None:
-        from headway.errors import TooManyFailedRequestsError
-
-        origin = f"can_execute of callback {type(breaker).__name__!r}"
-        try:
-            can_execute = method_of(breaker, "can_execute")
-            allowed = await self._user_code.call(origin, can_execute, metadata.model_id)
-        except ProviderError:
-            return  # one that does not work protects from nothing
-        if not allowed:
-            self._events["circuit_breaker_rejections"] += 1
-            raise TooManyFailedRequestsError("Circuit breaker active")
 
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
@@ -607,114 +507,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         )
 
     def _judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
-        """What an attempt has come to: None where that is final, else what says if it goes on."""
-        bucket: Bucket = call.bucket
-        if error is None:
-            stream = wrap_stream(call, result)
-            if stream is not None:
-                call.result = stream
-                if bucket.guarded:
-                    self._went_well(bucket)
-                return None
-        answer = read_answer(result if error is None else error)
-        refused = answer.status == REFUSED
-        if refused:
-            self._events["refusals"] += 1
-            call.refused()
-        elif answer.usage:
-            call.settle(dict(answer.usage))
-        if isinstance(error, RequestTimeoutError):
-            self._events["request_timeouts"] += 1
-        again = is_retried(answer, error, self._retry_on)
-        if not again:
-            if error is None and (answer.status is None or answer.status < 400):
-                self._went_well(bucket)
-                self._read_later(answer)
-            elif refused:
-                self._cool(bucket, answer, call.attempt)
-            return None
-        if refused:
-            self._cool(bucket, answer, call.attempt)
-        elif bucket.breaker.failed(self._now() / 1e9):
-            bucket.guarded = True
-            _logger.warning(
-                "bucket %r: %d failures within %g s: its calls are refused for as long",
-                bucket.name,
-                self.config.max_failures,
-                self.config.failure_window,
-            )
-        self._events["failed_attempts"] += 1
-        return self._again(call, answer)
-
-    def _went_well(self, bucket: Bucket) -> None:
-        if bucket.guarded and bucket.breaker.succeeded():
-            bucket.guarded = bucket.remote is not None
-            _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
-
-    async def _again(self, call: Any, answer: Answer) -> bool:
-        """Whether the request is tried again, when the time has come."""
-        info = await self._read(answer)
-        bucket: Bucket = call.bucket
-        refused = answer.status == REFUSED
-        if info is not None and (info.is_rate_limited or info.retry_after):
-            wait = info.retry_after
-            if isinstance(wait, (int, float)) and 0 < wait < 1e9:
-                bucket.cool(float(wait))
-                refused = True
-        if call.attempt > self.config.max_retries or bucket.breaker.is_open:
-            return False
-        self._budget.at_least(bucket_requests(self._buckets))
-        if not self._budget.take():
-            self._events["retry_budget_used_up"] += 1
-            return False
-        self._events["retries"] += 1
-        if not refused:
-            told = told_wait(answer.headers)
-            pause = self._pause(call.attempt)
-            await asyncio.sleep(pause if told is None else max(told, pause))
-        return True
-
-    def _pause(self, attempt: int) -> float:
-        """Full jitter: anything up to a bound that grows with each attempt."""
-        import random
-
-        config = self.config
-        bound = _FIRST_BACKOFF * config.backoff_base ** (min(attempt, 64) - 1)
-        return random.random() * min(bound, config.max_backoff)
-
-    def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
-        """A refusal holds up all of its bucket, for as long as it has told."""
-        told = told_wait(answer.headers)
-        self._events["cool_downs"] += 1
-        bucket.cool(told if told is not None else self._pause(attempt))
-
-    async def _read(self, answer: Answer) -> RateLimitInfo | None:
-        """What the provider makes of an answer; None where there is none, or it makes nothing."""
-        provider = self.provider
-        if provider is None or self.mode is SchedulerMode.BASIC:
-            return None
-        if answer.status is None and not answer.headers:
-            return None
-        origin = f"parse_rate_limit_response of provider {self._provider_name()!r}"
-        body = answer.body if isinstance(answer.body, dict) else None
-        try:
-            info = await self._user_code.call(
-                origin,
-                method_of(provider, "parse_rate_limit_response"),
-                dict(answer.headers),
-                body,
-                answer.status,
-                patience=5.0,
-            )
-            if not isinstance(info, RateLimitInfo):
-                raise self._user_code.nonsense(origin, info, "must be a RateLimitInfo")
-        except RateLimiterError:  # logged and counted
-            return None
-        return info
-
-    def _read_later(self, answer: Answer) -> None:
-        if self.provider is not None and answer.headers:
-            self._chores.start(lambda: self._read(answer))
+        """See Verdicts.judge."""
+        return self._verdicts.judge(call, result, error)
 
     # -- what can be seen ------------------------------------------------------------------------
 
@@ -725,89 +519,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         return metrics(self)
 
 
-def bucket_requests(buckets: Buckets) -> int:
-    """How many requests have been submitted to all of them."""
-    return sum(bucket.submitted for bucket in buckets)
-
-
-class _Idle:
-    """Tells whoever watches that nothing is suspended any more; called by the core, anywhere."""
-
-    def __init__(self) -> None:
-        self._watcher: Callable[[], object] | None = None
-
-    def watch(self, watcher: Callable[[], object] | None) -> None:
-        self._watcher = watcher
-
-    def tell(self) -> None:
-        watcher = self._watcher
-        if watcher is not None:
-            with contextlib.suppress(RuntimeError):  # its loop was closed
-                watcher()
-
-
-async def _until(done: Callable[[], bool], event: asyncio.Event, patience: float) -> None:
-    end = time.monotonic() + patience
-    while not done():
-        left = end - time.monotonic()
-        if left <= 0:
-            return
-        event.clear()
-        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-            await asyncio.wait_for(event.wait(), left)
-
-
-def _checked(given: Any, origin: str, user_code: UserCode) -> dict[str, DiscoveredBucket]:
-    """The buckets of an answer that make sense; those that do not are named and left out."""
-    if not isinstance(given, Mapping):
-        raise user_code.nonsense(origin, given, "must be a dict of DiscoveredBucket by bucket id")
-    good: dict[str, DiscoveredBucket] = {}
-    try:
-        items = list(given.items())
-    except Exception as error:  # it is a dict in name only
-        user_code.note(origin, error)
-        raise ProviderError(f"{origin} gave what cannot be read") from error
-    for name, bucket in items:
-        limits = (_limit_of(bucket, "rpm_limit"), _limit_of(bucket, "tpm_limit"))
-        if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
-            user_code.nonsense(
-                origin, {name: bucket}, "limits must be None or whole numbers from 0 to 2**53"
-            )
-            continue
-        left = (_limit_of(bucket, "rpm_remaining"), _limit_of(bucket, "tpm_remaining"))
-        # Copied: what is read again must be what was looked at.
-        good[name] = DiscoveredBucket(
-            name, *limits, *(each if _is_limit(each) else None for each in left)
-        )
-    return good
-
-
-def _limit_of(bucket: object, name: str) -> Any:
-    try:
-        return getattr(bucket, name, "?")
-    except Exception:  # a property of somebody else's object
-        return "?"
-
-
-def _is_limit(value: Any) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
-
-
 def _limits_of(account: Account) -> list[Limit]:
     return [limit for limit in account.limits if isinstance(limit, Limit)]
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _in_loop() -> bool:
-    return _running_loop() is not None
+    return running_loop() is not None
 
 
 def _after_fork_in_child() -> None:

@@ -1,0 +1,156 @@
+"""What a scheduler asks of its users' objects: its provider, its classifier, its breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, final
+
+from headway.errors import ProviderError, RateLimiterError, TooManyFailedRequestsError
+from headway.providers import DiscoveredBucket, RateLimitInfo
+from headway.scheduler.answers import Answer, look
+from headway.scheduler.config import SchedulerMode
+from headway.scheduler.user_code import UserCode, method_of
+
+if TYPE_CHECKING:
+    from headway.scheduler.scheduler import Scheduler
+
+_logger = logging.getLogger("headway.scheduler")
+
+
+@final
+class Questions:
+    """Asks them, and looks whether the answers make sense. For one scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._failed_refreshes = 0
+
+    def provider_name(self) -> str:
+        """What the provider calls itself, or what it is."""
+        provider = self._scheduler.provider
+        if provider is None:
+            return "none"
+        name = self._scheduler._user_code.call_here("name of provider", lambda: provider.name)
+        return name if isinstance(name, str) else type(provider).__name__
+
+    async def classify(self, request: dict[str, Any]) -> Any:
+        """What the classifier makes of a request that is a dict."""
+        if self._scheduler.classifier is None:
+            raise TypeError("metadata is a dict, and the scheduler has no classifier")
+        origin = f"classify of classifier {type(self._scheduler.classifier).__name__!r}"
+        classify = method_of(self._scheduler.classifier, "classify")
+        metadata = await self._scheduler._user_code.call(origin, classify, request)
+        if isinstance(look(metadata, "model_id"), str):
+            return metadata
+        raise self._scheduler._user_code.nonsense(origin, metadata, "must be a RequestMetadata")
+
+    async def ask_breaker(self, breaker: Any, metadata: Any) -> None:
+        """Raises TooManyFailedRequestsError where the user's own breaker does not let it go."""
+        origin = f"can_execute of callback {type(breaker).__name__!r}"
+        try:
+            can_execute = method_of(breaker, "can_execute")
+            allowed = await self._scheduler._user_code.call(origin, can_execute, metadata.model_id)
+        except ProviderError:
+            return  # one that does not work protects from nothing
+        if not allowed:
+            self._scheduler._events["circuit_breaker_rejections"] += 1
+            raise TooManyFailedRequestsError("Circuit breaker active")
+
+    async def read(self, answer: Answer) -> RateLimitInfo | None:
+        """What the provider makes of an answer; None where there is none, or it makes nothing."""
+        provider = self._scheduler.provider
+        if provider is None or self._scheduler.mode is SchedulerMode.BASIC:
+            return None
+        if answer.status is None and not answer.headers:
+            return None
+        origin = f"parse_rate_limit_response of provider {self.provider_name()!r}"
+        body = answer.body if isinstance(answer.body, dict) else None
+        try:
+            info = await self._scheduler._user_code.call(
+                origin,
+                method_of(provider, "parse_rate_limit_response"),
+                dict(answer.headers),
+                body,
+                answer.status,
+                patience=5.0,
+            )
+            if not isinstance(info, RateLimitInfo):
+                raise self._scheduler._user_code.nonsense(origin, info, "must be a RateLimitInfo")
+        except RateLimiterError:  # logged and counted
+            return None
+        return info
+
+    def read_later(self, answer: Answer) -> None:
+        """The same among the chores, for an answer that nothing waits on."""
+        if self._scheduler.provider is not None and answer.headers:
+            self._scheduler._chores.start(lambda: self.read(answer))
+
+    async def refresh(self, force: bool) -> bool:
+        """Asks the provider for its limits; whether it gave any that make sense."""
+        provider = self._scheduler.provider
+        assert provider is not None
+        origin = f"discover_limits of provider {self.provider_name()!r}"
+        try:
+            discover = method_of(provider, "discover_limits")
+            given = await self._scheduler._user_code.call(origin, discover, force, 30.0)
+            self._scheduler._buckets.discovered(_checked(given, origin, self._scheduler._user_code))
+        except RateLimiterError:  # logged and counted where it came from
+            self._failed_refreshes += 1
+            if self._failed_refreshes == self._scheduler.config.max_consecutive_failures:
+                _logger.error(
+                    "provider %r has failed %d times in a row; requests go on with what is known",
+                    self.provider_name(),
+                    self._failed_refreshes,
+                )
+            return False
+        self._failed_refreshes = 0
+        return True
+
+    async def keep_refreshing(self) -> None:
+        """Asks it anew now and then; after a failure soon, then ever later."""
+        while True:
+            interval = self._scheduler.config.health_check_interval
+            if self._failed_refreshes:
+                interval = min(interval, self._scheduler._verdicts.pause(self._failed_refreshes))
+            await asyncio.sleep(interval)
+            await self.refresh(force=True)
+
+
+def _checked(given: Any, origin: str, user_code: UserCode) -> dict[str, DiscoveredBucket]:
+    """The buckets of an answer that make sense; those that do not are named and left out."""
+    if not isinstance(given, Mapping):
+        raise user_code.nonsense(origin, given, "must be a dict of DiscoveredBucket by bucket id")
+    good: dict[str, DiscoveredBucket] = {}
+    try:
+        items = list(given.items())
+    except Exception as error:  # it is a dict in name only
+        user_code.note(origin, error)
+        raise ProviderError(f"{origin} gave what cannot be read") from error
+    for name, bucket in items:
+        limits = (_limit_of(bucket, "rpm_limit"), _limit_of(bucket, "tpm_limit"))
+        if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
+            user_code.nonsense(
+                origin, {name: bucket}, "limits must be None or whole numbers from 0 to 2**53"
+            )
+            continue
+        left = (_limit_of(bucket, "rpm_remaining"), _limit_of(bucket, "tpm_remaining"))
+        # Copied: what is read again must be what was looked at.
+        good[name] = DiscoveredBucket(
+            name, *limits, *(each if _is_limit(each) else None for each in left)
+        )
+    return good
+
+
+def _limit_of(bucket: object, name: str) -> Any:
+    try:
+        return getattr(bucket, name, "?")
+    except Exception:  # a property of somebody else's object
+        return "?"
+
+
+def _is_limit(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53

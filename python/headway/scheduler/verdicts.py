@@ -1,0 +1,112 @@
+"""What an attempt has come to: done, to be tried again, or a reason to hold its bucket up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Any, final
+
+from headway.errors import RequestTimeoutError
+from headway.retry import RetryBudget, told_wait
+from headway.scheduler.answers import Answer, read_answer
+from headway.scheduler.buckets import Bucket
+from headway.scheduler.failures import REFUSED, is_retried
+from headway.scheduler.streams import wrap_stream
+
+if TYPE_CHECKING:
+    from headway.scheduler.scheduler import Scheduler
+
+_logger = logging.getLogger("headway.scheduler")
+
+_FIRST_BACKOFF = 0.5
+
+
+@final
+class Verdicts:
+    """Judges the attempts of one scheduler. retry_on: exceptions that are worth another one."""
+
+    def __init__(self, scheduler: Scheduler, retry_on: tuple[type[BaseException], ...]) -> None:
+        self._scheduler = scheduler
+        self._retry_on = retry_on
+        self._budget = RetryBudget()
+
+    def judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
+        """What an attempt has come to: None where that is final, else what says if it goes on."""
+        bucket: Bucket = call.bucket
+        if error is None:
+            stream = wrap_stream(call, result)
+            if stream is not None:
+                call.result = stream
+                if bucket.guarded:
+                    self._went_well(bucket)
+                return None
+        answer = read_answer(result if error is None else error)
+        refused = answer.status == REFUSED
+        if refused:
+            self._scheduler._events["refusals"] += 1
+            call.refused()
+        elif answer.usage:
+            call.settle(dict(answer.usage))
+        if isinstance(error, RequestTimeoutError):
+            self._scheduler._events["request_timeouts"] += 1
+        again = is_retried(answer, error, self._retry_on)
+        if not again:
+            if error is None and (answer.status is None or answer.status < 400):
+                self._went_well(bucket)
+                self._scheduler._questions.read_later(answer)
+            elif refused:
+                self._cool(bucket, answer, call.attempt)
+            return None
+        if refused:
+            self._cool(bucket, answer, call.attempt)
+        elif bucket.breaker.failed(self._scheduler._now() / 1e9):
+            bucket.guarded = True
+            _logger.warning(
+                "bucket %r: %d failures within %g s: its calls are refused for as long",
+                bucket.name,
+                self._scheduler.config.max_failures,
+                self._scheduler.config.failure_window,
+            )
+        self._scheduler._events["failed_attempts"] += 1
+        return self._again(call, answer)
+
+    def _went_well(self, bucket: Bucket) -> None:
+        if bucket.guarded and bucket.breaker.succeeded():
+            bucket.guarded = bucket.remote is not None
+            _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
+
+    async def _again(self, call: Any, answer: Answer) -> bool:
+        """Whether the request is tried again, when the time has come."""
+        info = await self._scheduler._questions.read(answer)
+        bucket: Bucket = call.bucket
+        refused = answer.status == REFUSED
+        if info is not None and (info.is_rate_limited or info.retry_after):
+            wait = info.retry_after
+            if isinstance(wait, (int, float)) and 0 < wait < 1e9:
+                bucket.cool(float(wait))
+                refused = True
+        if call.attempt > self._scheduler.config.max_retries or bucket.breaker.is_open:
+            return False
+        self._budget.at_least(sum(each.submitted for each in self._scheduler._buckets))
+        if not self._budget.take():
+            self._scheduler._events["retry_budget_used_up"] += 1
+            return False
+        self._scheduler._events["retries"] += 1
+        if not refused:
+            told = told_wait(answer.headers)
+            pause = self.pause(call.attempt)
+            await asyncio.sleep(pause if told is None else max(told, pause))
+        return True
+
+    def pause(self, attempt: int) -> float:
+        """Full jitter: anything up to a bound that grows with each attempt."""
+        config = self._scheduler.config
+        bound = _FIRST_BACKOFF * config.backoff_base ** (min(attempt, 64) - 1)
+        return random.random() * min(bound, config.max_backoff)
+
+    def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
+        """A refusal holds up all of its bucket, for as long as it has told."""
+        told = told_wait(answer.headers)
+        self._scheduler._events["cool_downs"] += 1
+        bucket.cool(told if told is not None else self.pause(attempt))
