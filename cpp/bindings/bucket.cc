@@ -124,7 +124,13 @@ PyMemberDef members[] = {
 };
 #undef HEADWAY_COUNT
 
+// What `_contenders` calls it.
+PyObject* Which(PyObject* object, void* /*unused*/) {
+  return PyLong_FromSsize_t(reinterpret_cast<Py_ssize_t>(AsBucket(object)->state().bucket));
+}
+
 PyGetSetDef properties[] = {
+    {"_which", &Which, nullptr, nullptr, nullptr},
     {"cooled_for", &CooledFor, nullptr, "Seconds until it admits again after a refusal, or 0.0.",
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},

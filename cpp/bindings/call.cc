@@ -59,6 +59,7 @@ struct CallObject {
     kOver
   } phase;
   RequestOutcome outcome;  // how it has failed, where it has
+  bool stepping;           // in one of its own steps at the moment
   bool linked;
   bool in_flight;
   bool has_room;
@@ -75,7 +76,7 @@ PyObject* str_judge = nullptr;
 PyObject* str_overflow = nullptr;
 PyObject* str_dropped = nullptr;
 PyObject* str_metadata_names[4];  // model_id, resource_type, requires_model, client_id
-PyObject* str_interesting[6];
+PyObject* str_interesting[11];
 PyObject* str_usage = nullptr;
 PyObject* str_response_headers = nullptr;
 PyObject* str_throw = nullptr;
@@ -83,6 +84,7 @@ PyObject* str_close = nullptr;
 PyObject* str_cancel = nullptr;
 PyObject* str_call_later = nullptr;
 PyObject* str_expire = nullptr;
+PyObject* str_wake = nullptr;
 PyObject* cancelled_error = nullptr;
 PyObject* current_task = nullptr;
 
@@ -118,15 +120,15 @@ PyObject* IteratorOf(PyObject* awaitable) {
   if (methods != nullptr && methods->am_await != nullptr) {
     PyObject* iterator = methods->am_await(awaitable);
     if (iterator == nullptr || PyIter_Check(iterator) != 0) return iterator;
-    PyErr_Format(PyExc_TypeError, "__await__() of %R gave %R, which is no iterator", awaitable,
-                 iterator);
+    PyErr_Format(PyExc_TypeError, "__await__() of %s gave %s, which is no iterator",
+                 Py_TYPE(awaitable)->tp_name, Py_TYPE(iterator)->tp_name);
     Py_DECREF(iterator);
     return nullptr;
   }
   PyErr_Format(PyExc_TypeError,
-               "request_func must give an awaitable, not %R: let it be an `async def`, or use "
+               "request_func must give an awaitable, not %s: let it be an `async def`, or use "
                "submit_sync",
-               awaitable);
+               Py_TYPE(awaitable)->tp_name);
   return nullptr;
 }
 
@@ -167,6 +169,25 @@ void CancelTimer(CallObject* self) {
   Py_DECREF(timer);
 }
 
+// An attempt's reservation has ended: so many tokens had been reserved, and used.
+void TellRemote(CallObject* self, absl::Span<const std::int64_t> actual) {
+  BucketObject* bucket = self->bucket;
+  if (bucket->remote == 0) return;
+  const auto place = static_cast<std::size_t>(std::max(0, bucket->tokens));
+  const std::int64_t reserved = bucket->tokens < 0 ? 0 : Wanted(self)[place];
+  const std::int64_t used = place < actual.size() && actual[place] >= 0 ? actual[place] : reserved;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyObject* told =
+      PyObject_CallMethod(reinterpret_cast<PyObject*>(bucket), "_ended", "LL",
+                          static_cast<long long>(reserved), static_cast<long long>(used));
+  if (told == nullptr) PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(bucket));
+  Py_XDECREF(told);
+  PyErr_Restore(type, value, traceback);
+}
+
 // The attempt is over: what it held is given back or stays spent, by the reservation's rule.
 void Land(CallObject* self) {
   CancelTimer(self);
@@ -177,9 +198,10 @@ void Land(CallObject* self) {
   if (self->reservation == nullptr) return;
   State& state = self->bucket->state();
   Reservation* reservation = std::exchange(self->reservation, nullptr);
-  if (reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {}) &&
-      self->bucket->counts != nullptr)
-    self->bucket->counts->Ended(Wanted(self), {});
+  if (reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {})) {
+    if (self->bucket->counts != nullptr) self->bucket->counts->Ended(Wanted(self), {});
+    TellRemote(self, {});
+  }
   delete reservation;
   state.Serve();
 }
@@ -378,15 +400,27 @@ int Launch(CallObject* self, Nanos now) {
   return kGoOn;  // where that raised, the next step finds it
 }
 
+// Has the loop call one of our methods after so long.
+bool CallLater(CallObject* self, Nanos wait, PyObject* method) {
+  PyObject* callback = PyObject_GetAttr(Object(self), method);
+  PyObject* seconds = callback == nullptr ? nullptr : PyFloat_FromDouble(Seconds(wait));
+  if (seconds != nullptr)
+    self->timer =
+        PyObject_CallMethodObjArgs(self->loop, str_call_later, seconds, callback, nullptr);
+  Py_XDECREF(seconds);
+  Py_XDECREF(callback);
+  return self->timer != nullptr;
+}
+
 // There is no room in the queue: rejects, makes room, or waits for it.
 int Overflowed(CallObject* self, Nanos now, PyObject** result) {
   SchedulerParts& parts = *self->scheduler->parts;
-  PyObject* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
-  PyObject* bucket = reinterpret_cast<PyObject*>(self->bucket);
+  auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
+  auto* bucket = reinterpret_cast<PyObject*>(self->bucket);
   if (parts.overflow == Overflow::kReject) {
     Py_XDECREF(PyObject_CallMethodOneArg(scheduler, str_overflow, bucket));
     if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_overflow() must raise");
-    return Fail(self);
+    return FailAs(self, RequestOutcome::kOverflowed);
   }
   if (parts.overflow == Overflow::kDropOldest) {
     State& state = self->bucket->state();
@@ -401,6 +435,10 @@ int Overflowed(CallObject* self, Nanos now, PyObject** result) {
   (self->bucket->rooms_last != nullptr ? self->bucket->rooms_last->next_room
                                        : self->bucket->rooms_first) = self;
   self->bucket->rooms_last = self;
+  if (self->deadline != kNever) {
+    const Nanos left = std::max<Nanos>(0, self->submitted + self->deadline - now);
+    if (!CallLater(self, left, str_wake)) return Fail(self);
+  }
   return Yield(self, future, result);
 }
 
@@ -408,12 +446,16 @@ int Admit(CallObject* self, PyObject** result) {
   SchedulerParts& parts = *self->scheduler->parts;
   BucketObject* bucket = self->bucket;
   State& state = bucket->state();
-  if (self->attempt == 0) {
-    if (!ReadMetadata(self)) return Fail(self);
+  if (self->path == nullptr) {
     ++bucket->submitted;
+    if (!ReadMetadata(self)) return Fail(self);
   }
   if (bucket->guarded != 0 && !Guard(self, Py_None)) return FailAs(self, RequestOutcome::kBreaker);
   const Nanos now = state.Now();
+  if (self->deadline != kNever && now - self->submitted > self->deadline) {
+    RaiseDeadline(self->deadline, kUntold);
+    return FailAs(self, RequestOutcome::kDeadline);
+  }
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
@@ -467,10 +509,16 @@ int Waited(CallObject* self, PyObject** result) {
     return FailAs(self, RequestOutcome::kStopped);
   }
   if (self->phase == Phase::kRoom) {
+    if (!self->has_room && self->deadline != kNever &&
+        self->bucket->state().Now() - self->submitted >= self->deadline) {
+      RaiseDeadline(self->deadline, kUntold);
+      return FailAs(self, RequestOutcome::kDeadline);
+    }
     if (!self->has_room) {
       if (!MarkYielded(self->wait.future)) return Fail(self);
       return Yield(self, Py_NewRef(self->wait.future), result);
     }
+    CancelTimer(self);
     Py_CLEAR(self->wait.future);
     self->phase = Phase::kAdmitting;
     return kGoOn;
@@ -485,7 +533,7 @@ int Waited(CallObject* self, PyObject** result) {
   LeaveQueue(bucket);
   // It may still lie in the mailbox, where somebody else than its future has made this step happen.
   waiter->cookie = nullptr;
-  PyObject* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
+  auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
   const Nanos at = waiter->at();
   switch (waiter->outcome()) {
     case Outcome::kAdmitted:
@@ -515,18 +563,11 @@ int Waited(CallObject* self, PyObject** result) {
   return Launch(self, at);
 }
 
-// It suspends for the first time in this attempt: from now on its time is bounded.
+// It suspends for the first time in this attempt: from now on its time is bounded. What it took so
+// far is seen as nothing: it has not suspended in it.
 bool ArmTimer(CallObject* self) {
   if (self->timeout == kNever || self->timer != nullptr) return true;
-  PyObject* expire = PyObject_GetAttr(Object(self), str_expire);
-  if (expire == nullptr) return false;
-  // What it took so far is seen as nothing: it has not suspended in it.
-  PyObject* seconds = PyFloat_FromDouble(Seconds(self->timeout));
-  if (seconds != nullptr)
-    self->timer = PyObject_CallMethodObjArgs(self->loop, str_call_later, seconds, expire, nullptr);
-  Py_XDECREF(seconds);
-  Py_DECREF(expire);
-  return self->timer != nullptr;
+  return CallLater(self, self->timeout, str_expire);
 }
 
 bool KnowTask(CallObject* self) {
@@ -718,8 +759,19 @@ int Drove(CallObject* self, PySendResult sent, PyObject* value, PyObject** resul
 }
 
 int Drive(CallObject* self, PyObject* given, PyObject** result) {
-  // The call of the request function itself may have raised.
-  if (self->inner == nullptr) return Drove(self, PYGEN_ERROR, nullptr, result);
+  // The call of the request function itself may have raised. A StopIteration would be taken for a
+  // result further up (PEP 479).
+  if (self->inner == nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_StopIteration) != 0) {
+      PyObject* stop = TakeError();
+      PyErr_SetString(PyExc_RuntimeError, "request_func raised StopIteration");
+      PyObject* error = TakeError();
+      PyException_SetCause(error, stop);
+      RestoreError(error);
+      Py_DECREF(error);
+    }
+    return Drove(self, PYGEN_ERROR, nullptr, result);
+  }
   PyObject* inner = Py_NewRef(self->inner);
   PyObject* value = nullptr;
   const PySendResult sent = PyIter_Send(inner, given, &value);
@@ -753,11 +805,27 @@ PySendResult Step(CallObject* self, PyObject* given, PyObject** result) {
   return static_cast<PySendResult>(done);
 }
 
+// What it drives may turn on it. False with an error set: it is in a step already.
+bool Enter(CallObject* self) {
+  if (self->stepping) {
+    PyErr_SetString(PyExc_RuntimeError, "this submit_request() is already executing");
+    return false;
+  }
+  self->stepping = true;
+  Py_INCREF(Object(self));  // what it drives may drop the last other reference
+  return true;
+}
+
+void Leave(CallObject* self) {
+  self->stepping = false;
+  Py_DECREF(Object(self));
+}
+
 PySendResult Send(PyObject* object, PyObject* value, PyObject** result) {
   *result = nullptr;
-  Py_INCREF(object);  // what it drives may drop the last other reference
+  if (!Enter(Self(object))) return PYGEN_ERROR;
   const PySendResult done = Step(Self(object), value, result);
-  Py_DECREF(object);
+  Leave(Self(object));
   return done;
 }
 
@@ -811,7 +879,10 @@ PyObject* Throw(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   CallObject* self = Self(object);
   PyObject* error = Thrown(args, count);
   if (error == nullptr) return nullptr;
-  Py_INCREF(object);
+  if (!Enter(self)) {
+    Py_DECREF(error);
+    return nullptr;
+  }
   PyObject* result = nullptr;
   int done = PYGEN_ERROR;
   if (self->inner == nullptr) {
@@ -837,13 +908,14 @@ PyObject* Throw(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   }
   Py_DECREF(error);
   PyObject* out = AsIterator(static_cast<PySendResult>(done), result);
-  Py_DECREF(object);
+  Leave(self);
   return out;
 }
 
 PyObject* Close(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->phase == Phase::kOver) Py_RETURN_NONE;
+  if (!Enter(self)) return nullptr;
   const bool begun = self->phase != Phase::kNew;
   PyObject* inner = std::exchange(self->inner, nullptr);
   PyObject* closed = Py_NewRef(Py_None);
@@ -861,6 +933,7 @@ PyObject* Close(PyObject* object, PyObject* /*unused*/) {
     RestoreError(error);
     Py_DECREF(error);
   }
+  Leave(self);
   return closed;
 }
 
@@ -905,6 +978,7 @@ PyObject* SettleMethod(PyObject* object, PyObject* used) {
   const bool ended = self->reservation->Settle(state.Now(), actual.span(state));
   if (ended && self->bucket->counts != nullptr)
     self->bucket->counts->Ended(Wanted(self), actual.span(state));
+  if (ended) TellRemote(self, actual.span(state));
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
 }
@@ -1148,6 +1222,11 @@ bool AddCall(PyObject* module) {
   str_interesting[3] = intern("usage");
   str_interesting[4] = intern("response");
   str_interesting[5] = intern("cached_rate_limit_headers");
+  str_interesting[6] = intern("status");
+  str_interesting[7] = intern("_headers");
+  str_interesting[8] = intern("__pydantic_private__");
+  str_interesting[9] = intern("set_iterator");
+  str_interesting[10] = intern("keys");  // a mapping of some kind
   str_usage = intern("usage");
   str_response_headers = intern("_response_headers");
   str_throw = intern("throw");
@@ -1155,6 +1234,7 @@ bool AddCall(PyObject* module) {
   str_cancel = intern("cancel");
   str_call_later = intern("call_later");
   str_expire = intern("_expire");
+  str_wake = intern("_wake");
   PyObject* asyncio = PyImport_ImportModule("asyncio");
   if (asyncio == nullptr) return false;
   cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");

@@ -1,4 +1,5 @@
 // bindings/inspection.cc: the cold verbs: what a limiter's state is, and changing its limits.
+#include <map>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,29 @@ void SetLimit(const py::object& limiter, int meter, const Limit& limit, bool pro
   state.Serve();
 }
 
+// By resource, what is granted and not used.
+std::map<std::string, std::int64_t> Credit(const py::object& limiter) {
+  const State& state = StateOf(limiter);
+  std::map<std::string, std::int64_t> credit;
+  for (std::size_t i = 0; i < state.limits.size(); ++i)
+    if (state.limits[i].shape == Shape::kCredit)
+      credit[state.limits[i].resource] = state.bucket->Credit(static_cast<int>(i));
+  return credit;
+}
+
+// Grants so much more; a negative amount takes back what is left of it.
+void Grant(const py::object& limiter, const py::dict& by_resource) {
+  const State& state = StateOf(limiter);
+  const auto amounts = by_resource.cast<std::map<std::string, std::int64_t>>();
+  for (std::size_t i = 0; i < state.limits.size(); ++i) {
+    const auto amount = amounts.find(state.limits[i].resource);
+    if (state.limits[i].shape != Shape::kCredit || amount == amounts.end()) continue;
+    if (amount->second > 0) state.bucket->Deposit(static_cast<int>(i), amount->second);
+    if (amount->second < 0) state.bucket->Withdraw(static_cast<int>(i), -amount->second);
+  }
+  state.Serve();
+}
+
 }  // namespace
 
 void AddInspection(py::module_& m) {
@@ -78,6 +102,9 @@ void AddInspection(py::module_& m) {
         "The state of a limiter at one look, as a dict.");
   m.def("set_limit", &SetLimit, py::arg("limiter"), py::arg("meter"), py::arg("limit"),
         py::arg("proportional"), "Changes one limit, by its place in limits(limiter).");
+  m.def("credit", &Credit, py::arg("limiter"), "By resource, what is granted and not used.");
+  m.def("grant", &Grant, py::arg("limiter"), py::arg("amounts"),
+        "Grants so much more of each resource; a negative amount takes back what is left of it.");
   m.def(
       "limits", [](const py::object& limiter) { return StateOf(limiter).limits; },
       py::arg("limiter"), "The limits as they are now, in the order in which they are taken.");

@@ -51,12 +51,13 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
 }
 
 int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"limits", "clock", "resources", nullptr};
+  static const char* names[] = {"limits", "clock", "resources", "credit", nullptr};
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
   PyObject* first = nullptr;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O", const_cast<char**>(names), &limits, &clock,
-                                  &first) == 0)
+  int credit = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Op", const_cast<char**>(names), &limits, &clock,
+                                  &first, &credit) == 0)
     return -1;
   if (Self(object)->state != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was called twice");
@@ -65,7 +66,7 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
   try {
     std::shared_ptr<VirtualTime> time;
     if (clock != Py_None) time = py::cast<std::shared_ptr<VirtualTime>>(py::handle(clock));
-    const auto checked = py::cast<std::vector<Limit>>(py::handle(limits));
+    auto checked = py::cast<std::vector<Limit>>(py::handle(limits));
     std::vector<std::string> resources;
     if (first != nullptr) resources = py::cast<std::vector<std::string>>(py::handle(first));
     const std::vector<std::string> numbered = resources;
@@ -75,6 +76,15 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
     if ((checked.empty() && first == nullptr) || resources.size() > State::kMaxResources)
       throw py::value_error("limits: there must be at least 1, over at most " +
                             std::to_string(State::kMaxResources) + " resources");
+    // What a remote backend grants, of every resource that it knows.
+    for (const char* resource : {"requests", "tokens"}) {
+      if (credit == 0) break;
+      Limit granted;
+      granted.amount = Limit::kMaxAmount;
+      granted.resource = resource;
+      granted.shape = Shape::kCredit;
+      checked.push_back(granted);
+    }
     Self(object)->state = MakeState(checked, std::move(time), numbered);
   } catch (py::error_already_set& error) {
     error.restore();

@@ -155,6 +155,12 @@ PyObject* Attribute(const char* module_name, const char* name) {
 
 }  // namespace
 
+Mailbox* MailboxOf(PyObject* mailbox) {
+  if (PyObject_TypeCheck(mailbox, mailbox_type) != 0) return Self(mailbox)->mailbox;
+  PyErr_SetString(PyExc_TypeError, "must be a Mailbox");
+  return nullptr;
+}
+
 Mailbox* MailboxOfRunningLoop(PyObject** loop_out) {
   static PyObject* get_running_loop = nullptr;
   static PyObject* mailbox_for = nullptr;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <system_error>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -37,8 +38,15 @@ std::set<Exposer*>& Exposers() {
 class Server {
  public:
   Server(const std::string& host, int port) {
-    const py::gil_scoped_release released;
-    exposer_ = std::make_unique<Exposer>(SharedCollector(), host, port);
+    try {
+      const py::gil_scoped_release released;
+      exposer_ = std::make_unique<Exposer>(SharedCollector(), host, port);
+    } catch (const std::system_error& error) {
+      PyObject* arguments = Py_BuildValue("is", error.code().value(), error.what());
+      if (arguments != nullptr) PyErr_SetObject(PyExc_OSError, arguments);
+      Py_XDECREF(arguments);
+      throw py::error_already_set();
+    }
   }
   ~Server() { Close(); }
   Server(const Server&) = delete;

@@ -13,6 +13,7 @@ namespace headway::python {
 PyTypeObject* scheduler_type = nullptr;
 
 SchedulerParts::~SchedulerParts() {
+  if (chosen_outside) gate->scheduler().SetChooser(*gate->bucket, nullptr);
   if (errors != nullptr) TheCollector().Unregister(errors.get());
   for (const auto& [key, path] : paths) path->Unref();
   for (const auto& [client, known] : by_client) known.account->Unref();
@@ -190,6 +191,8 @@ PyObject* Reset(PyObject* object, PyObject* at_once) {
   if (most == -1 && PyErr_Occurred() != nullptr) return nullptr;
   State* gate = MakeGate(most, parts.gate->time);
   if (gate == nullptr) return nullptr;
+  if (parts.chosen_outside) parts.gate->scheduler().SetChooser(*parts.gate->bucket, nullptr);
+  parts.chosen_outside = false;
   parts.gate->Unref();
   parts.gate = gate;
   parts.running = false;
@@ -261,9 +264,10 @@ PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyOb
     return nullptr;
   }
   if (PyCallable_Check(given[1]) == 0) {
-    PyErr_Format(PyExc_TypeError,
-                 "request_func %R: must be callable without arguments, and give an awaitable",
-                 given[1]);
+    PyErr_Format(
+        PyExc_TypeError,
+        "request_func of type %s: must be callable without arguments, and give an awaitable",
+        Py_TYPE(given[1])->tp_name);
     return nullptr;
   }
   return MakeCall(AsScheduler(object), given[0], given[1]);
@@ -346,6 +350,8 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   State& state = bucket->state();
   const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
   const Nanos now = state.Now();
+  if (request.deadline != kNever && now - submitted > request.deadline)
+    return RaiseDeadline(request.deadline, kUntold);
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
       path->TryReserve(now, amounts, /*privileged=*/false, *reservation);
@@ -362,8 +368,10 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   const Nanos deadline = request.deadline == kNever ? kNever : submitted + request.deadline;
   path->Ref();
   Py_INCREF(bucket);
+  // A retry has waited for its turn before.
+  const std::int32_t priority = retry != 0 ? request.priority + 1 : request.priority;
   Waiter* waiter =
-      state.scheduler().Submit(path, amounts, request.priority, now, deadline, mailbox, nullptr);
+      state.scheduler().Submit(path, amounts, priority, now, deadline, mailbox, nullptr);
   state.Serve();
   bucket->AddQueued(1);
   parts.blocked.emplace_back(waiter, mailbox);
@@ -433,8 +441,7 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
   const absl::Span<const std::int64_t> amounts(request.amounts, resources);
   Denial estimate{0, kNever};
   if (path->EverFits(amounts))
-    estimate = state.scheduler().Estimate(*state.bucket, path->account(), now, request.priority,
-                                          ahead, amounts);
+    estimate = state.scheduler().Estimate(*path, now, request.priority, ahead, amounts);
   state.Serve();
   PyObject* wait = estimate.ready_at == kNever ? PyFloat_FromDouble(Py_HUGE_VAL)
                    : estimate.ready_at >= kUntold
@@ -452,6 +459,101 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
 }
 
 PyObject* Live(PyObject* object, PyObject* /*unused*/) { return LiveCalls(PartsOf(object)); }
+
+// _choose_by(mailbox): makes its descriptor readable when buckets contend at the gate; None ends
+// it.
+PyObject* ChooseBy(PyObject* object, PyObject* mailbox) {
+  const State* gate = GateOf(object);
+  if (gate == nullptr) return nullptr;
+  if (mailbox == Py_None) {
+    gate->scheduler().SetChooser(*gate->bucket, nullptr);
+    PartsOf(object).chosen_outside = false;
+    Py_RETURN_NONE;
+  }
+  Mailbox* told = MailboxOf(mailbox);
+  if (told == nullptr) return nullptr;
+  told->Ref();
+  const std::shared_ptr<Mailbox> held(told, [](Mailbox* m) { m->Unref(); });
+  gate->scheduler().SetChooser(*gate->bucket, [held] { held->wake().Signal(); });
+  PartsOf(object).chosen_outside = true;
+  Py_RETURN_NONE;
+}
+
+// _contenders(): (which, how many wait, the head's priority, seconds that it has waited) of each.
+PyObject* Contenders(PyObject* object, PyObject* /*unused*/) {
+  const State* gate = GateOf(object);
+  if (gate == nullptr) return nullptr;
+  const Nanos now = gate->Now();
+  PyObject* out = PyList_New(0);
+  for (const auto& each : gate->scheduler().Contenders(*gate->bucket, now)) {
+    if (out == nullptr) return nullptr;
+    PyObject* one = Py_BuildValue("nnid", reinterpret_cast<Py_ssize_t>(each.bucket),
+                                  static_cast<Py_ssize_t>(each.waiting), each.priority,
+                                  Seconds(now - each.submitted));
+    if (one == nullptr || PyList_Append(out, one) < 0) Py_CLEAR(out);
+    Py_XDECREF(one);
+  }
+  return out;
+}
+
+PyObject* Choose(PyObject* object, PyObject* bucket) {
+  const State* gate = GateOf(object);
+  if (gate == nullptr) return nullptr;
+  if (PyObject_TypeCheck(bucket, bucket_type) == 0) {
+    PyErr_SetString(PyExc_TypeError, "_choose() takes a bucket");
+    return nullptr;
+  }
+  const bool did =
+      gate->scheduler().Choose(*gate->bucket, *AsBucket(bucket)->state().bucket, gate->Now());
+  gate->Serve();
+  return PyBool_FromLong(did ? 1 : 0);
+}
+
+// _supply_by(bucket, mailbox): makes its descriptor readable when the bucket's head waits for
+// credit.
+PyObject* SupplyBy(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* mailbox = nullptr;
+  if (GateOf(object) == nullptr ||
+      PyArg_ParseTuple(args, "O!O", bucket_type, &bucket, &mailbox) == 0)
+    return nullptr;
+  State& state = bucket->state();
+  bucket->remote = 1;
+  if (mailbox == Py_None) {
+    state.scheduler().SetSupplier(*state.bucket, nullptr);
+    Py_RETURN_NONE;
+  }
+  Mailbox* told = MailboxOf(mailbox);
+  if (told == nullptr) return nullptr;
+  told->Ref();
+  const std::shared_ptr<Mailbox> held(told, [](Mailbox* m) { m->Unref(); });
+  state.scheduler().SetSupplier(*state.bucket, [held] { held->wake().Signal(); });
+  Py_RETURN_NONE;
+}
+
+// _demand(bucket, most): how many of those wait, and what they ask, by resource.
+PyObject* DemandMethod(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  Py_ssize_t most = 0;
+  if (GateOf(object) == nullptr || PyArg_ParseTuple(args, "O!n", bucket_type, &bucket, &most) == 0)
+    return nullptr;
+  State& state = bucket->state();
+  std::vector<std::int64_t> amounts(state.resources.size());
+  const std::size_t count = state.scheduler().Demand(
+      *state.bucket, state.Now(), static_cast<std::size_t>(std::max<Py_ssize_t>(0, most)),
+      absl::MakeSpan(amounts));
+  state.Serve();
+  PyObject* by_resource = PyDict_New();
+  for (std::size_t i = 0; by_resource != nullptr && i < amounts.size(); ++i) {
+    PyObject* amount = PyLong_FromLongLong(amounts[i]);
+    if (amount == nullptr ||
+        PyDict_SetItemString(by_resource, state.resources[i].c_str(), amount) < 0)
+      Py_CLEAR(by_resource);
+    Py_XDECREF(amount);
+  }
+  return by_resource == nullptr ? nullptr
+                                : Py_BuildValue("nN", static_cast<Py_ssize_t>(count), by_resource);
+}
 
 PyObject* WhenIdle(PyObject* object, PyObject* callback) {
   Py_XSETREF(AsScheduler(object)->when_idle, Py_NewRef(callback));
@@ -521,6 +623,11 @@ PyMethodDef methods[] = {
     {"_when_idle", &WhenIdle, METH_O, nullptr},
     {"_suspended", &Suspended, METH_NOARGS, nullptr},
     {"_reset", &Reset, METH_O, nullptr},
+    {"_choose_by", &ChooseBy, METH_O, nullptr},
+    {"_contenders", &Contenders, METH_NOARGS, nullptr},
+    {"_choose", &Choose, METH_O, nullptr},
+    {"_supply_by", &SupplyBy, METH_VARARGS, nullptr},
+    {"_demand", &DemandMethod, METH_VARARGS, nullptr},
     {"_count_errors", &CountErrors, METH_O, nullptr},
     {"_count_error", &CountError, METH_O, nullptr},
     {"_now", &NowMethod, METH_NOARGS, nullptr},
@@ -592,6 +699,10 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
          read(str_cost, [&](PyObject* value) { return ReadCost(bucket, value, out); }) &&
          read(str_priority,
               [&](PyObject* value) {
+                if (PyBool_Check(value) || PyIndex_Check(value) == 0) {
+                  PyErr_Format(PyExc_TypeError, "priority %R: must be a whole number (int)", value);
+                  return false;
+                }
                 int overflow = 0;
                 const long long priority = PyLong_AsLongLongAndOverflow(value, &overflow);
                 if (priority == -1 && PyErr_Occurred() != nullptr) return false;

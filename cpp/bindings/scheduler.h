@@ -30,6 +30,7 @@ struct BucketObject {
   int requests;
   int tokens;
   int concurrency;
+  char remote;   // its words live elsewhere: it is told of each attempt's end, by `_ended`
   char guarded;  // the scheduler's Python side wants to be asked before each admission
   std::int64_t queued;
   std::int64_t in_flight;
@@ -67,6 +68,7 @@ struct SchedulerParts {
   bool accounts = false;
   bool prepares = false;  // every request goes through `_prepare`
   bool running = false;
+  bool chosen_outside = false;  // which bucket goes next at the gate
   unsigned fork_generation = 0;
 
   struct Known {

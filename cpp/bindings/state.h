@@ -135,6 +135,8 @@ PyObject* MakeReservation(State* state, std::unique_ptr<Reservation> reservation
 PyObject* MakeDenial(State* state, const Denial& denial, Nanos now);
 PyObject* MakeAcquire(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
 PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyObject* names);
+// That of a Mailbox object, borrowed; null with a TypeError.
+Mailbox* MailboxOf(PyObject* mailbox);
 // The mailbox of the running loop, borrowed; null with a Python error set. Also gives the loop,
 // new.
 Mailbox* MailboxOfRunningLoop(PyObject** loop);

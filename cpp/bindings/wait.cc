@@ -115,6 +115,7 @@ bool Block(Mailbox* mailbox, const Waiter* waiter) {
   // Until it has come out of the mailbox: what was left in there would keep the mailbox, and it
   // that. One that was cancelled from elsewhere never comes.
   while (!ThreadMailbox::TakeBack(mailbox->Drain(), waiter)) {
+    // The caller has a reference of his own. NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDelete)
     if (waiter->outcome() == Outcome::kCancelled) return true;
     WakeFd::Wake wake{};
     {

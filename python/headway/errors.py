@@ -85,7 +85,11 @@ class TooManyFailedRequestsError(RateLimiterError):
 
 
 class ProviderError(RateLimiterError):
-    """For providers to raise where they cannot say what they were asked; headway never does."""
+    """A provider or a classifier could not say what it was asked.
+
+    For providers to raise. headway itself raises it for a classifier that has failed, and from
+    `start` where the provider has and there is no going on without it.
+    """
 
 
 class DeadlineExceededError(RateLimiterError, TimeoutError):

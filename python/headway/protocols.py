@@ -42,7 +42,7 @@ class ClassifierProtocol(Protocol):
     """Turns a request as the application has it into what a scheduler needs to know of it."""
 
     async def classify(self, request: dict[str, Any]) -> RequestMetadata:
-        """What `request` is and costs. What it raises is raised by the submission."""
+        """What `request` is and costs. What it raises fails the request, as a ProviderError."""
         ...
 
 

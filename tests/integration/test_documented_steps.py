@@ -270,7 +270,6 @@ def test_a_stream_is_given_through_and_adjusts_the_tokens_when_it_completes(
     assert scheduler.get_metrics()["active_requests"] == 0
 
 
-@pytest.mark.xfail(reason="the core takes such a result for one that says nothing", strict=True)
 def test_a_response_whose_stream_can_be_replaced_is_given_back_itself() -> None:
     class Response:
         def __init__(self) -> None:

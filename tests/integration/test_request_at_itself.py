@@ -49,7 +49,6 @@ AT_ITSELF = {
 }
 
 
-@pytest.mark.xfail(reason="the core goes on with what has ended, or crashes", strict=True)
 @pytest.mark.parametrize("what", AT_ITSELF)
 def test_a_function_that_drives_its_own_request_is_told_so(what: str) -> None:
     program = textwrap.dedent(

@@ -121,7 +121,6 @@ class Answer(dict[str, Any]):
     pass
 
 
-@pytest.mark.xfail(reason="the core looks only into what is exactly a dict", strict=True)
 @pytest.mark.parametrize("result", [Answers(), Answer(usage={"total_tokens": 5})])
 def test_usage_of_any_mapping_settles(result: Any) -> None:
     async def run() -> None:
@@ -138,7 +137,6 @@ def test_usage_of_any_mapping_settles(result: Any) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.xfail(reason="the core takes such a result for one that says nothing", strict=True)
 @pytest.mark.parametrize("name", ["_headers", "__pydantic_private__"])
 def test_headers_are_found_wherever_clients_keep_them(name: str) -> None:
     headers = {"X-Left": "1"}

@@ -101,7 +101,7 @@ def test_what_the_call_raises_reaches_its_caller_unchanged(mode: str) -> None:
 def test_a_request_function_that_gives_no_awaitable_is_told_so() -> None:
     async def run() -> None:
         async with make() as scheduler:
-            with pytest.raises(TypeError, match="must give an awaitable, not 42"):
+            with pytest.raises(TypeError, match="must give an awaitable, not int"):
                 await scheduler.submit_request(asks(), lambda: 42)  # type: ignore[arg-type,return-value]
             with pytest.raises(TypeError, match="must be callable"):
                 scheduler.submit_request(asks(), 42)  # type: ignore[arg-type]
@@ -151,6 +151,7 @@ def test_it_can_be_a_task_and_be_waited_for() -> None:
         ("estimated_tokens", 1.5, "estimated_tokens 1.5: must be a whole number"),
         ("estimated_tokens", True, "estimated_tokens True: must be a whole number"),
         ("estimated_tokens", 10**30, "estimated_tokens 1000000000000000000000000000000: must be"),
+        ("priority", 1.5, "priority 1.5: must be a whole number"),
         ("priority", 10**10, "priority 10000000000: must be from"),
         ("timeout", -1.0, "timeout -1.0: must be a number of seconds"),
         ("deadline", float("nan"), "deadline nan: must be a number of seconds"),
@@ -360,7 +361,10 @@ def test_accounts_share_by_weight_and_intelligent_mode_does_not_look_at_them() -
 
     order = asyncio.run(run("account"))
     assert sorted(order[:6], key=int)[-3:] == ["9", "10", "11"], order
-    assert asyncio.run(run("intelligent")) == [str(i) for i in range(12)]
+    with pytest.warns(
+        UserWarning, match=r"no meaning in headway: accounts \(in mode intelligent\)"
+    ):
+        assert asyncio.run(run("intelligent")) == [str(i) for i in range(12)]
 
 
 def test_an_accounts_own_limits_hold_it_up_alone() -> None:
@@ -515,6 +519,67 @@ def test_a_deadline_that_cannot_be_met_fails_at_submission() -> None:
             await asyncio.sleep(0.01)
             clock.advance(60)
             assert await waiting == 42
+
+    asyncio.run(run())
+
+
+def test_a_deadline_bounds_waits_for_room_and_for_providers_too() -> None:
+    class Provider:
+        name = "slow"
+
+        async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+            return {}
+
+        async def get_bucket_for_model(
+            self, model_id: str, resource_type: str | None = None
+        ) -> str:
+            await asyncio.sleep(0.1)
+            return model_id
+
+    async def run() -> None:
+        options: dict[str, Any] = {"max_queue_size": 1, "overflow_policy": "wait"}
+        limits = ["1 requests/min"]
+        async with make(limits=limits, **options) as scheduler:
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), at_once)) for _ in range(2)
+            ]
+            await asyncio.sleep(0.01)
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceededError):
+                await scheduler.submit_request(asks(deadline=0.05), at_once)
+            assert 0.04 < time.monotonic() - began < 5
+            for task in tasks:
+                task.cancel()
+        async with make(provider=Provider()) as scheduler:
+            with pytest.raises(DeadlineExceededError):
+                await scheduler.submit_request(asks(deadline=0.02), at_once)
+            assert await scheduler.submit_request(asks(deadline=0.02), at_once) == 42
+
+    asyncio.run(run())
+
+
+def test_estimates_know_of_accounts_own_limits_and_of_a_full_gate() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        scheduler = make(
+            "account",
+            clock=clock,
+            max_concurrent_executions=1,
+            accounts={"small": Account(limits=["1 requests/min"])},
+        )
+        async with scheduler:
+            small = asks(client_id="small")
+            assert await scheduler.submit_request(small, at_once) == 42
+            assert scheduler.estimate(small) == pytest.approx(60.0)
+            assert scheduler.estimate(asks()) == 0.0
+            with pytest.raises(DeadlineExceededError, match="would have taken 60"):
+                await scheduler.submit_request(asks(client_id="small", deadline=30), at_once)
+            hold = asyncio.Event()
+            running = asyncio.ensure_future(scheduler.submit_request(asks(), hold.wait))
+            await asyncio.sleep(0)
+            assert scheduler.estimate(asks()) is None
+            hold.set()
+            await running
 
     asyncio.run(run())
 

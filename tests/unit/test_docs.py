@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import headway.transports
 from headway.batch.summary import Summary
 from headway.cli import run, simulate
 from headway.cli.main import main
+from headway.scheduler import RateLimiterConfig, StateConfig, create_scheduler
 from headway.simulate import SimulatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,3 +178,38 @@ def test_every_option_and_no_other_is_in_the_reference(command: str) -> None:
 def test_every_key_of_the_summary_is_in_the_reference() -> None:
     said = set(re.findall(r"`(\w+)`", section_of("headway run")))
     assert {field.name for field in fields(Summary)} <= said
+
+
+def table_of(page: str) -> dict[str, str]:
+    """Of all tables of a page: the rest of the row, by each name that its first cell has."""
+    rows = re.findall(r"^\| (`.+?`) \|(.*)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    return {name: rest for names, rest in rows for name in re.findall(r"`([^`]+)`", names)}
+
+
+@pytest.mark.parametrize("options", [RateLimiterConfig(), StateConfig()], ids=["config", "state"])
+def test_every_option_has_its_default_on_its_page(options: Any) -> None:
+    page = (ROOT / "docs" / "options.md").read_text()
+    # Both have a batch_size: each is looked for in its own half.
+    first, second = page.split("\n## StateConfig\n")
+    half = first if isinstance(options, RateLimiterConfig) else second
+    rows = [line.split(" | ") for line in half.splitlines() if line.startswith("| `")]
+    for field in fields(options):
+        shown_at = next((row[1] for row in rows if f"`{field.name}`" in row[0]), "")
+        default = field.default
+        shown = str(default) if isinstance(default, Enum) else json.dumps(default)
+        if default is None or isinstance(default, bool):
+            shown = str(default)
+        assert shown in shown_at.replace("`", ""), field.name
+
+
+def test_every_key_of_get_metrics_is_on_its_page() -> None:
+    told = table_of("metrics.md")
+    for mode in ("basic", "intelligent", "account"):
+        assert set(create_scheduler(None, mode=mode).get_metrics()) <= set(told)
+
+
+def test_every_error_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "exceptions.md").read_text()
+    errors = [each for each in headway.__all__ if each.endswith("Error")]
+    sections = {name for heading in _HEADING.findall(page) for name in heading.split(", ")}
+    assert set(errors) - {"RateLimiterError"} <= sections

@@ -212,7 +212,6 @@ def test_a_function_of_the_wrong_kind_is_named_without_its_arguments() -> None:
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.xfail(reason="the core shows what the function has given by its repr", strict=True)
 def test_what_a_function_has_given_is_not_shown() -> None:
     async def run() -> str:
         async with create_scheduler(Client()) as scheduler:
@@ -223,7 +222,6 @@ def test_what_a_function_has_given_is_not_shown() -> None:
     assert KEY not in asyncio.run(run())
 
 
-@pytest.mark.xfail(reason="the core shows what is no function by its repr", strict=True)
 def test_what_is_no_function_is_not_shown() -> None:
     scheduler = create_scheduler(Client())
     with pytest.raises(TypeError) as caught:

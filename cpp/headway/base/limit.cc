@@ -126,6 +126,8 @@ absl::string_view ShapeName(Shape shape) {
       return "window";
     case Shape::kConcurrency:
       return "concurrency";
+    case Shape::kCredit:
+      return "credit";
     case Shape::kUnknown:
       break;
   }

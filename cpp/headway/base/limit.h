@@ -15,7 +15,10 @@ namespace headway {
 
 // How a provider counts. `kUnknown` is kept as `kWindow`, because a strict window is accepted with
 // a full burst by all three kinds of server, while a bucket is not.
-enum class Shape : std::uint8_t { kUnknown, kBucket, kFixed, kWindow, kConcurrency };
+//
+// `kCredit` is no provider's way of counting, and no text says it: units that somebody else has
+// granted, to be used once (see Bucket::Deposit).
+enum class Shape : std::uint8_t { kUnknown, kBucket, kFixed, kWindow, kConcurrency, kCredit };
 
 // "bucket", "fixed", "window", "concurrency"; "unknown" for kUnknown.
 absl::string_view ShapeName(Shape shape);

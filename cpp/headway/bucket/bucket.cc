@@ -63,6 +63,22 @@ void Bucket::Leave(Nanos now) {
   if (meter(0).GiveBack(now, taken, 1, Debt::kAbsolute, /*cancel=*/false)) Signal();
 }
 
+void Bucket::Deposit(int meter, std::int64_t amount) {
+  Taken taken;
+  taken.amount = amount;
+  if (this->meter(meter).GiveBack(0, taken, amount, Debt::kAbsolute, /*cancel=*/false)) Signal();
+}
+
+std::int64_t Bucket::Withdraw(int meter, std::int64_t amount) {
+  for (;;) {
+    amount = std::min(amount, Credit(meter));
+    Taken taken;
+    if (amount <= 0) return 0;
+    if (this->meter(meter).Take(0, amount, /*pass_waiters=*/true, /*answered=*/true, taken))
+      return amount;
+  }
+}
+
 void Bucket::Cool(Nanos until) {
   std::uint64_t word = cool_.load();
   while (

@@ -79,8 +79,8 @@ class Bucket {
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
-  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now. `looked`: Look has
-  // just said that it fits.
+  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now.
+  // `looked`: Look has just said that it fits.
   std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                    bool privileged, Reservation& out, bool answered = false,
                                    bool looked = false);
@@ -95,6 +95,15 @@ class Bucket {
   // and leaves. No reservation is kept of it.
   bool TryEnter(Nanos now, bool privileged);
   void Leave(Nanos now);
+
+  // For a meter of shape kCredit: so many units more, or less, are granted. Taking back takes no
+  // more than there is, and returns how much that is.
+  void Deposit(int meter, std::int64_t amount);
+  std::int64_t Withdraw(int meter, std::int64_t amount);
+  // What is granted and not used.
+  std::int64_t Credit(int meter) const {
+    return this->meter(meter).Capacity() - Word{this->meter(meter).bits()}.value();
+  }
 
   // Admits nothing before `until`: a refusal has said so. Only ever moves forward.
   void Cool(Nanos until);

@@ -111,6 +111,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
   for (int i = 0; i < bucket_->size(); ++i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
     Meter& meter = bucket_->meter(i);
+    if (meter.shape() == Shape::kCredit) continue;  // used up, whatever was used of it
     if (meter.shape() == Shape::kConcurrency) {
       signal |= meter.GiveBack(now, taken, taken.amount, debt, /*cancel=*/false);
       continue;

@@ -10,11 +10,12 @@ namespace headway {
 Meter::Meter(const Limit& limit, Nanos wall_offset)
     : shape_(limit.shape == Shape::kUnknown ? Shape::kWindow : limit.shape) {
   slots_.Store(0, Parameters::From(limit, wall_offset));
+  // Nothing has been granted yet: all of it is as if it was in use.
+  if (shape_ == Shape::kCredit) word_.store(Word{}.with_value(limit.amount).bits);
 }
 
 Meter::~Meter() {
-  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed)
-    delete cells_.load(std::memory_order_relaxed);
+  if (has_cells()) delete cells_.load(std::memory_order_relaxed);
 }
 
 // Made by the first thread that needs them; a thread that loses the race throws its own away.
@@ -40,6 +41,7 @@ Nanos Meter::ReadyAt(Nanos now, std::int64_t amount, bool answered) {
     case Shape::kBucket:
       return BucketMeter::Estimate(*this, now, 0, amount, answered);
     case Shape::kConcurrency:
+    case Shape::kCredit:
       return ConcurrencyMeter::ReadyAt(*this, now, 0, amount);
     default:
       return CellMeter::ReadyAt(*this, now, 0, amount);
@@ -52,6 +54,7 @@ Nanos Meter::Estimate(Nanos now, std::int64_t ahead, std::int64_t amount) {
     case Shape::kBucket:
       return BucketMeter::Estimate(*this, now, ahead, amount, /*answered=*/false);
     case Shape::kConcurrency:
+    case Shape::kCredit:
       return ConcurrencyMeter::ReadyAt(*this, now, ahead, amount);
     default:
       return CellMeter::ReadyAt(*this, now, ahead, amount);
@@ -65,6 +68,7 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
     case Shape::kBucket:
       return BucketMeter::Take(*this, now, amount, pass_waiters, answered, taken);
     case Shape::kConcurrency:
+    case Shape::kCredit:
       return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
     default:
       return CellMeter::Take(*this, now, amount, pass_waiters, answered, taken);
@@ -83,6 +87,7 @@ bool Meter::GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt de
     case Shape::kBucket:
       return BucketMeter::GiveBack(*this, now, taken, amount, debt, cancel);
     case Shape::kConcurrency:
+    case Shape::kCredit:
       return ConcurrencyMeter::GiveBack(*this, amount);
     default:
       return CellMeter::GiveBack(*this, taken, amount, cancel);
@@ -95,6 +100,7 @@ void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
     case Shape::kBucket:
       return BucketMeter::Charge(*this, now, amount);
     case Shape::kConcurrency:
+    case Shape::kCredit:
       return;
     default:
       return CellMeter::Charge(*this, now, amount);
@@ -103,34 +109,34 @@ void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
 }
 
 void Meter::Begun(const Taken& taken, Nanos now, Nanos waited) {
-  if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return;
+  if (taken.amount == 0 || !has_cells()) return;
   CellMeter::Begun(*this, taken, now, waited);
 }
 
 bool Meter::Sent(const Taken& taken, Nanos counted_by) {
-  if (taken.amount == 0 || shape_ == Shape::kConcurrency) return false;
-  if (shape_ != Shape::kBucket) return CellMeter::Sent(*this, taken, counted_by);
-  BucketMeter::Sent(*this, taken, counted_by);
+  if (taken.amount == 0) return false;
+  if (has_cells()) return CellMeter::Sent(*this, taken, counted_by);
+  if (shape_ == Shape::kBucket) BucketMeter::Sent(*this, taken, counted_by);
   return false;
 }
 
 bool Meter::Answered(const Taken& taken, Nanos at, Answer answer, bool pinned, Nanos began) {
-  if (taken.amount == 0 || (shape_ != Shape::kWindow && shape_ != Shape::kFixed)) return false;
+  if (taken.amount == 0 || !has_cells()) return false;
   return CellMeter::Answered(*this, taken, at, answer, pinned, began);
 }
 
 void Meter::SetMargin(Nanos margin) {
-  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) CellMeter::SetMargin(*this, margin);
+  if (has_cells()) CellMeter::SetMargin(*this, margin);
 }
 
 void Meter::Raise(std::int64_t bound, Nanos at) {
   if (shape_ == Shape::kBucket) return BucketMeter::Raise(*this, bound);
-  if (shape_ != Shape::kConcurrency) CellMeter::Raise(*this, bound, at);
+  if (has_cells()) CellMeter::Raise(*this, bound, at);
 }
 
 bool Meter::Lower(std::int64_t bound, Nanos at) {
   if (shape_ == Shape::kBucket) return BucketMeter::Lower(*this, bound);
-  return shape_ != Shape::kConcurrency && CellMeter::Lower(*this, bound, at);
+  return has_cells() && CellMeter::Lower(*this, bound, at);
 }
 
 bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt) {
@@ -158,6 +164,7 @@ std::int64_t Meter::Used(Nanos now) {
     case Shape::kBucket:
       return BucketMeter::Used(*this, now);
     case Shape::kConcurrency:
+    case Shape::kCredit:
       return Word{word_.load()}.value();
     default:
       return CellMeter::Used(*this, now);
@@ -170,7 +177,7 @@ std::int64_t Meter::Capacity() const {
 }
 
 bool Meter::TakeOwedSignal() {
-  if (shape_ != Shape::kWindow && shape_ != Shape::kFixed) return false;
+  if (!has_cells()) return false;
   Cells* cells = cells_.load(std::memory_order_acquire);
   if (cells == nullptr) return false;
   HEADWAY_PAUSE();
@@ -178,7 +185,7 @@ bool Meter::TakeOwedSignal() {
 }
 
 void Meter::StopTrustingOrder() {
-  if (shape_ == Shape::kWindow || shape_ == Shape::kFixed) cells().in_order.store(false);
+  if (has_cells()) cells().in_order.store(false);
 }
 
 }  // namespace headway

@@ -135,6 +135,7 @@ class Meter {
   // nearly a whole burst may each come later by the guard.
   Nanos Estimate(Nanos now, std::int64_t ahead, std::int64_t amount);
 
+  std::uint64_t bits() const { return word_.load(); }
   bool has_waiters() const { return Word{word_.load()}.waiters(); }
   void SetWaiters() { word_.fetch_or(Word::kWaiters); }
   void ClearWaiters() { word_.fetch_and(~Word::kWaiters); }

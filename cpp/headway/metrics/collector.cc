@@ -162,6 +162,7 @@ Collector::Groups Collector::Gather() const {
     group.sums.in_flight += gauges.in_flight;
     if (!entry.chosen) continue;  // room of different buckets is no sum of anything
     for (const BucketGauges::Room& room : gauges.rooms) {
+      if (room.limit.empty()) continue;  // it has no name yet
       BucketGauges::Room& sum = group.rooms[{room.limit, room.resource}];
       sum.remaining += room.remaining;
       sum.capacity += room.capacity;

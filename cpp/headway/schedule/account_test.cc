@@ -66,10 +66,15 @@ class Exchange {
     return accounts_.back();
   }
 
-  Waiter* Submit(Nanos now, Bucket* bucket, Account* account, std::int64_t tokens,
-                 std::int32_t priority = 0, Nanos deadline = kNever) {
+  const Path* PathOf(Bucket* bucket, Account* account) {
     const Path*& path = paths_[{bucket, account}];
     if (path == nullptr) path = new Path(bucket, gate, account);
+    return path;
+  }
+
+  Waiter* Submit(Nanos now, Bucket* bucket, Account* account, std::int64_t tokens,
+                 std::int32_t priority = 0, Nanos deadline = kNever) {
+    const Path* path = PathOf(bucket, account);
     const Amounts amounts = {1, tokens, 1};
     waiters_.push_back(scheduler.Submit(path, amounts, priority, now, deadline, mailbox, nullptr));
     return waiters_.back();
@@ -340,8 +345,8 @@ TEST(Accounts, AnEstimateCountsOthersByTheirWeightOnly) {
   for (int i = 0; i < 1'000; ++i) x.Submit(kStart, bucket, flood, 0);
   x.Serve(kStart);
   const Amounts one = {1, 0, 1};
-  const Denial behind = x.scheduler.Estimate(*bucket, flood, kStart, 0, {}, one);
-  const Denial beside = x.scheduler.Estimate(*bucket, light, kStart, 0, {}, one);
+  const Denial behind = x.scheduler.Estimate(*x.PathOf(bucket, flood), kStart, 0, {}, one);
+  const Denial beside = x.scheduler.Estimate(*x.PathOf(bucket, light), kStart, 0, {}, one);
   EXPECT_EQ(behind.ready_at, kStart + 100 * kSecond);
   EXPECT_LE(beside.ready_at, kStart + kSecond / 5);
   // So a deadline that the flood could not meet is met.
@@ -453,6 +458,60 @@ TEST(Gate, ANewcomerOfAnotherBucketDoesNotPassWhoWaitsThere) {
   x.End(first, kStart + 1);
   x.Submit(kStart + 1, right, nullptr, 0);
   EXPECT_EQ(x.Serve(kStart + 1), std::vector<Waiter*>{waits});
+}
+
+TEST(Gate, SomebodyElseMayDecideWhoGoesNext) {
+  Exchange x(1);
+  std::vector<Bucket*> buckets;
+  for (int i = 0; i < 3; ++i) buckets.push_back(x.MakeBucket({"1_000 concurrency"}));
+  int asked = 0;
+  x.scheduler.SetChooser(*x.gate, [&asked] { ++asked; });
+  Waiter* running = x.Submit(kStart, buckets[0], nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart).size(), 1U);
+  std::map<Bucket*, std::vector<Waiter*>> waiting;
+  for (int i = 0; i < 9; ++i) {
+    Bucket* bucket = buckets[static_cast<std::size_t>(i % 3)];
+    waiting[bucket].push_back(x.Submit(kStart + i, bucket, nullptr, 0, i / 3));
+  }
+  EXPECT_TRUE(x.Serve(kStart + 9).empty());
+  EXPECT_EQ(asked, 0) << "there is no room";
+  EXPECT_TRUE(x.scheduler.Contenders(*x.gate, kStart + 9).empty());
+  // The third bucket first, then the second; what is left in one alone needs no decision.
+  std::vector<Waiter*> expected;
+  std::vector<Waiter*> admitted;
+  for (const std::size_t i : {2U, 1U, 0U}) {
+    const auto& those = waiting[buckets[i]];
+    expected.insert(expected.end(), those.rbegin(), those.rend());  // by priority
+  }
+  for (Nanos now = kStart + kSecond; admitted.size() < 9; now += kSecond) {
+    x.End(running, now);
+    std::vector<Waiter*> some = x.Serve(now);
+    const auto contenders = x.scheduler.Contenders(*x.gate, now);
+    if (some.empty()) {
+      ASSERT_GE(asked, 1);
+      ASSERT_FALSE(contenders.empty());
+      std::size_t chosen = 3;
+      for (std::size_t i = 0; i < 3; ++i)
+        for (const auto& contender : contenders)
+          if (contender.bucket == buckets[i]) chosen = i;
+      const auto& left = waiting[buckets[chosen]];
+      EXPECT_EQ(contenders.back().waiting > 0, !left.empty());
+      ASSERT_TRUE(x.scheduler.Choose(*x.gate, *buckets[chosen], now));
+      some = x.Serve(now);
+    }
+    ASSERT_EQ(some.size(), 1U);
+    running = some[0];
+    admitted.push_back(running);
+    EXPECT_FALSE(x.scheduler.Choose(*x.gate, *buckets[2], now) && x.running.size() > 1);
+  }
+  EXPECT_EQ(admitted, expected);
+  // Left to itself it decides again.
+  for (Bucket* bucket : buckets) x.Submit(kStart + 60 * kSecond, bucket, nullptr, 0);
+  x.Serve(kStart + 60 * kSecond);
+  x.End(running, kStart + 61 * kSecond);
+  EXPECT_TRUE(x.Serve(kStart + 61 * kSecond).empty());
+  x.scheduler.SetChooser(*x.gate, nullptr);
+  EXPECT_EQ(x.Serve(kStart + 61 * kSecond).size(), 1U);
 }
 
 TEST(Gate, ABucketThatIsHeldUpByItsLimitsLeavesTheGateToOthers) {

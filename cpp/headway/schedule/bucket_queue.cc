@@ -248,6 +248,26 @@ absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
   return sum;
 }
 
+std::size_t BucketQueue::Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
+                                absl::Span<std::int64_t> amounts) {
+  std::fill(amounts.begin(), amounts.end(), 0);
+  std::size_t count = 0;
+  const auto add = [&](const Waiter* w) {
+    for (; w != nullptr && count < most; w = w->next_, ++count)
+      for (std::size_t i = 0; i < std::min(amounts.size(), w->amounts_.size()); ++i)
+        amounts[i] += w->amounts_[i];
+  };
+  for (ClassQueue* c : Ordered(now, ageing != 0 ? ageing : ageing_by_default)) {
+    // Whose turn it is first: it is what a grant must be enough for.
+    const Waiter* head = c->head();
+    add(head);
+    c->ForEachFlow([&](const Flow& flow) {
+      if (flow.head != head) add(flow.head);
+    });
+  }
+  return count;
+}
+
 Waiter* BucketQueue::Oldest() const {
   Waiter* oldest = nullptr;
   ForEachFlow([&](const Flow& flow) {
@@ -261,6 +281,7 @@ void GateQueue::Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing) {
   const Waiter& head = *heads.head();
   const Nanos as_if_submitted = head.submitted() - Nanos{heads.priority()} * ageing;
   queue->gate = this;
+  queue->at_gate_for = &heads;
   queue->at_gate = {as_if_submitted, BucketQueue::Sequence(head)};
   parked_.insert({queue->at_gate, queue});
 }

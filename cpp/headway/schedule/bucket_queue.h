@@ -159,6 +159,10 @@ class BucketQueue final : public Place {
   absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
                                              std::size_t resources) const;
 
+  // What the first `most` ask, class by class, by resource; returns how many there are.
+  std::size_t Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
+                     absl::Span<std::int64_t> amounts);
+
   Waiter* Oldest() const;
   static std::uint64_t Sequence(const Waiter& w) { return w.sequence_; }
 
@@ -171,6 +175,7 @@ class BucketQueue final : public Place {
 
   // At the gate: its place there (see GateQueue), and whether it is its turn.
   GateQueue* gate = nullptr;
+  ClassQueue* at_gate_for = nullptr;  // whose head it is there with
   std::pair<Nanos, std::uint64_t> at_gate;
   bool turn = false;
 
@@ -197,10 +202,17 @@ class GateQueue final : public Place {
   explicit GateQueue(Bucket* b) : Place(Kind::kGate, b) {}
 
   void Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing);
+  bool Holds(const BucketQueue& queue) const { return queue.gate == this; }
   void Unpark(BucketQueue* queue);
   // Takes out whose turn it is.
   BucketQueue* Next();
   bool empty() const { return parked_.empty(); }
+  std::size_t size() const { return parked_.size(); }
+
+  template <typename Each>
+  void ForEach(Each each) const {
+    for (const auto& [key, queue] : parked_) each(*queue);
+  }
 
   bool full = false;  // the last look found it so, with its waiters flag set
 

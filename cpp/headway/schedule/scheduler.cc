@@ -153,7 +153,10 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
   if (waiter->deadline_ != kNever) {
     const Account* account = waiter->path_ == nullptr ? nullptr : waiter->path_->account();
     const auto ahead = queue.Ahead(waiter->priority_, account, waiter->amounts_.size());
-    const Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
+    Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
+    if (Bucket* own = waiter->path_ == nullptr ? nullptr : waiter->path_->limits(); own != nullptr)
+      estimate.ready_at =
+          std::max(estimate.ready_at, own->Look(now, waiter->amounts_, /*answered=*/true).ready_at);
     // Behind others the estimate is for the whole queue in front; kUntold is let in.
     if (waiter->deadline_ < now ||
         (estimate.ready_at < kUntold && estimate.ready_at > waiter->deadline_)) {
@@ -352,6 +355,10 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing));
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
+    if (!suppliers_.empty()) {
+      if (const auto supplier = suppliers_.find(&bucket); supplier != suppliers_.end())
+        supplier->second();
+    }
     return;
   }
 }
@@ -359,6 +366,13 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
 // The buckets at a gate take turns, one head each, until it is full.
 void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
   gate.full = false;
+  if (gate.size() > 1) {
+    if (const auto chooser = choosers_.find(gate.bucket); chooser != choosers_.end()) {
+      // Looked at with the flag set, as long as somebody waits there.
+      if (gate.bucket->meter(0).ReadyAt(now, 1) <= now) chooser->second();
+      return;
+    }
+  }
   while (!gate.empty() && !gate.full) {
     BucketQueue& queue = *gate.Next();
     queue.turn = true;
@@ -366,6 +380,74 @@ void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
     queue.turn = false;
     if (queue.depth() == 0) MarkDirty(queue);
   }
+}
+
+void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (ask == nullptr) {
+    suppliers_.erase(&bucket);
+  } else {
+    suppliers_[&bucket] = std::move(ask);
+  }
+}
+
+std::size_t Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most,
+                              absl::Span<std::int64_t> amounts) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TakeIn(now);
+  PostBatch();
+  Nudge();
+  BucketQueue* queue = Find(bucket);
+  return queue == nullptr ? 0 : queue->Demand(now, ageing_, most, amounts);
+}
+
+void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (ask != nullptr) {
+    choosers_[&gate] = std::move(ask);
+    return;
+  }
+  if (choosers_.erase(&gate) == 0) return;
+  // What was left for him to choose from.
+  if (const auto found = places_.find(&gate); found != places_.end()) MarkDirty(*found->second);
+  Nudge();
+}
+
+std::vector<Scheduler::Contender> Scheduler::Contenders(Bucket& gate, Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Contender> out;
+  const auto found = places_.find(&gate);
+  if (found == places_.end()) return out;
+  const auto& parked = static_cast<const GateQueue&>(*found->second);
+  if (parked.size() < 2 || gate.meter(0).ReadyAt(now, 1) > now) return out;
+  parked.ForEach([&out](const BucketQueue& queue) {
+    // Whoever was there may have been cancelled since, and the queue not been looked at again.
+    const Waiter* head = queue.at_gate_for->head();
+    if (head == nullptr) return;
+    out.push_back({queue.bucket, queue.depth(), queue.at_gate_for->priority(), head->submitted()});
+  });
+  return out;
+}
+
+bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = places_.find(&gate);
+  BucketQueue* queue = Find(bucket);
+  if (found == places_.end() || queue == nullptr) return false;
+  auto& parked = static_cast<GateQueue&>(*found->second);
+  if (!parked.Holds(*queue)) return false;
+  parked.full = false;
+  queue->turn = true;
+  Admit(*queue, now);
+  queue->turn = false;
+  if (queue->depth() == 0) MarkDirty(*queue);
+  MarkDirty(parked);
+  AdmitDirty(now);
+  PostBatch();
+  // Timers may have been set that the driver does not know of.
+  nudged_.store(true);
+  wake_();
+  return true;
 }
 
 // Whoever an account's own limits have held up is tried again.
@@ -442,6 +524,20 @@ Denial Scheduler::Estimate(Bucket& bucket, const Account* account, Nanos now, st
   if (queue != nullptr) ahead = queue->Ahead(priority, account, amounts.size());
   for (std::size_t i = 0; i < more.size(); ++i) ahead[i] += more[i];
   return bucket.Estimate(now, ahead, amounts);
+}
+
+Denial Scheduler::Estimate(const Path& path, Nanos now, std::int32_t priority,
+                           absl::Span<const std::int64_t> more,
+                           absl::Span<const std::int64_t> amounts) {
+  Denial estimate = Estimate(*path.bucket(), path.account(), now, priority, more, amounts);
+  if (estimate.ready_at >= kUntold) return estimate;
+  if (path.limits() != nullptr) {
+    const Denial own = path.limits()->Look(now, amounts, /*answered=*/true);
+    estimate.ready_at = std::max(estimate.ready_at, own.ready_at);
+  }
+  if (path.gate() != nullptr && path.gate()->meter(0).ReadyAt(now, 1) > now)
+    estimate.ready_at = kUntold;
+  return estimate;
 }
 
 std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {

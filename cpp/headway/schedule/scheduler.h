@@ -81,9 +81,9 @@ class Scheduler final : public WaiterSignal {
                   absl::Span<const std::int64_t> amounts) {
     return Estimate(bucket, nullptr, now, priority, {}, amounts);
   }
-  // The same on an account, behind `more` that is not submitted yet. Of the gate nothing can be
-  // told.
-  Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
+  // The same on a path, behind `more` that is not submitted yet, too. Where the gate is full only
+  // answers can tell.
+  Denial Estimate(const Path& path, Nanos now, std::int32_t priority,
                   absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
 
   // How many wait on this bucket.
@@ -92,6 +92,28 @@ class Scheduler final : public WaiterSignal {
   // Ends the wait on this bucket that was submitted first, as kDropped. False where nobody waits.
   bool DropOldest(Bucket& bucket, Nanos now);
 
+  // From now on somebody else decides which bucket goes next at this gate. `ask` is called when two
+  // or more wait there and there is room, from any thread; it must not block and must not call
+  // back. Whoever is asked looks at the Contenders and chooses one, until there are none. Null: the
+  // scheduler decides again.
+  void SetChooser(Bucket& gate, std::function<void()> ask);
+  struct Contender {
+    Bucket* bucket;
+    std::size_t waiting;
+    std::int32_t priority;  // of the head
+    Nanos submitted;        // the head was
+  };
+  // The buckets that the next place at the gate is between; empty where there is nothing to choose.
+  std::vector<Contender> Contenders(Bucket& gate, Nanos now);
+  // The head of this bucket goes next. False where it does not contend.
+  bool Choose(Bucket& gate, Bucket& bucket, Nanos now);
+
+  // `ask` is called, from any thread, when the head of this bucket waits for credit; it must not
+  // block and must not call back. Null ends that.
+  void SetSupplier(Bucket& bucket, std::function<void()> ask);
+  // What the first `most` in this bucket's queue ask, by resource; returns how many there are.
+  std::size_t Demand(Bucket& bucket, Nanos now, std::size_t most, absl::Span<std::int64_t> amounts);
+
   // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
   // (their owners see kStopped) after `Unlock`.
   void Lock() { mutex_.lock(); }
@@ -99,6 +121,8 @@ class Scheduler final : public WaiterSignal {
   void Forget();
 
  private:
+  Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
+                  absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
   Waiter* Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
                std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie);
   template <typename T>
@@ -139,6 +163,8 @@ class Scheduler final : public WaiterSignal {
   std::unique_ptr<Reservation> spare_;
   std::uint64_t taken_in_ = 0;
   absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;
+  absl::flat_hash_map<Bucket*, std::function<void()>> choosers_;   // by gate
+  absl::flat_hash_map<Bucket*, std::function<void()>> suppliers_;  // by bucket
   std::vector<Place*> dirty_;
   absl::btree_set<std::pair<Nanos, Place*>> timers_;
   absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;

@@ -40,7 +40,10 @@ class BlockingCall:
 
     def settle(self, used: dict[str, int]) -> bool:
         """Ends the reservation with what was used, by resource."""
-        return self._reservation is not None and self._reservation.settle_used(used)
+        if self._reservation is None or not self._reservation.settle_used(used):
+            return False
+        self._tell_remote(used.get("tokens"))
+        return True
 
     def cancel_reservation(self) -> bool:
         """Gives it back: nothing was sent."""
@@ -52,8 +55,13 @@ class BlockingCall:
     def land(self) -> None:
         """The attempt is over: whatever has not been said stays as estimated."""
         reservation, self._reservation = self._reservation, None
-        if reservation is not None:
-            reservation.settle()
+        if reservation is not None and reservation.settle():
+            self._tell_remote(None)
+
+    def _tell_remote(self, used: int | None) -> None:
+        if self.bucket.remote is not None:
+            reserved = self.metadata.estimated_tokens or 0
+            self.bucket.remote.ended(reserved, reserved if used is None else used)
 
 
 def submit_sync(scheduler: Scheduler, metadata: Any, function: Callable[[], _T]) -> _T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import floor
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,6 +17,7 @@ from headway.scheduler.breaker import Breaker
 
 if TYPE_CHECKING:
     from headway.backends.memory import MemoryBackend
+    from headway.scheduler.remote import RemoteBucket
 
 _logger = logging.getLogger("headway.scheduler")
 
@@ -29,16 +30,30 @@ GivenLimits = Mapping[str, "Iterable[Limit | str] | Limit | str"] | Iterable["Li
 class Bucket(_core.BucketCore):
     """A bucket as its scheduler sees it, with what is decided in Python.
 
-    breaker: opens it after many failures. stated: what a limit was before the buffer ratio, by its
-    place in `_core.limits(bucket)`.
+    breaker: opens it after many failures. remote: where its words are a user's own backend's.
+    stated: what a limit was before the buffer ratio, by its place in `_core.limits(bucket)`.
     """
 
     breaker: Breaker
     stated: dict[int, int]
+    remote: RemoteBucket | None = None
+
+    def _ended(self, reserved: int, used: int) -> None:
+        """For the core, where the words are a remote backend's: an attempt has ended."""
+        if self.remote is not None:
+            self.remote.ended(reserved, used)
 
     def limits(self) -> list[Limit]:
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
+
+
+_THEIRS = {"requests": "rpm_limit", "tokens": "tpm_limit"}
+
+
+def _is_a_backends(limit: Limit) -> bool:
+    """Whether it is one of the two that backends know: requests and tokens a minute."""
+    return limit.resource in _THEIRS and limit.per == 60.0
 
 
 def read_limits(given: GivenLimits | None) -> dict[str | None, list[Limit]]:
@@ -85,6 +100,7 @@ class Buckets:
         multiplier: float,
         limited: bool,
         label: str | None,
+        remote: Callable[[Bucket], RemoteBucket] | None,
         most_failures: int,
         failure_window: float,
     ) -> None:
@@ -95,6 +111,7 @@ class Buckets:
         self._multiplier = multiplier
         self._limited = limited
         self._label = label
+        self._remote = remote
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
@@ -168,6 +185,8 @@ class Buckets:
             words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
             return self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         given = self._given.get(bucket_id, self._given.get(None, []))
+        if self._remote is not None:
+            return self._make_remote(bucket_id, given, self._remote)
         used = [self.used_part(limit) for limit in given]
         words = self._backend.make_words(bucket_id, used)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
@@ -182,12 +201,35 @@ class Buckets:
             self._learn(bucket_id, bucket, found)
         return bucket
 
+    def _make_remote(
+        self, bucket_id: str, given: Sequence[Limit], remote: Callable[[Bucket], RemoteBucket]
+    ) -> Bucket:
+        """What the backend counts, it counts; the other limits are kept here."""
+        theirs = [limit for limit in given if _is_a_backends(limit)]
+        own = [self.used_part(limit) for limit in given if limit not in theirs]
+        backend = self._backend
+        words = _core.LimiterCore(own, backend.clock, backend.resources, credit=True)
+        bucket = self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
+        bucket.remote = remote(bucket)
+        bucket.guarded = True
+        for limit in theirs:
+            bucket.remote.limits[_THEIRS[limit.resource]] = limit.amount
+        found = self._discovered.get(bucket_id)
+        if found is not None:
+            self._learn(bucket_id, bucket, found)
+        return bucket
+
     def _dress(self, bucket: Bucket, stated: dict[int, int]) -> Bucket:
         bucket.breaker = Breaker(*self._breaker)
         bucket.stated = stated
         return bucket
 
     def _learn(self, bucket_id: str, bucket: Bucket, found: DiscoveredBucket) -> None:
+        if bucket.remote is not None:
+            for name, said in (("rpm_limit", found.rpm_limit), ("tpm_limit", found.tpm_limit)):
+                if said is not None:
+                    bucket.remote.limits.setdefault(name, said)
+            return
         rpm = None if found.rpm_limit is None else self._part(found.rpm_limit)
         tpm = None if found.tpm_limit is None else self._part(found.tpm_limit)
         self._backend.set_limits(bucket_id, rpm, tpm)

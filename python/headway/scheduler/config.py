@@ -127,26 +127,20 @@ class RateLimiterConfig:
 
 @dataclass
 class StateConfig:
-    """The options of a StateManager and its cache. Times are seconds.
+    """The options of a StateManager. Times are seconds.
 
-    cache_ttl: how long a state is served without asking the backend.
-    max_cache_size: states in the cache, 1 or more, or None for no bound.
-    cache_policy: a CachePolicy, or its value.
-    warn_write_back_production, is_production, acknowledge_write_back_risk: WRITE_BACK may lose what
-    a crash leaves unwritten; in production it must be acknowledged, and is warned of.
-    batch_size, batch_timeout: WRITE_BACK writes so many states at once, or after so long.
-    flush_max_retries, flush_backoff_base, flush_backoff_max: how a failed write is repeated.
-    cleanup_interval: how often expired states leave the cache.
-    enable_background_cleanup: no meaning here, the cache is bounded without it.
-    cleanup_task_cancel_timeout, cleanup_task_wait_timeout: how long `stop` waits for that to end.
-    state_ttl: no meaning here, a backend's own time-to-live holds; 60 or more.
-    reservation_cleanup_interval: how often reservations that nobody released are looked for.
-    reservation_ttl: no meaning here, each reservation says its own.
-    account_state_ttl, account_state_max_size: no meaning here, accounts keep no such state.
-    enable_versioning, max_versions: no meaning here, old versions could not be read anyway.
-    lock_free_reads: no meaning here, reading takes no lock.
-    max_concurrent_operations: no meaning here, the backend bounds itself.
-    namespace: of the states' keys.
+    namespace: of the states' keys, and a scheduler's name in metrics.
+    cache_policy: a CachePolicy, or its value. Every write goes to the backend at once, whatever it
+    says; WRITE_BACK in production must be acknowledged all the same, so that configurations mean
+    what they meant.
+    is_production, acknowledge_write_back_risk: for that.
+
+    All others have no meaning here. The words are in this process or asked of the backend, so
+    nothing is cached that could be stale (cache_ttl, max_cache_size, batch_size, batch_timeout,
+    flush_*, lock_free_reads, enable_versioning, max_versions, warn_write_back_production) and
+    nothing has to be cleaned up or bounded beside it (cleanup_*, enable_background_cleanup,
+    state_ttl, reservation_ttl, reservation_cleanup_interval, account_state_*,
+    max_concurrent_operations). They are checked all the same.
 
     Raises ConfigurationError, a ValueError, that names the option and what was given.
     """
@@ -221,13 +215,25 @@ _STATE_WITHOUT_MEANING = frozenset(
     {
         "account_state_max_size",
         "account_state_ttl",
+        "batch_size",
+        "batch_timeout",
+        "cache_ttl",
+        "cleanup_interval",
+        "cleanup_task_cancel_timeout",
+        "cleanup_task_wait_timeout",
         "enable_background_cleanup",
         "enable_versioning",
+        "flush_backoff_base",
+        "flush_backoff_max",
+        "flush_max_retries",
         "lock_free_reads",
+        "max_cache_size",
         "max_concurrent_operations",
         "max_versions",
+        "reservation_cleanup_interval",
         "reservation_ttl",
         "state_ttl",
+        "warn_write_back_production",
     }
 )
 

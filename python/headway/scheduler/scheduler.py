@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from headway import _core
 from headway._core import Limit, ManualClock
+from headway.backends import BaseBackend, MemoryBackend
 from headway.errors import (
     CapacityExceededError,
     ConfigurationError,
@@ -32,10 +33,12 @@ from headway.scheduler.accounts import Account, read_accounts
 from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
+from headway.scheduler.choice import Choice, read_strategy
 from headway.scheduler.chores import Chores
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.failures import REFUSED, is_retried
 from headway.scheduler.handle import Handle, Preview
+from headway.scheduler.remote import RemoteBucket
 from headway.scheduler.routes import Routes
 from headway.scheduler.streams import wrap_stream
 from headway.scheduler.user_code import UserCode, method_of
@@ -55,8 +58,8 @@ _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 class Scheduler(_core.SchedulerCore, BaseScheduler):
     """Sends each request at the first instant at which no limit is in its way.
 
-    client: what makes the calls, by `base_url`, `timeout` and `get_headers()`; only named in
-    `repr`. See `create_scheduler` for the parameters, RateLimiterConfig for the options.
+    client: what makes the calls. Its time-out and headers are its own affair, nobody reads them.
+    See `create_scheduler` for the parameters, RateLimiterConfig for the options.
 
     Any number of event loops and threads may submit at once. It may be started and stopped any
     number of times, and used from several `asyncio.run` one after another. After a fork the child's
@@ -89,13 +92,18 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.config = config
         self.classifier = classifier
         self.state_manager = state_manager
-        self.scheduling_strategy = scheduling_strategy
+        self.scheduling_strategy = read_strategy(scheduling_strategy)
         self.provider: ProviderInterface | None = provider
         if provider is None and state_manager is not None:
             self.provider = getattr(state_manager, "provider", None)
         self.mode = SchedulerMode.parse(config.mode)
         self.metrics_enabled = metrics_enabled or config.metrics_enabled
         self.backend = self._backend_of(backend, state_manager, clock)
+        # Of a user's own backend, what is local is kept beside it: concurrency, accounts, numbers.
+        own = isinstance(self.backend, MemoryBackend)
+        self._words = (
+            self.backend if isinstance(self.backend, MemoryBackend) else MemoryBackend(clock=clock)
+        )
         self.state_config = state_config
         self._retry_on = tuple(retry_on)
         self._circuit_breaker: Any = None
@@ -113,12 +121,13 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.test_rate_multiplier = multiplier
         self._buckets = Buckets(
             self,
-            self.backend,
+            self._words,
             given,
             ratio=config.rate_limit_buffer_ratio,
             multiplier=multiplier,
             limited=config.enable_rate_limiting,
             label=self._label() if self.metrics_enabled else None,
+            remote=None if own else lambda bucket: RemoteBucket(self, bucket, self.backend),
             most_failures=config.max_failures,
             failure_window=config.failure_window,
         )
@@ -138,9 +147,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     # -- what it is made of ----------------------------------------------------------------------
 
     @staticmethod
-    def _backend_of(backend: Any, state_manager: Any, clock: ManualClock | None) -> Any:
-        from headway.backends import BaseBackend, MemoryBackend
-
+    def _backend_of(backend: Any, state_manager: Any, clock: ManualClock | None) -> BaseBackend:
         chosen = backend if backend is not None else getattr(state_manager, "backend", None)
         if chosen is None:
             return MemoryBackend(clock=clock)
@@ -149,11 +156,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise ConfigurationError(
                 f"backend: must be a BaseBackend, not a {type(chosen).__name__}"
             )
-        if not isinstance(chosen, MemoryBackend):
-            raise ConfigurationError(
-                f"backend {type(chosen).__name__}: only MemoryBackend is supported by this version"
-            )
-        if clock is not None and chosen.clock is not clock:
+        if isinstance(chosen, MemoryBackend) and clock is not None and chosen.clock is not clock:
             raise ConfigurationError("clock: must be that of the backend")
         return chosen
 
@@ -162,7 +165,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         namespace = getattr(self.state_config, "namespace", None)
         return namespace if isinstance(namespace, str) else "default"
 
-    def _apply_options(self) -> None:
+    def _apply_options(self, warn: bool = True) -> None:
         config = self.config
         basic = self.mode is SchedulerMode.BASIC
         self._configure(
@@ -174,21 +177,26 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             prepares=self._circuit_breaker is not None,
             ageing=config.priority_ageing,
         )
-        for account in self._accounts.values():
-            self.backend.number(*(limit.resource for limit in _limits_of(account)))
-        for client_id, account in self._accounts.items():
-            limits = _limits_of(account)
-            own = _core.LimiterCore(limits, self.backend.clock, self.backend.resources)
-            self._set_account(client_id, float(account.weight), own if limits else None)
+        self._make_accounts()
         unused = list(config.unused())
         if self.state_config is not None:
             unused += [f"state_config.{name}" for name in self.state_config.unused()]
-        if unused:
+        if self._accounts and self.mode is not SchedulerMode.ACCOUNT:
+            unused.append(f"accounts (in mode {self.mode.value})")
+        if unused and warn:
             warnings.warn(
                 f"these options have no meaning in headway: {', '.join(unused)}",
                 UserWarning,
                 stacklevel=4,
             )
+
+    def _make_accounts(self) -> None:
+        for account in self._accounts.values():
+            self._words.number(*(limit.resource for limit in _limits_of(account)))
+        for client_id, account in self._accounts.items():
+            limits = _limits_of(account)
+            own = _core.LimiterCore(limits, self._words.clock, self._words.resources)
+            self._set_account(client_id, float(account.weight), own if limits else None)
 
     @property
     def circuit_breaker(self) -> Any:
@@ -198,7 +206,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     @circuit_breaker.setter
     def circuit_breaker(self, breaker: Any) -> None:
         self._circuit_breaker = breaker
-        self._apply_options()
+        self._apply_options(warn=False)
 
     def _provider_name(self) -> str:
         if self.provider is None:
@@ -258,6 +266,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                     "enable_graceful_degradation is off"
                 )
             self._chores.start(self._keep_refreshing)
+        if self.scheduling_strategy is not None:
+            self._chores.start(Choice(self, self.scheduling_strategy).run)
         config = self.config
         if config.start_prometheus_server and self._server is None:
             self._server = _core.MetricsServer(config.prometheus_host, config.prometheus_port)
@@ -382,7 +392,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._when_idle(self._idle.tell)
         self._chores.forget()
         self._buckets.forget_all()
-        self.backend.after_fork()
+        self._words.after_fork()
+        self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(
             self._routes, self._buckets, self.provider, self._user_code, self._provider_name
@@ -476,7 +487,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         latest: tuple[float, Limit | None] | None = (0.0, None)
         for metadata in costs:
             bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
-            _, more = groups.get(bucket.name, (bucket, [0] * len(self.backend.resources)))
+            _, more = groups.get(bucket.name, (bucket, [0] * len(self._words.resources)))
             wait, meter, amounts = self._estimate(bucket, metadata, more)
             by_bucket[bucket.name] = wait
             groups[bucket.name] = (bucket, [a + b for a, b in zip(more, amounts, strict=False)])
@@ -541,6 +552,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
         now = self._now() / 1e9
+        remote = bucket.remote
+        if remote is not None and (not remote.begun or self._chores.loop_is_gone):
+            self._supply(remote)
         try:
             if call is None:
                 bucket.breaker.check(now)
@@ -549,6 +563,16 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         except RateLimiterError:
             self._events["circuit_breaker_rejections"] += 1
             raise
+
+    def _supply(self, remote: RemoteBucket) -> None:
+        """Begins to ask the backend for that bucket, or begins again where the loop has gone."""
+        if self._chores.loop_is_gone:
+            if _in_loop():
+                self._chores.on_this_loop()
+            else:
+                self._chores.on_own_loop()
+        remote.begun = True
+        self._chores.start(remote.run)
 
     def _overflow(self, bucket: Bucket) -> NoReturn:
         self._events["queue_overflows"] += 1
@@ -618,7 +642,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     def _went_well(self, bucket: Bucket) -> None:
         if bucket.guarded and bucket.breaker.succeeded():
-            bucket.guarded = False
+            bucket.guarded = bucket.remote is not None
             _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
 
     async def _again(self, call: Any, answer: Answer) -> bool:
@@ -631,7 +655,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             if isinstance(wait, (int, float)) and 0 < wait < 1e9:
                 bucket.cool(float(wait))
                 refused = True
-        if call.attempt > self.config.max_retries or bucket.guarded:
+        if call.attempt > self.config.max_retries or bucket.breaker.is_open:
             return False
         self._budget.at_least(bucket_requests(self._buckets))
         if not self._budget.take():

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from headway._core import Call, Reservation, resources
 from headway.scheduler.answers import look
+from headway.scheduler.buckets import Bucket
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
 
 
@@ -14,9 +15,10 @@ from headway.streaming import RateLimitedAsyncIterator, StreamingReservationCont
 class _Ends:
     """Settles the reservation of one stream: all that a stream's context asks of its backend."""
 
-    __slots__ = ("_counts", "_reservation")
+    __slots__ = ("_bucket", "_counts", "_reservation")
 
-    def __init__(self, reservation: Reservation, counts: str | None) -> None:
+    def __init__(self, bucket: Bucket, reservation: Reservation, counts: str | None) -> None:
+        self._bucket = bucket
         self._reservation = reservation
         self._counts = counts
 
@@ -25,7 +27,10 @@ class _Ends:
     ) -> bool:
         """Requests stay spent; of the tokens, what was not used is given back."""
         used = {} if self._counts is None else {self._counts: actual_tokens}
-        return self._reservation.settle_used(used)
+        ended = self._reservation.settle_used(used)
+        if ended and self._bucket.remote is not None:
+            self._bucket.remote.ended(reserved_tokens, actual_tokens)
+        return ended
 
 
 def wrap_stream(call: Call, result: Any) -> Any:
@@ -56,7 +61,7 @@ def wrap_stream(call: Call, result: Any) -> Any:
         bucket_id=call.bucket.name,
         request_id=str(metadata.request_id),
         reserved_tokens=reserved,
-        backend=_Ends(reservation, "tokens" if counts == "tokens" else None),
+        backend=_Ends(call.bucket, reservation, "tokens" if counts == "tokens" else None),
     )
     stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
     if not replaced:

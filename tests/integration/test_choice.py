@@ -1,0 +1,159 @@
+"""Scheduling strategies: who goes next of several buckets that are ready at one instant."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from headway import ConfigurationError, RateLimiterConfig, RequestMetadata, create_scheduler
+from headway.scheduler import Scheduler
+from headway.strategies import BaseSchedulingStrategy, create_strategy
+from headway.types import QueueInfo
+
+
+def make(strategy: Any, **options: Any) -> Scheduler:
+    limits = options.pop("limits", None)
+    config = RateLimiterConfig(
+        max_concurrent_executions=1, rate_limit_buffer_ratio=1.0, max_queue_size=10_000, **options
+    )
+    return create_scheduler(object(), config=config, scheduling_strategy=strategy, limits=limits)
+
+
+async def served(scheduler: Scheduler, requests: list[tuple[str, int]]) -> list[str]:
+    """The models in the order in which they run, when all of them have been submitted first."""
+    order: list[str] = []
+    hold = asyncio.Event()
+
+    def call(model: str) -> Callable[[], Awaitable[None]]:
+        async def append() -> None:
+            order.append(model)
+
+        return append
+
+    async with scheduler:
+        first = asyncio.ensure_future(
+            scheduler.submit_request(RequestMetadata("0", "first", "text"), hold.wait)
+        )
+        await asyncio.sleep(0)
+        tasks = [
+            asyncio.ensure_future(
+                scheduler.submit_request(
+                    RequestMetadata("r", model, "text", priority=priority), call(model)
+                )
+            )
+            for model, priority in requests
+        ]
+        while len(tasks) > sum(  # noqa: ASYNC110 - the queue has no event for its tests
+            bucket["queue_depth"] for bucket in scheduler.get_metrics()["buckets"].values()
+        ):
+            await asyncio.sleep(0)
+        hold.set()
+        await asyncio.wait_for(asyncio.gather(first, *tasks), 30)
+    return order
+
+
+class Last(BaseSchedulingStrategy):
+    """The last by name."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[tuple[str, int]]] = []
+
+    async def select(self, eligible: list[QueueInfo]) -> QueueInfo | None:
+        self.seen.append([(info.queue_key, info.queue_depth) for info in eligible])
+        return max(eligible, key=lambda info: info.queue_key)
+
+
+def test_it_decides_between_buckets_that_are_ready_at_once() -> None:
+    strategy = Last()
+    requests = [(model, 0) for model in "abcabcabc"]
+    order = asyncio.run(served(make(strategy), requests))
+    assert order == list("cccbbbaaa")
+    assert strategy.seen[0] == [("a", 3), ("b", 3), ("c", 3)], "who has waited longest is first"
+    assert all(len(each) > 1 for each in strategy.seen), "one alone is no decision"
+
+
+def test_without_one_it_is_by_priority_and_age() -> None:
+    requests = [("a", 0), ("b", 0), ("a", 0), ("c", 2), ("b", 1)]
+    assert asyncio.run(served(make(None), requests)) == ["c", "b", "a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["weighted_round_robin", "priority", "deficit_round_robin", "fair_queue", "adaptive"]
+)
+def test_each_that_comes_with_headway_serves_everybody(name: str) -> None:
+    limits = {"big": ["3_000 requests/min"], "small": ["1_000 requests/min"]}
+    requests = [(model, 3 if model == "small" else 0) for model in ["big", "small"] * 40]
+    order = asyncio.run(served(make(name, limits=limits), requests))
+    assert Counter(order) == {"big": 40, "small": 40}
+    first = Counter(order[:40])
+    if name == "weighted_round_robin":
+        assert 28 <= first["big"] <= 32
+    elif name == "priority":
+        assert first["small"] >= 39
+    elif name in ("fair_queue", "deficit_round_robin"):
+        assert 18 <= first["big"] <= 22
+
+
+@pytest.mark.parametrize("how", ["raises", "none", "nonsense", "hangs"])
+def test_one_that_does_not_work_holds_nobody_up(
+    how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.scheduler.choice.PATIENCE", 0.01)
+
+    class Broken(BaseSchedulingStrategy):
+        async def select(self, eligible: list[QueueInfo]) -> QueueInfo | None:
+            if how == "raises":
+                raise RuntimeError("mine")
+            if how == "hangs":
+                await asyncio.sleep(60)
+            return None if how == "none" else 42  # type: ignore[return-value]
+
+    scheduler = make(Broken())
+    with caplog.at_level(logging.WARNING, "headway"):
+        order = asyncio.run(served(scheduler, [(model, 0) for model in "aabb"]))
+    assert sorted(order) == list("aabb")
+    if how != "none":
+        assert "select of strategy 'Broken'" in caplog.text
+        assert scheduler.get_metrics()["user_code_errors"]["strategy"] >= 1
+
+
+def test_what_is_none_is_told_so() -> None:
+    with pytest.raises(ConfigurationError, match="Unknown scheduling strategy: nonsense"):
+        make("nonsense")
+    with pytest.raises(
+        ConfigurationError, match=r"scheduling_strategy 42: must have `async select"
+    ):
+        make(42)
+    assert isinstance(create_strategy("FAIR_QUEUE"), BaseSchedulingStrategy)
+
+
+def test_when_its_loop_has_gone_the_core_decides() -> None:
+    scheduler = make(Last())
+
+    async def start() -> None:
+        await scheduler.start()
+
+    async def go_on() -> None:
+        async def call() -> int:
+            await asyncio.sleep(0)
+            return 1
+
+        results = await asyncio.wait_for(
+            asyncio.gather(
+                *(
+                    scheduler.submit_request(RequestMetadata("r", model, "text"), call)
+                    for model in "abcabc"
+                )
+            ),
+            20,
+        )
+        assert results == [1] * 6
+        await scheduler.stop()
+
+    asyncio.run(start())
+    asyncio.run(go_on())

@@ -1,0 +1,246 @@
+"""What schedulers count, in get_metrics(), in prometheus_client and over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import threading
+import urllib.request
+import uuid
+import warnings
+from typing import Any
+
+import prometheus_client
+import pytest
+
+from headway import ManualClock, RateLimiterConfig, RequestMetadata, create_scheduler, metrics
+from headway.scheduler import Scheduler, StateConfig
+
+
+def make(**options: Any) -> tuple[Scheduler, str]:
+    """A scheduler, and the name that its metrics bear: each test has its own."""
+    name = uuid.uuid4().hex
+    given = {each: options.pop(each) for each in ("limits", "clock", "mode") if each in options}
+    config = RateLimiterConfig(rate_limit_buffer_ratio=1.0, max_backoff=0.001, **options)
+    state_config = StateConfig(namespace=name)
+    return create_scheduler(object(), config=config, state_config=state_config, **given), name
+
+
+def asks(**fields: Any) -> RequestMetadata:
+    return RequestMetadata("r", fields.pop("model", "m"), "text", **fields)
+
+
+def samples(text: str, scheduler: str) -> dict[str, float]:
+    """The samples of one scheduler, its label left out."""
+    found = {}
+    for line in text.splitlines():
+        match = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
+        if match and f'scheduler="{scheduler}"' in match[2]:
+            labels = match[2].replace(f'scheduler="{scheduler}"', "").strip(",")
+            found[f"{match[1]}{{{labels}}}" if labels else match[1]] = float(match[3])
+    return found
+
+
+async def call() -> int:
+    return 1
+
+
+async def fails() -> None:
+    raise ValueError
+
+
+def lived(**options: Any) -> tuple[Scheduler, str]:
+    """One that has seen a little of everything."""
+    attempts = 0
+
+    class Refused(Exception):
+        status_code = 429
+        headers = {"retry-after": "0"}  # noqa: RUF012
+
+    async def refused_once() -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise Refused
+        return 1
+
+    async def used() -> dict[str, Any]:
+        return {"usage": {"total_tokens": 4}}
+
+    async def run() -> tuple[Scheduler, str]:
+        clock = ManualClock()
+        scheduler, name = make(
+            limits=["60 requests/min bucket burst 6", "1_000 tokens/min"],
+            clock=clock,
+            max_queue_size=1,
+            **options,
+        )
+        async with scheduler:
+            await scheduler.submit_request(asks(estimated_tokens=10), call)
+            await scheduler.submit_request(asks(estimated_tokens=10), used)
+            with contextlib.suppress(ValueError):
+                await scheduler.submit_request(asks(), fails)
+            await scheduler.submit_request(asks(), refused_once)
+            with contextlib.suppress(Exception):
+                await scheduler.submit_request(asks(cost={"requests": 7}), call)
+            await scheduler.submit_request(asks(), call)
+            waiting = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            await asyncio.sleep(0)
+            with contextlib.suppress(Exception):
+                await scheduler.submit_request(asks(), call)
+            with contextlib.suppress(Exception):
+                await scheduler.submit_request(asks(deadline=0.1), call)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        return scheduler, name
+
+    return asyncio.run(run())
+
+
+EXPECTED = {
+    'headway_requests_total{bucket="m",outcome="succeeded"}': 4,
+    'headway_requests_total{bucket="m",outcome="failed"}': 1,
+    'headway_requests_total{bucket="m",outcome="cancelled"}': 1,
+    'headway_requests_total{bucket="m",outcome="overflowed"}': 2,
+    'headway_requests_total{bucket="m",outcome="never_fits"}': 1,
+    'headway_requests_total{bucket="m",outcome="timed_out"}': 0,
+    'headway_attempts_total{bucket="m"}': 6,
+    'headway_retries_total{bucket="m"}': 1,
+    'headway_refusals_total{bucket="m"}': 1,
+    'headway_cooldowns_total{bucket="m"}': 1,
+    'headway_denials_total{bucket="m",limit="requests/min"}': 3,
+    'headway_reserved_units_total{bucket="m",resource="tokens"}': 20,
+    'headway_settled_units_total{bucket="m",resource="tokens"}': 14,
+    'headway_refunded_units_total{bucket="m",resource="tokens"}': 6,
+    'headway_wait_seconds_count{bucket="m"}': 5,
+    'headway_queue_depth{bucket="m"}': 0,
+    'headway_in_flight{bucket="m"}': 0,
+    'headway_remaining_units{bucket="m",limit="tokens/min",resource="tokens"}': 986,
+    'headway_capacity_units{bucket="m",limit="tokens/min",resource="tokens"}': 1000,
+}
+
+
+def test_everything_is_counted_and_all_ways_out_tell_the_same() -> None:
+    scheduler, name = lived()
+    text = samples(metrics.exposition(), name)
+    assert {each: text.get(each) for each in EXPECTED} == EXPECTED
+    by_client = samples(prometheus_client.generate_latest().decode(), name)
+    order = {  # the two write labels in orders of their own
+        re.sub(
+            r"\{(.*)\}", lambda match: "{" + ",".join(sorted(match[1].split(","))) + "}", each
+        ): n
+        for each, n in text.items()
+    }
+    theirs = {
+        re.sub(
+            r"\{(.*)\}", lambda match: "{" + ",".join(sorted(match[1].split(","))) + "}", each
+        ): n
+        for each, n in by_client.items()
+    }
+    histogram = re.compile(r"_(bucket|sum|count)\b")
+    assert {each: n for each, n in order.items() if not histogram.search(each)} == {
+        each: n for each, n in theirs.items() if not histogram.search(each)
+    }
+    assert theirs['headway_wait_seconds_count{bucket="m"}'] == 5
+    found = scheduler.get_metrics()
+    assert (found["attempts"], found["retries"], found["requests_completed"]) == (6, 1, 4)
+    assert found["queue_overflows"] == 2
+
+
+def test_without_metrics_nothing_is_kept() -> None:
+    _, name = lived(metrics_enabled=False)
+    assert not samples(metrics.exposition(), name)
+
+
+def test_a_bucket_whose_limits_are_not_known_shows_none() -> None:
+    async def run() -> str:
+        scheduler, name = make()
+        async with scheduler:
+            await scheduler.submit_request(asks(), call)
+            found = samples(metrics.exposition(), name)
+        assert found['headway_requests_total{bucket="m",outcome="succeeded"}'] == 1
+        assert not any("remaining" in each for each in found)
+        return name
+
+    asyncio.run(run())
+
+
+def test_it_is_served_without_the_gil_while_the_scheduler_runs() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/metrics"
+    scheduler, name = make(start_prometheus_server=True, prometheus_port=port)
+
+    async def run() -> None:
+        async with scheduler:
+            await scheduler.submit_request(asks(), call)
+            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+            assert samples(text, name)['headway_attempts_total{bucket="m"}'] == 1
+            other, _ = make(start_prometheus_server=True, prometheus_port=port)
+            with pytest.raises(OSError, match="in use"):
+                await other.start()
+            assert not other.is_running()
+
+    asyncio.run(run())
+    with pytest.raises(OSError):
+        urllib.request.urlopen(url)
+
+
+def test_reading_it_from_threads_while_buckets_come_and_go_harms_nothing() -> None:
+    scheduler, name = make()
+    scheduler.start_sync()
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                metrics.exposition()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(1_200):
+        scheduler.submit_sync(asks(model=f"m{i}"), lambda: 1)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    scheduler.stop_sync()
+    assert not errors
+    found = samples(metrics.exposition(), name)
+    total = sum(n for each, n in found.items() if each.startswith("headway_attempts_total"))
+    assert total == 1_200
+    assert 'headway_attempts_total{bucket="other"}' in found
+
+
+def test_the_child_of_a_fork_lets_the_port_go() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scheduler, _ = make(start_prometheus_server=True, prometheus_port=port)
+
+    async def run() -> None:
+        read, write = os.pipe()
+        async with scheduler:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:
+                os.close(write)
+                os.read(read, 1)  # until the parent has closed its port, and bound it anew
+                os._exit(0)
+            os.close(read)
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", port))
+            again.listen()
+        os.close(write)
+        await asyncio.to_thread(os.waitpid, child, 0)
+
+    asyncio.run(run())
