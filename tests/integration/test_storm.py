@@ -6,9 +6,10 @@ What it says of itself is not asked: what ran is written down here, and counted 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
-import os
 import random
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -180,10 +181,24 @@ def check_order(log: Log) -> None:
         assert numbers == sorted(numbers), key
 
 
-def resident() -> int:
+class MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of the C library."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "used", "free", "keep")),
+    ]
+
+
+def in_use(scheduler: Scheduler) -> tuple[int, int]:
+    """Python's blocks and malloc's bytes that somebody holds, whatever the allocators keep."""
+    for bucket in scheduler._buckets:
+        bucket.breaker._failures.clear()  # bounded by max_failures, which is large here
     gc.collect()
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = MallInfo
+    info = mallinfo()
+    return sys.getallocatedblocks(), info.used + info.hblkhd
 
 
 def left_over() -> Counter[str]:
@@ -207,8 +222,8 @@ def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order() -> N
         max_retries=2,
     )
     scheduler.start_sync()
-    storm(scheduler, 0, REQUESTS)  # what the allocator keeps, it keeps from here on
-    before = resident()
+    storm(scheduler, 0, REQUESTS)  # what keeps its largest size has it then
+    blocks, held = in_use(scheduler)
     assert not left_over()
 
     log = storm(scheduler, REQUESTS, REQUESTS)
@@ -228,7 +243,9 @@ def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order() -> N
 
     del log
     assert not left_over()
-    assert resident() - before < 48 * 2**20
+    blocks_after, held_after = in_use(scheduler)
+    assert blocks_after - blocks < REQUESTS // 50
+    assert held_after - held < 10 * REQUESTS
 
     # And a stop in the middle of another one, from a thread of its own.
     attempts = scheduler.get_metrics()["attempts"]
