@@ -24,7 +24,7 @@ def asks(model: str = "m", **fields: Any) -> RequestMetadata:
 
 
 def make(**options: Any) -> Scheduler:
-    names = ("limits", "provider", "classifier", "mode")
+    names = ("limits", "provider", "classifier", "mode", "clock", "accounts", "backend")
     given = {name: options.pop(name) for name in names if name in options}
     options.setdefault("rate_limit_buffer_ratio", 1.0)
     options.setdefault("max_backoff", 0.001)
