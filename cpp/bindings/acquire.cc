@@ -29,6 +29,7 @@ struct AcquireObject {
 using Step = AcquireObject::Step;
 
 PyObject* str_settle = nullptr;
+PyObject* str_expire = nullptr;
 
 AcquireObject* Self(PyObject* self) { return reinterpret_cast<AcquireObject*>(self); }
 
@@ -219,10 +220,13 @@ PyObject* Close(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
-PyObject* AExit(PyObject* object, PyObject* const* /*args*/, Py_ssize_t /*count*/) {
+PyObject* AExit(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   AcquireObject* self = Self(object);
   if (self->reservation != nullptr) {
-    PyObject* settled = PyObject_CallMethodNoArgs(self->reservation, str_settle);
+    // A body that has raised may have had no answer; that it had one, it would have to say.
+    const bool raised = count > 0 && args[0] != Py_None;
+    PyObject* settled =
+        PyObject_CallMethodNoArgs(self->reservation, raised ? str_expire : str_settle);
     if (settled == nullptr) return nullptr;
     Py_DECREF(settled);
   }
@@ -323,6 +327,7 @@ PyObject* AcquireSync(State* state, PyObject* const* args, Py_ssize_t count, PyO
 
 bool AddAcquire(PyObject* module) {
   str_settle = PyUnicode_InternFromString("settle");
+  str_expire = PyUnicode_InternFromString("expire");
   acquire_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return acquire_type != nullptr && PyModule_AddType(module, acquire_type) == 0;
 }

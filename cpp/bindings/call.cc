@@ -191,7 +191,8 @@ void TellRemote(CallObject* self, absl::Span<const std::int64_t> actual) {
 }
 
 // The attempt is over: what it held is given back or stays spent, by the reservation's rule.
-void Land(CallObject* self) {
+// `answered`: by whoever was asked; else nothing is known of when it was counted.
+void Land(CallObject* self, bool answered) {
   CancelTimer(self);
   if (self->in_flight) {
     self->in_flight = false;
@@ -200,7 +201,8 @@ void Land(CallObject* self) {
   if (self->reservation == nullptr) return;
   State& state = self->bucket->state();
   Reservation* reservation = std::exchange(self->reservation, nullptr);
-  const bool ended = reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {});
+  const bool ended =
+      reservation->Settle(reservation->ExpiresInTime() ? state.Now() : 0, {}, answered);
   // A function that was given it may have ended it by itself.
   if (ended || (self->shared != nullptr && !self->told_end)) {
     if (self->bucket->counts != nullptr) self->bucket->counts->Ended(Wanted(self), {});
@@ -244,7 +246,7 @@ void Withdraw(CallObject* self) {
 // Past its end, whichever way it took there.
 void End(CallObject* self) {
   Withdraw(self);
-  Land(self);
+  Land(self, /*answered=*/false);
   Unlink(self);
   self->phase = Phase::kOver;
   Py_CLEAR(self->inner);
@@ -672,7 +674,7 @@ int Judge(CallObject* self, PyObject* result, PyObject* error) {
     PyErr_WriteUnraisable(Object(self));
     verdict = Py_NewRef(Py_None);
   }
-  Land(self);
+  Land(self, /*answered=*/error == Py_None);
   if (verdict == Py_None) {
     Py_DECREF(verdict);
     return 0;
@@ -717,7 +719,7 @@ int Succeeded(CallObject* self, PyObject* value, PyObject** result) {
   TakeBackCancel(self);
   CancelTimer(self);
   if (self->bucket->guarded == 0 && !IsTelling(value)) {
-    Land(self);
+    Land(self, /*answered=*/true);
     return Return(self, value, result);
   }
   self->result = value;
@@ -1018,6 +1020,15 @@ PyObject* RefusedMethod(PyObject* object, PyObject* /*unused*/) {
   return PyBool_FromLong(told ? 1 : 0);
 }
 
+PyObject* AnsweredMethod(PyObject* object, PyObject* /*unused*/) {
+  CallObject* self = Self(object);
+  if (self->reservation == nullptr) Py_RETURN_FALSE;
+  State& state = self->bucket->state();
+  const bool told = self->reservation->Answered(state.Now(), /*refused=*/false);
+  state.Serve();
+  return PyBool_FromLong(told ? 1 : 0);
+}
+
 PyObject* CancelMethod(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->reservation == nullptr) Py_RETURN_FALSE;
@@ -1131,6 +1142,8 @@ PyMethodDef methods[] = {
      "resource."},
     {"refused", &RefusedMethod, METH_NOARGS,
      "refused($self)\n--\n\nThe provider did not admit the attempt."},
+    {"answered", &AnsweredMethod, METH_NOARGS,
+     "answered($self)\n--\n\nAn answer has come, even if it is an error's."},
     {"cancel_reservation", &CancelMethod, METH_NOARGS,
      "cancel_reservation($self)\n--\n\nGives the attempt's reservation back: nothing was sent."},
     {"detach", &DetachMethod, METH_NOARGS,

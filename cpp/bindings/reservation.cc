@@ -95,9 +95,11 @@ PyObject* Expire(PyObject* object, PyObject* /*unused*/) {
 
 PyObject* Enter(PyObject* object, PyObject* /*unused*/) { return Py_NewRef(object); }
 
-PyObject* Exit(PyObject* object, PyObject* const* /*args*/, Py_ssize_t /*count*/) {
+PyObject* Exit(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   ReservationObject* self = Self(object);
-  self->reservation->Settle(self->state->Now(), {});
+  // A body that has raised may have had no answer; that it had one, it would have to say.
+  const bool raised = count > 0 && args[0] != Py_None;
+  self->reservation->Settle(self->state->Now(), {}, /*answered=*/!raised);
   self->state->Serve();
   Py_RETURN_FALSE;
 }

@@ -44,25 +44,30 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
     signal |= bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by);
   HEADWAY_PAUSE();
   const std::uint8_t before = state_.fetch_and(static_cast<std::uint8_t>(~kMarking));
-  if ((before & kAnswered) != 0) TellAnswered((before & kRefused) != 0);
+  if ((before & kAnswered) != 0) TellAnswered(before & (kRefused | kLost));
   if (signal) bucket_->Signal();
   return true;
 }
 
 bool Reservation::Answered(Nanos now, bool refused) {
+  return AnsweredAs(now, refused ? kRefused : 0);
+}
+
+bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   if (bucket_ == nullptr) return false;
   // Whoever loses to another answer must not move its instant; where two race, either is one.
   if ((state_.load() & (kAnswered | kEnded)) != 0) return false;
   answered_at_.store(now, std::memory_order_release);  // read by whoever sees kAnswered
   HEADWAY_PAUSE();
-  const std::uint8_t before =
-      state_.fetch_or(refused ? kAnswered | kSent | kRefused : kAnswered | kSent);
+  const std::uint8_t before = state_.fetch_or(static_cast<std::uint8_t>(kAnswered | kSent | how));
   if ((before & (kAnswered | kEnded)) != 0) return false;
-  if ((before & kMarking) == 0) TellAnswered(refused);
+  if ((before & kMarking) == 0) TellAnswered(how);
   return true;
 }
 
-void Reservation::TellAnswered(bool refused) {
+void Reservation::TellAnswered(std::uint8_t how) {
+  const bool refused = (how & kRefused) != 0;
+  const bool lost = (how & kLost) != 0;
   if (this->calls() == nullptr) return;
   Calls& calls = *this->calls();
   const Nanos answered_at = answered_at_.load();
@@ -72,7 +77,7 @@ void Reservation::TellAnswered(bool refused) {
   const int crowd = calls.Crowd(call_);
   const Nanos waited = Calls::Waited(crowd);
   const bool trusted = !calls.transport() && !calls.refused();
-  Answer answer = refused ? Answer::kRefused : pinned ? Answer::kOpaque : Answer::kBounded;
+  Answer answer = refused ? Answer::kRefused : pinned && !lost ? Answer::kOpaque : Answer::kBounded;
   const bool learnt =
       answer == Answer::kOpaque && answered_at > began &&
       calls.Learn(call_, trusted && crowd <= Calls::kFewOthers, answered_at, answered_at - began);
@@ -80,7 +85,7 @@ void Reservation::TellAnswered(bool refused) {
   if (refused) calls.SawRefusal();
   // The answer may be in before the network's delay is over, and long after.
   const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
-  bool signal = calls.End(/*answered=*/true) || learnt;
+  bool signal = calls.End(/*answered=*/!lost) || learnt;
   for (int i = 0; i < bucket_->size(); ++i) {
     Meter& meter = bucket_->meter(i);
     // Before the answer, so that it is never taken with more than what is known.
@@ -94,16 +99,15 @@ void Reservation::TellAnswered(bool refused) {
   if (signal && bucket_->has_waiters()) bucket_->Signal();
 }
 
-bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual) {
+bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool answered) {
   if (bucket_ == nullptr) return false;
   if (calls() == nullptr) {
     // Nobody asks when it was answered, so all of it is said at once.
     if ((state_.exchange(kSent | kAnswered | kEnded) & kEnded) != 0) return false;
   } else {
-    // Ended without an answer (a connection that broke, a task that was cancelled): that says
-    // nothing of the server, which counts it by what `Sent` knew.
+    // Nobody has said that it was answered. The server counts it by what `Sent` knew, or until now.
     const Nanos counted_by = counted_by_.load();
-    Answered(counted_by == kNever ? now : std::max(now, counted_by), /*refused=*/false);
+    AnsweredAs(counted_by == kNever ? now : std::max(now, counted_by), answered ? 0 : kLost);
     if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
   }
   const Debt debt = bucket_->debt_.load();

@@ -49,7 +49,10 @@ class Reservation {
 
   // Ends it. `actual` has one amount for each resource of the bucket, negative meaning "as
   // estimated"; empty means that for all. Less than the estimate is given back, more is taken.
-  bool Settle(Nanos now, absl::Span<const std::int64_t> actual);
+  // `answered` false: no answer has come, or will (a connection that broke, a task that was
+  // cancelled). The server may have counted it until now; but unlike an answer that says nothing of
+  // the calls before it.
+  bool Settle(Nanos now, absl::Span<const std::int64_t> actual, bool answered = true);
 
   // Ends it as if it had never been. Only before `Sent`.
   bool Cancel(Nanos now);
@@ -60,8 +63,8 @@ class Reservation {
     of_account_ = std::move(of_account);
   }
 
-  // Ends it at the estimate.
-  bool Expire(Nanos now) { return Settle(now, {}); }
+  // Ends it at the estimate, and without an answer.
+  bool Expire(Nanos now) { return Settle(now, {}, /*answered=*/false); }
   // Whether it matters when it expires; else any instant will do, and no clock need be read.
   bool ExpiresInTime() const;
 
@@ -81,11 +84,14 @@ class Reservation {
   static constexpr std::uint8_t kEnded = 4;
   static constexpr std::uint8_t kMarking = 8;   // Sent is telling the meters
   static constexpr std::uint8_t kRefused = 16;  // with kAnswered
+  static constexpr std::uint8_t kLost = 32;     // with kAnswered: there was no answer
 
   // What its bucket's calls tell, where that is asked.
   Calls* calls() const;
+  // `how`: 0, kRefused or kLost.
+  bool AnsweredAs(Nanos now, std::uint8_t how);
   // Tells the meters of an answer at `answered_at_`.
-  void TellAnswered(bool refused);
+  void TellAnswered(std::uint8_t how);
 
   Bucket* bucket_ = nullptr;
   Nanos admitted_at_ = 0;

@@ -61,11 +61,18 @@ class BlockingCall:
     def detach(self) -> None:
         """A stream cannot be kept beyond a blocking call: it settles as it is returned."""
 
-    def land(self) -> None:
+    def answered(self) -> bool:
+        """An answer has come, even if it is an error's."""
+        return self._reservation is not None and self._reservation.answered()
+
+    def land(self, answered: bool = False) -> None:
         """The attempt is over: whatever has not been said stays as estimated."""
         reservation, self._reservation = self._reservation, None
+        if reservation is None:
+            return
         # A function that was given it may have ended it by itself.
-        if reservation is not None and (reservation.settle() or not self._told):
+        ended = reservation.settle() if answered else reservation.expire()
+        if ended or not self._told:
             self._tell_remote(None)
 
     def _tell_remote(self, used: int | None) -> None:
@@ -137,7 +144,7 @@ def _attempts(
             bucket._count(-1, None)
         call.result = result
         verdict = scheduler._judge(call, result, error)
-        call.land()
+        call.land(answered=error is None)
         again = verdict is not None and asyncio.run(_awaited(verdict))
         if not again or not scheduler.is_running():
             if error is not None:

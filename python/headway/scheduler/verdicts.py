@@ -48,6 +48,8 @@ class Verdicts:
             call.refused()
         elif answer.usage:
             call.settle(dict(answer.usage))
+        elif answer.status is not None:
+            call.answered()
         if isinstance(error, RequestTimeoutError):
             self._scheduler._events["request_timeouts"] += 1
         again = is_retried(answer, error, self._retry_on)
