@@ -299,9 +299,10 @@ constexpr int kGoOn = -2;
 
 int Prepare(CallObject* self) {
   SchedulerParts& parts = *self->scheduler->parts;
-  if (!parts.Runs()) {
+  // One that was submitted before it was stopped is on its way, though it has not begun.
+  if (self->stopped || (!parts.Runs() && !self->linked)) {
     RaiseError("SchedulerStoppedError", "Scheduler is not running");
-    return Fail(self);
+    return FailAs(self, RequestOutcome::kStopped);
   }
   self->submitted = parts.gate->Now();
   if (!parts.prepares && !PyDict_Check(self->metadata)) {
@@ -400,7 +401,15 @@ PyObject* CallWithReservation(CallObject* self) {
   return awaitable;
 }
 
-int Launch(CallObject* self, Nanos now) {
+int Succeeded(CallObject* self, PyObject* value, PyObject** result);
+
+// Something that can be iterated, and not awaited: an async generator function's result.
+bool IsStream(PyObject* object) {
+  const PyAsyncMethods* methods = Py_TYPE(object)->tp_as_async;
+  return methods != nullptr && methods->am_aiter != nullptr && methods->am_await == nullptr;
+}
+
+int Launch(CallObject* self, Nanos now, PyObject** result) {
   self->admitted = now;
   if (self->bucket->guarded != 0 && !Guard(self, Object(self))) {
     self->reservation->Cancel(now);
@@ -419,6 +428,7 @@ int Launch(CallObject* self, Nanos now) {
   PyObject* awaitable = Py_TYPE(self->function) == with_reservation_type
                             ? CallWithReservation(self)
                             : PyObject_CallNoArgs(self->function);
+  if (awaitable != nullptr && IsStream(awaitable)) return Succeeded(self, awaitable, result);
   if (awaitable != nullptr) {
     self->inner = IteratorOf(awaitable);
     Py_DECREF(awaitable);
@@ -489,7 +499,7 @@ int Admit(CallObject* self, PyObject** result) {
     self->reservation = reservation.release();
     if (std::exchange(self->has_room, false)) LeaveQueue(bucket);
     ++self->attempt;
-    return Launch(self, now);
+    return Launch(self, now, result);
   }
   state.Serve();
   if (refusal->denial.never()) {
@@ -586,7 +596,7 @@ int Waited(CallObject* self, PyObject** result) {
   if (self->reservation == nullptr) return Fail(self);
   self->outcome = RequestOutcome::kFailed;
   if (bucket->counts != nullptr) bucket->counts->Late(bucket->state().Now() - at);
-  return Launch(self, at);
+  return Launch(self, at, result);
 }
 
 // It suspends for the first time in this attempt: from now on its time is bounded. What it took so
@@ -596,22 +606,36 @@ bool ArmTimer(CallObject* self) {
   return CallLater(self, self->timeout, str_expire);
 }
 
+// How many requests to cancel a task there are. False with an error set.
+bool ReadCancelling(PyObject* task, long& out) {
+  out = 0;
+#if PY_VERSION_HEX >= 0x030B0000
+  if (task == Py_None) return true;
+  PyObject* count = PyObject_CallMethod(task, "cancelling", nullptr);
+  if (count == nullptr) return false;
+  out = PyLong_AsLong(count);
+  Py_DECREF(count);
+#else
+  static_cast<void>(task);
+#endif
+  return true;
+}
+
 bool KnowTask(CallObject* self) {
   if (self->task != nullptr) return true;
   if (!KnowLoop(self)) return false;
   self->task = PyObject_CallNoArgs(current_task);
-  return self->task != nullptr;
+  // As asyncio.timeout does: what others have asked for by now is not ours to take back.
+  return self->task != nullptr && ReadCancelling(self->task, self->cancelling);
 }
 
 // Cancels the task, to be told apart from others who do.
 bool CancelTask(CallObject* self) {
   if (self->task == nullptr || self->task == Py_None || self->cancelled_by_us) return true;
-#if PY_VERSION_HEX >= 0x030B0000
-  PyObject* before = PyObject_CallMethod(self->task, "cancelling", nullptr);
-  if (before == nullptr) return false;
-  self->cancelling = PyLong_AsLong(before);
-  Py_DECREF(before);
-#endif
+  long now = 0;
+  if (!ReadCancelling(self->task, now)) return false;
+  // Somebody else's is on its way, and will do.
+  if (now > self->cancelling) return true;
   self->cancelled_by_us = true;
   PyObject* done = PyObject_CallMethodNoArgs(self->task, str_cancel);
   Py_XDECREF(done);
@@ -974,8 +998,9 @@ PyObject* Expire(PyObject* object, PyObject* /*unused*/) {
 // On the call's own loop: it is not to go on.
 PyObject* StopMethod(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
-  if (self->phase == Phase::kOver || self->phase == Phase::kNew) Py_RETURN_NONE;
+  if (self->phase == Phase::kOver) Py_RETURN_NONE;
   self->stopped = true;
+  if (self->phase == Phase::kNew) Py_RETURN_NONE;
   if (self->wait.future != nullptr) {
     PyObject* future = Py_NewRef(self->wait.future);
     Resolve(future);
@@ -983,6 +1008,13 @@ PyObject* StopMethod(PyObject* object, PyObject* /*unused*/) {
   } else if (!CancelTask(self)) {
     return nullptr;
   }
+  Py_RETURN_NONE;
+}
+
+// On the loop that will run it: it counts as on its way from now on.
+PyObject* EnlistMethod(PyObject* object, PyObject* /*unused*/) {
+  if (!KnowLoop(Self(object))) return nullptr;
+  Link(Self(object));
   Py_RETURN_NONE;
 }
 
@@ -1104,7 +1136,22 @@ int Clear(PyObject* object) {
 }
 
 void Finalize(PyObject* object) {
-  if (Self(object)->phase != Phase::kNew) return;
+  CallObject* self = Self(object);
+  if (self->phase != Phase::kNew && self->phase != Phase::kOver) {
+    // Nobody will step it any more. Here, where it may still be looked at: ending it runs Python.
+    PyObject* type = nullptr;
+    PyObject* value = nullptr;
+    PyObject* traceback = nullptr;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (self->bucket != nullptr) {
+      ++self->bucket->cancelled;
+      if (self->bucket->counts != nullptr) self->bucket->counts->Count(RequestOutcome::kCancelled);
+    }
+    End(self);
+    PyErr_Restore(type, value, traceback);
+  }
+  if (self->phase == Phase::kNew) Unlink(self);
+  if (self->phase != Phase::kNew) return;
   PyObject* type = nullptr;
   PyObject* value = nullptr;
   PyObject* traceback = nullptr;
@@ -1137,6 +1184,7 @@ PyMethodDef methods[] = {
     {"_expire", &Expire, METH_NOARGS, nullptr},
     {"_stop", &StopMethod, METH_NOARGS, nullptr},
     {"_wake", &WakeMethod, METH_NOARGS, nullptr},
+    {"_enlist", &EnlistMethod, METH_NOARGS, nullptr},
     {"settle", &SettleMethod, METH_O,
      "settle($self, used, /)\n--\n\nEnds the attempt's reservation with what was used, by "
      "resource."},

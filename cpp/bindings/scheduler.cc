@@ -384,7 +384,10 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   if (!over) {
     state.scheduler().Cancel(waiter, state.Now());
   } else if (waiter->outcome() == Outcome::kAdmitted) {
-    result = MakeReservation(&state, waiter->Claim(), path);
+    // Whoever stopped it just then has given it back already.
+    std::unique_ptr<Reservation> claimed = waiter->Claim();
+    result =
+        claimed == nullptr ? RaiseStopped() : MakeReservation(&state, std::move(claimed), path);
   } else if (waiter->outcome() == Outcome::kDeadline) {
     RaiseDeadline(request.deadline, waiter->at() >= kUntold ? kUntold : waiter->at() - submitted);
   } else if (waiter->outcome() == Outcome::kNever) {

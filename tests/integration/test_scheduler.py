@@ -1139,6 +1139,110 @@ def _in_child(scheduler: Scheduler) -> int:
     return 0 if result == [1, 42, 42, 42, 42, 42] else 3
 
 
+def test_a_thread_that_is_admitted_as_it_is_stopped_is_told_so() -> None:
+    for _ in range(30):
+        scheduler = make(max_concurrent_executions=1)
+        scheduler.start_sync()
+        results: list[Any] = []
+
+        def work(scheduler: Scheduler = scheduler, results: list[Any] = results) -> None:
+            while True:
+                try:
+                    results.append(scheduler.submit_sync(asks(), lambda: 1))
+                except SchedulerStoppedError as error:
+                    results.append(error)
+                    return
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.003)
+        scheduler.stop_sync(0)
+        for thread in threads:
+            thread.join(20)
+        assert sum(isinstance(each, SchedulerStoppedError) for each in results) == 8
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "timeout"), reason="asyncio.timeout is new in 3.11")
+def test_a_time_out_around_it_is_never_taken_for_its_own() -> None:
+    async def run() -> None:
+        lost = 0
+        async with make(request_timeout=0.01) as scheduler:
+            for _ in range(20):
+                try:
+                    async with asyncio.timeout(0.01):
+                        await scheduler.submit_request(asks(), lambda: asyncio.sleep(30))
+                except TimeoutError as error:
+                    lost += isinstance(error, RequestTimeoutError)
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await scheduler.submit_request(asks(), lambda: asyncio.sleep(30))
+            assert time.monotonic() - began < 1
+            task = asyncio.ensure_future(
+                scheduler.submit_request(asks(), lambda: asyncio.sleep(30))
+            )
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert lost == 0
+
+    asyncio.run(run())
+
+
+def test_what_was_submitted_before_it_is_stopped_is_on_its_way_even_without_a_handle() -> None:
+    ran: list[int] = []
+
+    async def run() -> None:
+        async with make(limits=["50 requests/s bucket burst 1"]) as scheduler:
+            for number in range(6):
+
+                async def call(number: int = number) -> None:
+                    ran.append(number)
+
+                scheduler.submit(asks(), call)
+            gc.collect()
+            await asyncio.sleep(0.01)
+            gc.collect()
+        with pytest.raises(SchedulerStoppedError):
+            scheduler.submit(asks(), at_once)
+
+    asyncio.run(run())
+    assert ran == [0, 1, 2, 3, 4, 5]
+
+
+def test_setting_a_breaker_gives_no_account_its_limits_anew() -> None:
+    class Breaker:
+        async def can_execute(self, model_id: str) -> bool:
+            return True
+
+    async def run() -> None:
+        accounts = {"small": Account(limits=["2 requests/day"])}
+        async with make("account", accounts=accounts) as scheduler:
+            for _ in range(2):
+                await scheduler.submit_request(asks(client_id="small"), at_once)
+                scheduler.circuit_breaker = Breaker()
+            with pytest.raises(DeadlineExceededError):
+                await scheduler.submit_request(asks(client_id="small", deadline=1), at_once)
+
+    asyncio.run(run())
+
+
+def test_an_async_generator_function_gives_a_stream() -> None:
+    async def stream() -> Any:
+        for number in range(3):
+            yield number
+
+    async def run() -> None:
+        async with make(max_concurrent_executions=1) as scheduler:
+            for _ in range(3):
+                chunks = await scheduler.submit_request(asks(), stream)
+                assert [chunk async for chunk in chunks] == [0, 1, 2]
+
+    asyncio.run(run())
+
+
 # -- handles, threads, previews -------------------------------------------------------------------
 
 

@@ -337,6 +337,65 @@ TEST(Accounts, TheirOwnLimitsHoldOverAllBucketsAndHoldUpNobodyElse) {
   EXPECT_EQ(x.scheduler.Depth(*right, kStart + 7 * kSecond), 0U);
 }
 
+TEST(Accounts, HeldUpInSeveralBucketsTheyGoInTheOrderInWhichTheyCame) {
+  Exchange x;
+  std::vector<Bucket*> buckets;
+  for (int i = 0; i < 4; ++i) buckets.push_back(x.MakeBucket({"1_000 requests/s bucket"}));
+  Account* limited = x.MakeAccount(1, {"1 requests/s bucket burst 1"});
+  x.Submit(kStart, buckets[0], limited, 0);
+  x.Serve(kStart);
+  std::vector<Waiter*> submitted;
+  for (int i = 0; i < 24; ++i)
+    submitted.push_back(x.Submit(kStart + i, buckets[static_cast<std::size_t>(i % 4)], limited, 0));
+  Waiter* urgent = x.Submit(kStart + kMillisecond, buckets[2], limited, 0, 5);
+  submitted.insert(submitted.begin(), urgent);
+  std::vector<Waiter*> admitted = x.Serve(kStart + kMillisecond);
+  for (int i = 1; i <= 25; ++i)
+    for (Waiter* w : x.Serve(kStart + i * kSecond)) admitted.push_back(w);
+  EXPECT_EQ(admitted, submitted);
+}
+
+TEST(Accounts, WhoeverComesNextIsTriedWhenTheHeadThatWasHeldUpGivesUp) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1_000_000 tokens/s bucket"});
+  Account* limited = x.MakeAccount(1, {"1_000 tokens/min bucket"});
+  x.Submit(kStart, bucket, limited, 500);
+  x.Serve(kStart);
+  Waiter* large = x.Submit(kStart, bucket, limited, 900);
+  Waiter* late = x.Submit(kStart, bucket, limited, 901, 0, kStart + kSecond * 40);
+  Waiter* small = x.Submit(kStart, bucket, limited, 100);
+  EXPECT_TRUE(x.Serve(kStart).empty());
+  x.scheduler.Cancel(large, kStart);
+  EXPECT_TRUE(x.Serve(kStart).empty());
+  // Neither when it is cancelled nor when its time is over.
+  EXPECT_EQ(late->outcome(), Outcome::kWaiting);
+  x.scheduler.Cancel(late, kStart);
+  EXPECT_EQ(x.Serve(kStart), std::vector<Waiter*>{small});
+}
+
+TEST(Accounts, AreOwedNothingForTheTimeInWhichTheirOwnLimitsHeldThemUp) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1 requests/s bucket burst 1"});
+  Account* limited = x.MakeAccount(1, {"50 requests/300s fixed"});
+  Account* free = x.MakeAccount(1);
+  std::map<Waiter*, Account*> whose;
+  for (int i = 0; i < 400; ++i) {
+    whose[x.Submit(kStart, bucket, limited, 0)] = limited;
+    whose[x.Submit(kStart, bucket, free, 0)] = free;
+  }
+  Nanos now = kStart;
+  std::vector<Account*> order;
+  while (order.size() < 400) {
+    for (Waiter* w : x.Serve(now)) order.push_back(whose.at(w));
+    now = x.next;
+  }
+  int in_a_row = 0;
+  for (std::size_t i = 1; i < order.size(); ++i) {
+    in_a_row = order[i] == limited && order[i - 1] == limited ? in_a_row + 1 : 0;
+    ASSERT_LE(in_a_row, 2) << "at " << i;
+  }
+}
+
 TEST(Accounts, AnEstimateCountsOthersByTheirWeightOnly) {
   Exchange x;
   Bucket* bucket = x.MakeBucket({"10 requests/s bucket burst 1"});

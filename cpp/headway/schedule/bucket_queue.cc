@@ -70,9 +70,9 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
   const bool was_empty = flow->head == nullptr;
   if (flow->queued.size() < w->amounts().size()) flow->queued.resize(w->amounts().size());
   flow->Append(w);
-  if (!was_empty) return;
+  if (!was_empty || flow->parked_at != nullptr) return;
   ++share->flows;
-  if (flow != elected_ && flow->parked_at == nullptr) Push(flow);
+  if (flow != elected_) Push(flow);
 }
 
 void ClassQueue::Unlink(Waiter* w) {
@@ -80,7 +80,7 @@ void ClassQueue::Unlink(Waiter* w) {
   Flow* flow = w->flow_;
   const bool was_head = flow == elected_ && flow->head == w;
   flow->Unlink(w);
-  if (flow->head == nullptr) --flow->share->flows;
+  if (flow->head == nullptr && flow->parked_at == nullptr) --flow->share->flows;
   if (was_head) {
     held = 0;
     elected_ = nullptr;
@@ -132,6 +132,7 @@ void ClassQueue::EraseIfOver(Flow* flow) {
 Flow* ClassQueue::Park(AccountPlace* place) {
   Flow* flow = elected_;
   flow->parked_at = place;
+  --flow->share->flows;  // as if it was idle: it is owed nothing for that time
   elected_ = nullptr;
   held = 0;
   return flow;
@@ -140,6 +141,8 @@ Flow* ClassQueue::Park(AccountPlace* place) {
 void ClassQueue::Unpark(Flow* flow) {
   flow->parked_at = nullptr;
   if (flow->head != nullptr) {
+    queue_->Return(*flow->share);
+    ++flow->share->flows;
     Push(flow);
   } else {
     EraseIfOver(flow);
@@ -178,8 +181,7 @@ void BucketQueue::Append(Waiter* w) {
   const Account* account = AccountOf(*w);
   Share* share = ShareOf(account);
   if (account != nullptr) w->cost_ = Cost(*bucket, w->amounts());
-  // Nobody is owed anything for the time that he did not wait.
-  if (share->flows == 0) share->given = std::max(share->given, virtual_now_);
+  Return(*share);
   ClassOf(*w).Append(w, account, share);
   ++depth_;
 }

@@ -2,6 +2,7 @@
 #ifndef HEADWAY_SCHEDULE_BUCKET_QUEUE_H_
 #define HEADWAY_SCHEDULE_BUCKET_QUEUE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -148,6 +149,10 @@ class BucketQueue final : public Place {
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
+  // Its account begins to wait: it is owed nothing for the time in which it did not.
+  void Return(Share& share) {
+    if (share.flows == 0) share.given = std::max(share.given, virtual_now_);
+  }
   // It is being admitted: its account is charged. Before it is unlinked.
   void Charge(Waiter* w);
 

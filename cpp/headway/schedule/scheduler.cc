@@ -195,8 +195,7 @@ void Scheduler::TakeIn(Nanos now) {
     cancelled = cancelled->next_cancelled_;
     if (waiter->flow_ != nullptr) {
       BucketQueue& queue = QueueOf(waiter->bucket_);
-      queue.Unlink(waiter);
-      MarkDirty(queue);
+      TakeOut(queue, waiter);
     }
     if (waiter->deadline_ != kNever) deadlines_.erase({waiter->deadline_, waiter});
     waiter->Unref();
@@ -219,8 +218,7 @@ void Scheduler::FailDeadlines(Nanos until) {
     if (!waiter->Finish(Outcome::kDeadline))
       continue;  // cancelled: its owner has pushed it, or will
     BucketQueue& queue = QueueOf(waiter->bucket_);
-    queue.Unlink(waiter);
-    MarkDirty(queue);
+    TakeOut(queue, waiter);
     Finish(waiter);
   }
 }
@@ -450,14 +448,47 @@ bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
   return true;
 }
 
-// Whoever an account's own limits have held up is tried again.
-void Scheduler::AdmitAccount(AccountPlace& place) {
-  std::vector<Flow*> parked = std::move(place.parked);
+// Whoever an account's own limits have held up is tried again, in the order in which they came, a
+// step of priority counting as much as what it is aged by: else one of several buckets could always
+// be the last.
+void Scheduler::AdmitAccount(AccountPlace& place, Nanos now) {
+  struct Held {
+    Nanos as_if_submitted;
+    std::uint64_t sequence;
+    BucketQueue* queue;
+    bool operator<(const Held& other) const {
+      return as_if_submitted != other.as_if_submitted ? as_if_submitted < other.as_if_submitted
+                                                      : sequence < other.sequence;
+    }
+  };
+  std::vector<Held> order;
+  const std::vector<Flow*> parked = std::move(place.parked);
   place.parked.clear();
   for (Flow* flow : parked) {
-    MarkDirty(*flow->of->queue());
+    BucketQueue* queue = flow->of->queue();
+    if (const Waiter* head = flow->head; head != nullptr) {
+      const Nanos ageing = queue->ageing != 0 ? queue->ageing : ageing_;
+      order.push_back({head->submitted() - Nanos{flow->of->priority()} * ageing,
+                       BucketQueue::Sequence(*head), queue});
+    } else {
+      MarkDirty(*queue);
+    }
     flow->of->Unpark(flow);
   }
+  std::sort(order.begin(), order.end());
+  for (const Held& held : order) {
+    Admit(*held.queue, now);
+    if (held.queue->depth() == 0) MarkDirty(*held.queue);
+  }
+}
+
+// Takes a wait out of its queue that does not go through it to its end.
+void Scheduler::TakeOut(BucketQueue& queue, Waiter* waiter) {
+  // Its account may be held up for it, and not for whoever comes next.
+  AccountPlace* place = waiter->flow_->parked_at;
+  if (place != nullptr && waiter->flow_->head == waiter) MarkDirty(*place);
+  queue.Unlink(waiter);
+  MarkDirty(queue);
 }
 
 void Scheduler::AdmitDirty(Nanos now) {
@@ -480,8 +511,8 @@ void Scheduler::AdmitDirty(Nanos now) {
       }
       case Place::Kind::kAccount: {
         auto& account = static_cast<AccountPlace&>(place);
-        AdmitAccount(account);
-        Drop(account);
+        AdmitAccount(account, now);
+        if (account.parked.empty()) Drop(account);
         break;
       }
     }
@@ -557,8 +588,7 @@ bool Scheduler::DropOldest(Bucket& bucket, Nanos now) {
     while (!dropped) {
       Waiter* oldest = queue->Oldest();
       if (oldest == nullptr) break;
-      queue->Unlink(oldest);
-      MarkDirty(*queue);
+      TakeOut(*queue, oldest);
       dropped = oldest->Finish(Outcome::kDropped);
       if (dropped) Finish(oldest);  // else it was cancelled, and its owner pushes it
     }

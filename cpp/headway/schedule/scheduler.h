@@ -137,7 +137,8 @@ class Scheduler final : public WaiterSignal {
   void AdmitDirty(Nanos now);
   void Admit(BucketQueue& queue, Nanos now);
   void AdmitAtGate(GateQueue& gate, Nanos now);
-  void AdmitAccount(AccountPlace& place);
+  void AdmitAccount(AccountPlace& place, Nanos now);
+  void TakeOut(BucketQueue& queue, Waiter* waiter);
   enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
   Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
   std::optional<Refusal> Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now);

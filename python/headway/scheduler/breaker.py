@@ -10,7 +10,10 @@ from headway.errors import TooManyFailedRequestsError
 
 @final
 class Breaker:
-    """Counts failures of one bucket's calls in a sliding window. Under the GIL; never blocks.
+    """Counts failures of one bucket's attempts in a sliding window. Under the GIL; never blocks.
+
+    It opens when `most` have failed within `window` seconds and no fewer than half of what was
+    tried meanwhile: few failures among many attempts are what retries are for.
 
     Open, it refuses for as long as the window; then one call goes out as a probe, and all others
     are refused until it has come back: well, and it closes; badly, and it is open for another
@@ -24,7 +27,8 @@ class Breaker:
     def __init__(self, most: int, window: float) -> None:
         self._most = most
         self._window = window
-        self._failures: deque[float] = deque(maxlen=most)
+        # When, and how many attempts there had been by then.
+        self._failures: deque[tuple[float, int]] = deque(maxlen=most)
         self._opened_at: float | None = None
         self._probe: Any = None  # the call that probes; it tells when it is over
 
@@ -33,16 +37,22 @@ class Breaker:
         """Whether it refuses calls, or all but a probe."""
         return self._opened_at is not None
 
-    def failed(self, now: float) -> bool:
-        """A call has failed at `now`, in seconds. Returns whether this has opened it."""
-        self._failures.append(now)
+    def failed(self, now: float, attempts: int) -> bool:
+        """A call has failed at `now`, in seconds. Returns whether this has opened it.
+
+        attempts: how many there have been so far, this one included.
+        """
+        self._failures.append((now, attempts))
         probed = self._probe is not None
         self._probe = None
         if self._opened_at is not None:
             if probed:
                 self._opened_at = now
             return False
-        if len(self._failures) < self._most or self._failures[0] < now - self._window:
+        first, before = self._failures[0]
+        if len(self._failures) < self._most or first < now - self._window:
+            return False
+        if attempts - before + 1 > 2 * self._most:
             return False
         self._opened_at = now
         return True
@@ -79,7 +89,7 @@ class Breaker:
         return self._probe is None or bool(self._probe.over)
 
     def _error(self, now: float) -> TooManyFailedRequestsError:
-        count = sum(1 for at in self._failures if at >= now - self._window)
+        count = sum(1 for at, _ in self._failures if at >= now - self._window)
         count = max(count, self._most)
         return TooManyFailedRequestsError(
             f"Too many failed requests: {count} failures in {self._window:g} seconds",

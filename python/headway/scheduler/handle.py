@@ -30,6 +30,9 @@ class Handle:
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] = self._loop.create_task(call)
+        # A loop holds its tasks weakly, and nobody need keep a handle.
+        scheduler._handled.add(self._task)
+        self._task.add_done_callback(scheduler._handled.discard)
         self.metadata = metadata
         self.estimated_start = start
         """Seconds from its submission until its turn, as far as could be told then; None: not."""

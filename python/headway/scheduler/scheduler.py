@@ -22,6 +22,7 @@ from headway.errors import (
     ProviderError,
     QueueOverflowError,
     RateLimiterError,
+    SchedulerStoppedError,
 )
 from headway.limiter import Explanation, explain
 from headway.metrics import publish
@@ -105,6 +106,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._chores = Chores()
         self._events: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._handled: set[asyncio.Task[Any]] = set()
         self._drain = Drain(self)
         self._accounts = read_accounts(accounts)
         given = read_limits(limits if limits is not None else default_rate_limits)
@@ -136,6 +138,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self._count_errors(self._label())
             publish()
         self._apply_options()
+        self._make_accounts()
         self._when_idle(self._drain.tell)
         _all.add(self)
 
@@ -172,7 +175,6 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             prepares=self._circuit_breaker is not None,
             ageing=config.priority_ageing,
         )
-        self._make_accounts()
         unused = list(config.unused())
         if self.state_config is not None:
             unused += [f"state_config.{name}" for name in self.state_config.unused()]
@@ -363,8 +365,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         request_func: Callable[[], Awaitable[Any]] | _core.WithReservation,
     ) -> Handle:
         """Sends a request on its way, on the running event loop, and gives a handle to it."""
-        asyncio.get_running_loop()
+        if not _in_loop():
+            raise RuntimeError("submit() needs a running event loop: threads use submit_sync()")
+        if not self._runs:
+            raise SchedulerStoppedError("Scheduler is not running")
         call = self.submit_request(metadata, request_func)
+        call._enlist()
         start: float | None = None
         try:
             start = self.estimate(metadata)

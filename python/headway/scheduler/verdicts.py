@@ -62,7 +62,7 @@ class Verdicts:
             return None
         if refused:
             self._cool(bucket, answer, call.attempt)
-        elif bucket.breaker.failed(self._scheduler._now() / 1e9):
+        elif bucket.breaker.failed(self._scheduler._now() / 1e9, bucket.attempts):
             bucket.guarded = True
             _logger.warning(
                 "bucket %r: %d failures within %g s: its calls are refused for as long",
