@@ -165,6 +165,20 @@ def test_usage_is_told_and_what_nobody_used_is_given_back() -> None:
     asyncio.run(run())
 
 
+def test_what_the_last_requests_used_is_told_before_it_stops() -> None:
+    async def run() -> list[tuple[str, int, int]]:
+        backend = Own()
+
+        async def used() -> dict[str, Any]:
+            return {"usage": {"total_tokens": 10}}
+
+        async with make(backend) as scheduler:
+            await scheduler.submit_request(asks(10_000), used)
+        return backend.told
+
+    assert asyncio.run(run()) == [("used", 10_000, 10)]
+
+
 def test_a_large_one_is_not_starved_by_small_ones() -> None:
     async def run() -> None:
         backend = Own(tpm=100)

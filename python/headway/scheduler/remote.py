@@ -60,6 +60,8 @@ class RemoteBucket:
         self._bucket = bucket
         self._backend = backend
         self._grants: deque[_Grant] = deque()
+        self._used_up: deque[_Grant] = deque()
+        self._telling: set[asyncio.Task[Any]] = set()
         self._lock = threading.Lock()
         self._refused = 0
         self.limits: dict[str, int] = {}
@@ -79,13 +81,18 @@ class RemoteBucket:
             grant.used += used
             if grant.ended < grant.count:
                 return
-            self._grants.popleft()
-        self._scheduler._chores.start(lambda: self._release(grant))
+            self._used_up.append(self._grants.popleft())
+        self._scheduler._chores.start(self._tell)
 
     async def run(self) -> None:
-        """Until it is cancelled; then what was granted and not used is given back."""
+        """Until it is cancelled."""
         loop = asyncio.get_running_loop()
-        mailbox = _core.Mailbox()
+        try:
+            mailbox = _core.Mailbox()
+        except OSError as error:  # no descriptor is left; whoever comes next tries again
+            self._scheduler._user_code.note("descriptor of backend", error)
+            self.begun = False
+            return
         asked = asyncio.Event()
         loop.add_reader(mailbox.fileno(), asked.set)
         self._scheduler._supply_by(self._bucket, mailbox)
@@ -101,6 +108,30 @@ class RemoteBucket:
             self._scheduler._supply_by(self._bucket, None)
             loop.remove_reader(mailbox.fileno())
             self.begun = False
+
+    async def close(self) -> None:
+        """Tells the backend of what has been granted, used or not, when the scheduler ends."""
+        credit = _core.credit(self._bucket)
+        _core.grant(self._bucket, {name: -amount for name, amount in credit.items()})
+        with self._lock:
+            self._used_up.extend(self._grants)
+            self._grants.clear()
+        await self._tell()
+        loop = asyncio.get_running_loop()
+        mine = {task for task in self._telling if task.get_loop() is loop}
+        mine.discard(asyncio.current_task())
+        await asyncio.gather(*mine, return_exceptions=True)
+
+    async def _tell(self) -> None:
+        """Tells the backend of the grants that have been used up."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._telling.add(task)
+        try:
+            while self._used_up:
+                await self._release(self._used_up.popleft())
+        finally:
+            self._telling.discard(task)
 
     async def _supply(self) -> None:
         batch = BATCH
@@ -182,11 +213,7 @@ class RemoteBucket:
         credit = _core.credit(self._bucket)
         if not any(credit.values()) or self._bucket.in_flight:
             return
-        _core.grant(self._bucket, {name: -amount for name, amount in credit.items()})
-        with self._lock:
-            grants, self._grants = list(self._grants), deque()
-        for grant in grants:
-            await self._release(grant)
+        await self.close()
 
     async def _release(self, grant: _Grant) -> None:
         """Tells the backend what has become of a grant."""

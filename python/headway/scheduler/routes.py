@@ -9,7 +9,7 @@ from typing import Any, final
 
 from headway.errors import BucketNotFoundError, ProviderError
 from headway.providers import ProviderInterface
-from headway.scheduler.buckets import Bucket, Buckets
+from headway.scheduler.buckets import MOST_BUCKETS, Bucket, Buckets
 from headway.scheduler.user_code import UserCode, method_of
 from headway.types import RequestMetadata
 
@@ -36,6 +36,7 @@ class Routes:
         self._provider = provider
         self._user_code = user_code
         self._provider_name = provider_name
+        self._remembered = 0
         self._assumed: dict[_Key, tuple[Bucket, float]] = {}
         # One question for all who ask it at once, on each loop.
         self._asking: dict[tuple[int, str, str], asyncio.Future[Bucket]] = {}
@@ -87,11 +88,18 @@ class Routes:
         except ProviderError:
             # It has been logged and counted. The request goes on with what is known.
             bucket = self._buckets.make_unlisted(model)
+            if len(self._assumed) >= MOST_BUCKETS:
+                self._assumed.clear()
             self._assumed[(model, kind)] = (bucket, monotonic() + ASK_AGAIN)
             return bucket
         self._assumed.pop((model, kind), None)
         return self._remember(metadata, self._buckets.find(given))
 
     def _remember(self, metadata: RequestMetadata, bucket: Bucket) -> Bucket:
+        # Names come from outside; what is not known any more is asked again.
+        self._remembered += 1
+        if self._remembered > 2 * MOST_BUCKETS:
+            self._remembered = 1
+            self._cache.clear()
         self._cache.setdefault(metadata.resource_type, {})[metadata.model_id] = bucket
         return bucket

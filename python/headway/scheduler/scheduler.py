@@ -321,6 +321,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
                 "stopped, with %d request(s) that do not end though they were told to",
                 self._suspended(),
             )
+        for bucket in self._buckets:
+            if bucket.remote is not None:
+                await bucket.remote.close()
         try:
             if self.state_manager is not None:
                 await self.state_manager.stop()
