@@ -240,7 +240,7 @@ void Withdraw(CallObject* self) {
     self->has_room = true;  // the queue's, which it leaves now
     state.Serve();
   }
-  if (std::exchange(self->has_room, false)) LeaveQueue(self->bucket);
+  if (std::exchange(self->has_room, false) && self->bucket != nullptr) LeaveQueue(self->bucket);
 }
 
 // Past its end, whichever way it took there.
