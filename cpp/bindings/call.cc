@@ -230,6 +230,7 @@ void LeaveRooms(CallObject* self) {
 
 // Gives up a wait: afterwards it is not admitted, or what it was admitted to has been given back.
 void Withdraw(CallObject* self) {
+  if (self->bucket == nullptr) return;  // it has not come that far
   if (self->phase == Phase::kRoom && !self->has_room) LeaveRooms(self);
   Py_CLEAR(self->wait.future);
   if (Waiter* waiter = std::exchange(self->wait.waiter, nullptr); waiter != nullptr) {
@@ -240,7 +241,7 @@ void Withdraw(CallObject* self) {
     self->has_room = true;  // the queue's, which it leaves now
     state.Serve();
   }
-  if (std::exchange(self->has_room, false) && self->bucket != nullptr) LeaveQueue(self->bucket);
+  if (std::exchange(self->has_room, false)) LeaveQueue(self->bucket);
 }
 
 // Past its end, whichever way it took there.
