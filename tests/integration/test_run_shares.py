@@ -34,7 +34,7 @@ def places(ended: Any, prefix: str) -> list[int]:
     return [i for i, each in enumerate(ended.results) if each["custom_id"].startswith(prefix)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_models_with_limits_of_their_own_are_both_used_wholly_wherever_their_lines_stand(
     tmp_path: Path,
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_model_that_no_limit_holds_for_fails_without_being_sent(tmp_path: Path
     assert "failed because  1 no_limits" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_account_that_floods_costs_the_others_only_their_share(tmp_path: Path) -> None:
     # The light one stands behind all that the other has, twice as much as is read ahead.
     lines = of("heavy", 2000) + of("light", 200)
@@ -118,7 +118,7 @@ def test_an_account_that_floods_costs_the_others_only_their_share(tmp_path: Path
     assert not re.search(r"^light ", table, re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_urgent_goes_first_wherever_it_stands(tmp_path: Path) -> None:
     lines = [request(f"slow-{i}") for i in range(1500)]
     lines += [{**request(f"soon-{i}"), "urgent": 5} for i in range(20)]
@@ -158,7 +158,7 @@ def test_a_line_whose_account_or_priority_is_none_fails_and_the_rest_goes_on(
     assert "failed because  1 invalid_account, 1 invalid_priority" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("options", [(), USER])
 def test_a_file_of_100_000_lines_is_read_as_it_is_needed(
     tmp_path: Path, options: tuple[str, ...]

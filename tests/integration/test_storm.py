@@ -208,7 +208,7 @@ def left_over() -> Counter[str]:
     return Counter({name: found[name] for name in names if found[name]})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order() -> None:
     scheduler = make(
         mode="account",
