@@ -413,6 +413,9 @@ void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask) {
 
 std::vector<Scheduler::Contender> Scheduler::Contenders(Bucket& gate, Nanos now) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  TakeIn(now);
+  PostBatch();
+  Nudge();
   std::vector<Contender> out;
   const auto found = places_.find(&gate);
   if (found == places_.end()) return out;
