@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from headway import ConfigurationError, RateLimiterConfig, RequestMetadata, create_scheduler
+from headway import (
+    ConfigurationError,
+    ManualClock,
+    RateLimiterConfig,
+    RequestMetadata,
+    create_scheduler,
+)
 from headway.scheduler import Scheduler
 from headway.strategies import BaseSchedulingStrategy, create_strategy
 from headway.types import QueueInfo
@@ -21,7 +27,14 @@ def make(strategy: Any, **options: Any) -> Scheduler:
     config = RateLimiterConfig(
         max_concurrent_executions=1, rate_limit_buffer_ratio=1.0, max_queue_size=10_000, **options
     )
-    return create_scheduler(object(), config=config, scheduling_strategy=strategy, limits=limits)
+    # On a clock that stands still the core does at once what it is asked for.
+    return create_scheduler(
+        object(),
+        config=config,
+        scheduling_strategy=strategy,
+        limits=limits,
+        clock=ManualClock(),
+    )
 
 
 async def served(scheduler: Scheduler, requests: list[tuple[str, int]]) -> list[str]:
