@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from headway.batch import lanes as lanes_module
 from headway.batch.lanes import READ_AHEAD, Lanes
@@ -39,10 +38,10 @@ class File:
         return Lanes(self, lambda line: line.account, self.read_again)
 
 
-def take_all(lanes: Lanes) -> list[Line]:
-    """All that can be taken now."""
+def take_all(lanes: Lanes, tries: int = 10**9) -> list[Line]:
+    """All that can be taken now, or what so many tries give."""
     taken: list[Line] = []
-    while not lanes.done and not lanes.full:
+    while not lanes.done and not lanes.full and (tries := tries - 1) >= 0:
         got = lanes.take()
         if isinstance(got, Line):
             taken.append(got)
@@ -113,35 +112,26 @@ def test_what_has_changed_in_the_file_meanwhile_is_broken_and_the_rest_goes_on()
 
 
 @pytest.mark.usefixtures("small")
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.sampled_from("aaaaaaabbcdefghijklmn"), max_size=120),
-    st.randoms(use_true_random=False),
-)
-def test_every_line_comes_once_in_its_lanes_order_with_no_more_held_than_may_be(
-    accounts: list[str], random: object
-) -> None:
-    check_every_line(accounts, random.randrange)  # type: ignore[attr-defined]
-
-
-def check_every_line(accounts: list[str], below: Callable[[int], int]) -> None:
+@pytest.mark.parametrize("seed", range(200))
+def test_every_line_comes_once_in_its_lanes_order_with_no_more_held_than_may_be(seed: int) -> None:
+    below = random.Random(seed).randrange
+    accounts = ["aaaaaaabbbbccccdefghijklmn"[below(26)] for _ in range(below(150))]
     file = File(accounts)
     lanes = file.lanes()
     held: list[Line] = []
     seen: list[Line] = []
     while not lanes.done:
-        fresh = take_all(lanes)
+        fresh = take_all(lanes, below(8))
         seen += fresh
         held += fresh
         assert len(held) <= lanes_module.MOST_HELD
-        if len(held) < lanes_module.MOST_HELD:
+        if lanes.full and len(held) < lanes_module.MOST_HELD:
             # Nobody waits who holds nothing.
-            waiting = {each.account for each in file.lines} - {each.account for each in seen}
-            assert not waiting or lanes.done or file.read == len(file.lines)
             left = {each.account for each in file.lines if each not in seen}
             assert left <= {each.account for each in held}
-        if held:
-            lanes.leave(held.pop(below(len(held))))
+        for _ in range(below(6)):
+            if held:
+                lanes.leave(held.pop(below(len(held))))
     assert len(seen) == len(file.lines)
     for account in set(accounts):
         numbers = [each.number for each in seen if each.account == account]
