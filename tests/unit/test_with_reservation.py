@@ -14,7 +14,10 @@ from headway import ManualClock, RequestMetadata, Reservation
 from headway._core import WithReservation
 from headway.scheduler import RateLimiterConfig, Scheduler
 
-METADATA = RequestMetadata(request_id="r", model_id="m", resource_type="text", estimated_tokens=10)
+
+def metadata() -> RequestMetadata:
+    # Not one for all: other tests see that none is left over.
+    return RequestMetadata(request_id="r", model_id="m", resource_type="text", estimated_tokens=10)
 
 
 def scheduler(**options: Any) -> Scheduler:
@@ -26,7 +29,7 @@ def scheduler(**options: Any) -> Scheduler:
 
 
 def used(of: Scheduler) -> list[int]:
-    explained = of.explain(METADATA)
+    explained = of.explain(metadata())
     assert explained is not None
     return [limit.used for limit in explained.limits]
 
@@ -48,7 +51,7 @@ def test_each_attempt_is_called_with_its_own_reservation_which_ends_with_it() ->
 
     async def run() -> None:
         async with scheduler() as s:
-            assert await s.submit_request(METADATA, WithReservation(call)) == "done"
+            assert await s.submit_request(metadata(), WithReservation(call)) == "done"
             assert [each.state for each in given] == ["ended", "ended"]
             # What a late attempt says of itself changes nothing.
             assert not given[0].answered()
@@ -65,7 +68,7 @@ def test_a_call_that_waited_for_its_turn_is_given_its_reservation_too() -> None:
 
     async def run() -> None:
         async with scheduler() as s:
-            calls = [s.submit(METADATA, WithReservation(call)) for _ in range(5)]
+            calls = [s.submit(metadata(), WithReservation(call)) for _ in range(5)]
             assert await asyncio.gather(*calls) == ["sent"] * 5
             assert used(s)[0] == 0
 
@@ -78,7 +81,7 @@ def test_what_was_not_sent_can_be_given_back() -> None:
 
     async def run() -> None:
         async with scheduler() as s:
-            assert await s.submit_request(METADATA, WithReservation(call)) is True
+            assert await s.submit_request(metadata(), WithReservation(call)) is True
             assert used(s) == [0, 0]
 
     asyncio.run(run())
@@ -94,7 +97,7 @@ def test_the_time_of_an_attempt_that_marks_itself_is_bounded() -> None:
     async def run() -> None:
         async with scheduler(request_timeout=0.01, max_retries=1) as s:
             with pytest.raises(TimeoutError, match="timed out"):
-                await s.submit_request(METADATA, WithReservation(call))
+                await s.submit_request(metadata(), WithReservation(call))
             assert [each.state for each in kept] == ["ended", "ended"]
             assert used(s)[0] == 0
 
@@ -113,7 +116,7 @@ def test_a_stream_keeps_the_reservation_until_it_ends() -> None:
 
     async def run() -> None:
         async with scheduler() as s:
-            stream = await s.submit_request(METADATA, WithReservation(call))
+            stream = await s.submit_request(metadata(), WithReservation(call))
             assert given[0].state == "answered"
             assert used(s)[0] == 1
             assert [word async for word in stream] == ["a"]
@@ -131,7 +134,7 @@ def test_a_function_that_raises_at_once_leaks_nothing(error: BaseException) -> N
     async def run() -> None:
         async with scheduler() as s:
             with pytest.raises(type(error)):
-                await s.submit_request(METADATA, WithReservation(call))
+                await s.submit_request(metadata(), WithReservation(call))
             assert used(s)[0] == 0
 
     asyncio.run(run())
@@ -146,7 +149,7 @@ def test_a_call_that_is_dropped_in_its_middle_ends_its_reservation() -> None:
 
     async def run() -> None:
         async with scheduler() as s:
-            pending = s.submit_request(METADATA, WithReservation(call))
+            pending = s.submit_request(metadata(), WithReservation(call))
             pending.send(None)
             pending.close()
             assert kept[0].state == "ended"
@@ -160,7 +163,7 @@ def test_threads_mark_their_attempts_too() -> None:
         return reservation.state
 
     with scheduler() as s:
-        assert s.submit_sync(METADATA, WithReservation(call)) == "sent"
+        assert s.submit_sync(metadata(), WithReservation(call)) == "sent"
         assert used(s)[0] == 0
 
 
