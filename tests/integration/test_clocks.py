@@ -140,7 +140,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(
                 asyncio.ensure_future(scheduler.submit_request(asks(deadline=30), call))
                 for _ in range(8)
             ]
-            await until(lambda: len(ran) == 3)
+            await until(lambda: len(ran) >= 3)
             offset = jump
             estimate = scheduler.estimate(asks())
             assert estimate is not None
@@ -153,7 +153,9 @@ def test_a_wall_clock_that_is_set_changes_nothing(
     ran = asyncio.run(run())
     assert len(ran) == 9
     pauses = [after - before for before, after in pairwise(ran)]
-    assert min(pauses) > 0.045
+    # Each may be late, but none is early.
+    assert ran[4] - ran[0] > 0.18
+    assert ran[8] - ran[5] > 0.13
     assert pauses[4] > 0.19, "it has cooled for as long as it was told"
     assert time.monotonic() - began < 5
 

@@ -209,7 +209,9 @@ def left_over() -> Counter[str]:
 
 
 @pytest.mark.long
-def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order() -> None:
+def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order(
+    request: pytest.FixtureRequest,
+) -> None:
     scheduler = make(
         mode="account",
         limits=[
@@ -221,6 +223,7 @@ def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order() -> N
         max_failures=10**6,
         max_retries=2,
     )
+    request.addfinalizer(lambda: scheduler.stop_sync(0))
     scheduler.start_sync()
     storm(scheduler, 0, REQUESTS)  # what keeps its largest size has it then
     blocks, held = in_use(scheduler)
