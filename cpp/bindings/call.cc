@@ -37,7 +37,7 @@ struct CallObject {
   PyObject* timer;
   Reservation* reservation;
   PyObject* shared;      // the Reservation that owns it, where the function was given that
-  CallObject* previous;  // in the scheduler's list of those who are suspended
+  CallObject* previous;  // in the scheduler's list of those who are on their way
   CallObject* next;
   CallObject* next_room;
   Nanos submitted;
@@ -87,6 +87,8 @@ PyObject* str_cancel = nullptr;
 PyObject* str_call_later = nullptr;
 PyObject* str_expire = nullptr;
 PyObject* str_wake = nullptr;
+PyObject* str_stop_here = nullptr;
+PyObject* str_call_soon_threadsafe = nullptr;
 PyObject* cancelled_error = nullptr;
 PyObject* current_task = nullptr;
 
@@ -142,7 +144,7 @@ void Link(CallObject* self) {
   self->next = first;
   if (first != nullptr) first->previous = self;
   first = self;
-  ++self->scheduler->parts->suspended;
+  ++self->scheduler->parts->unfinished;
 }
 
 void Unlink(CallObject* self) {
@@ -150,7 +152,7 @@ void Unlink(CallObject* self) {
   self->linked = false;
   (self->previous != nullptr ? self->previous->next : self->scheduler->parts->live) = self->next;
   if (self->next != nullptr) self->next->previous = self->previous;
-  if (--self->scheduler->parts->suspended == 0) TellIdle(self->scheduler);
+  if (--self->scheduler->parts->unfinished == 0) TellIdle(self->scheduler);
 }
 
 // Remembers the running loop, as far as it is not known yet. False with an error set.
@@ -289,22 +291,27 @@ PySendResult Fail(CallObject* self) {
   return PYGEN_ERROR;
 }
 
-PySendResult Yield(CallObject* self, PyObject* yielded, PyObject** result) {
-  Link(self);
+PySendResult Yield(PyObject* yielded, PyObject** result) {
   *result = yielded;
   return PYGEN_NEXT;
+}
+
+PySendResult Stopped(CallObject* self, const char* text) {
+  RaiseError("SchedulerStoppedError", text);
+  return FailAs(self, RequestOutcome::kStopped);
 }
 
 // A step that goes on within the same step of the task.
 constexpr int kGoOn = -2;
 
+constexpr const char* kStoppedWaiting = "the scheduler was stopped while this waited";
+
 int Prepare(CallObject* self) {
   SchedulerParts& parts = *self->scheduler->parts;
   // One that was submitted before it was stopped is on its way, though it has not begun.
-  if (self->stopped || (!parts.Runs() && !self->linked)) {
-    RaiseError("SchedulerStoppedError", "Scheduler is not running");
-    return FailAs(self, RequestOutcome::kStopped);
-  }
+  if (self->stopped || (!parts.Runs() && !self->linked))
+    return Stopped(self, "Scheduler is not running");
+  Link(self);
   self->submitted = parts.gate->Now();
   if (!parts.prepares && !PyDict_Check(self->metadata)) {
     PyObject* requires_model = PyObject_GetAttr(self->metadata, str_metadata_names[2]);
@@ -465,6 +472,8 @@ int Overflowed(CallObject* self, Nanos now, PyObject** result) {
     return kGoOn;
   }
   if (!KnowLoop(self)) return Fail(self);
+  // From here on a stop reaches it through its loop.
+  if (self->stopped) return Stopped(self, kStoppedWaiting);
   PyObject* future = MakeFuture(self->loop);
   if (future == nullptr) return Fail(self);
   self->wait.future = Py_NewRef(future);
@@ -476,7 +485,7 @@ int Overflowed(CallObject* self, Nanos now, PyObject** result) {
     const Nanos left = std::max<Nanos>(0, self->submitted + self->deadline - now);
     if (!CallLater(self, left, str_wake)) return Fail(self);
   }
-  return Yield(self, future, result);
+  return Yield(future, result);
 }
 
 int Admit(CallObject* self, PyObject** result) {
@@ -516,6 +525,8 @@ int Admit(CallObject* self, PyObject** result) {
     if (const int done = Overflowed(self, now, result); done != kGoOn) return done;
   }
   if (!KnowLoop(self)) return Fail(self);
+  // From here on a stop reaches it through its loop.
+  if (self->stopped) return Stopped(self, kStoppedWaiting);
   PyObject* loop = nullptr;
   Mailbox* mailbox = MailboxOfRunningLoop(&loop);
   if (mailbox == nullptr) return Fail(self);
@@ -535,15 +546,14 @@ int Admit(CallObject* self, PyObject** result) {
                                                mailbox, &self->wait);
   if (!std::exchange(self->has_room, false)) bucket->AddQueued(1);
   state.Serve();
-  return Yield(self, future, result);
+  return Yield(future, result);
 }
 
 // The future of a wait was resolved, or something else has made the task go on.
 int Waited(CallObject* self, PyObject** result) {
   if (self->stopped) {
     Withdraw(self);
-    RaiseError("SchedulerStoppedError", "the scheduler was stopped while this waited");
-    return FailAs(self, RequestOutcome::kStopped);
+    return Stopped(self, kStoppedWaiting);
   }
   if (self->phase == Phase::kRoom) {
     if (!self->has_room && self->deadline != kNever &&
@@ -553,7 +563,7 @@ int Waited(CallObject* self, PyObject** result) {
     }
     if (!self->has_room) {
       if (!MarkYielded(self->wait.future)) return Fail(self);
-      return Yield(self, Py_NewRef(self->wait.future), result);
+      return Yield(Py_NewRef(self->wait.future), result);
     }
     CancelTimer(self);
     Py_CLEAR(self->wait.future);
@@ -562,7 +572,7 @@ int Waited(CallObject* self, PyObject** result) {
   }
   if (self->wait.waiter->outcome() == Outcome::kWaiting) {
     if (!MarkYielded(self->wait.future)) return Fail(self);
-    return Yield(self, Py_NewRef(self->wait.future), result);
+    return Yield(Py_NewRef(self->wait.future), result);
   }
   Py_CLEAR(self->wait.future);
   Waiter* waiter = std::exchange(self->wait.waiter, nullptr);
@@ -789,11 +799,13 @@ int Judged(CallObject* self, PyObject* verdict, PyObject** result) {
 // What the inner iterator has done.
 int Drove(CallObject* self, PySendResult sent, PyObject* value, PyObject** result) {
   if (sent == PYGEN_NEXT) {
-    if (!KnowTask(self) || (self->phase == Phase::kCalling && !ArmTimer(self))) {
+    if (!KnowTask(self) || (self->phase == Phase::kCalling && !ArmTimer(self)) ||
+        // Told before it could be reached through its task: cancelled as it is suspended.
+        (self->stopped && !CancelTask(self))) {
       Py_XDECREF(value);
       return Fail(self);
     }
-    return Yield(self, value, result);
+    return Yield(value, result);
   }
   switch (self->phase) {
     case Phase::kPreparing:
@@ -996,12 +1008,25 @@ PyObject* Expire(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
-// On the call's own loop: it is not to go on.
+// From any thread: it is not to go on. RuntimeError where its loop is closed.
 PyObject* StopMethod(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->phase == Phase::kOver) Py_RETURN_NONE;
   self->stopped = true;
-  if (self->phase == Phase::kNew) Py_RETURN_NONE;
+  // In its first step, it looks before it is suspended. Else its loop sees to it.
+  if (self->loop == nullptr) Py_RETURN_NONE;
+  PyObject* stop = PyObject_GetAttr(object, str_stop_here);
+  PyObject* told = stop == nullptr ? nullptr
+                                   : PyObject_CallMethodObjArgs(
+                                         self->loop, str_call_soon_threadsafe, stop, nullptr);
+  Py_XDECREF(stop);
+  return told;
+}
+
+// On its loop.
+PyObject* StopHere(PyObject* object, PyObject* /*unused*/) {
+  CallObject* self = Self(object);
+  if (self->phase == Phase::kOver || self->phase == Phase::kNew) Py_RETURN_NONE;
   if (self->wait.future != nullptr) {
     PyObject* future = Py_NewRef(self->wait.future);
     Resolve(future);
@@ -1184,6 +1209,7 @@ PyMethodDef methods[] = {
     {"close", &Close, METH_NOARGS, nullptr},
     {"_expire", &Expire, METH_NOARGS, nullptr},
     {"_stop", &StopMethod, METH_NOARGS, nullptr},
+    {"_stop_here", &StopHere, METH_NOARGS, nullptr},
     {"_wake", &WakeMethod, METH_NOARGS, nullptr},
     {"_enlist", &EnlistMethod, METH_NOARGS, nullptr},
     {"settle", &SettleMethod, METH_O,
@@ -1280,7 +1306,7 @@ PyObject* LiveCalls(SchedulerParts& parts) {
 void ForgetCalls(SchedulerParts& parts) {
   for (CallObject* call = parts.live; call != nullptr; call = call->next) call->linked = false;
   parts.live = nullptr;
-  parts.suspended = 0;
+  parts.unfinished = 0;
 }
 
 PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* function) {
@@ -1325,6 +1351,8 @@ bool AddCall(PyObject* module) {
   str_call_later = intern("call_later");
   str_expire = intern("_expire");
   str_wake = intern("_wake");
+  str_stop_here = intern("_stop_here");
+  str_call_soon_threadsafe = intern("call_soon_threadsafe");
   PyObject* asyncio = PyImport_ImportModule("asyncio");
   if (asyncio == nullptr) return false;
   cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");

@@ -350,6 +350,7 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   State& state = bucket->state();
   const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
   const Nanos now = state.Now();
+  if (!parts.Runs()) return RaiseError("SchedulerStoppedError", "Scheduler is not running");
   if (request.deadline != kNever && now - submitted > request.deadline)
     return RaiseDeadline(request.deadline, kUntold);
   auto reservation = std::make_unique<Reservation>();
@@ -559,13 +560,13 @@ PyObject* DemandMethod(PyObject* object, PyObject* args) {
 }
 
 PyObject* WhenIdle(PyObject* object, PyObject* callback) {
-  Py_XSETREF(AsScheduler(object)->when_idle, Py_NewRef(callback));
+  Py_XSETREF(AsScheduler(object)->when_idle, callback == Py_None ? nullptr : Py_NewRef(callback));
   Py_RETURN_NONE;
 }
 
-PyObject* Suspended(PyObject* object, PyObject* /*unused*/) {
+PyObject* Unfinished(PyObject* object, PyObject* /*unused*/) {
   const SchedulerParts& parts = PartsOf(object);
-  return PyLong_FromSize_t(parts.suspended + parts.blocked.size());
+  return PyLong_FromSize_t(parts.unfinished + parts.blocked.size());
 }
 
 // _count_errors(label): from now on under this label.
@@ -624,7 +625,7 @@ PyMethodDef methods[] = {
     {"_estimate", &Estimate, METH_VARARGS, nullptr},
     {"_live", &Live, METH_NOARGS, nullptr},
     {"_when_idle", &WhenIdle, METH_O, nullptr},
-    {"_suspended", &Suspended, METH_NOARGS, nullptr},
+    {"_unfinished", &Unfinished, METH_NOARGS, nullptr},
     {"_reset", &Reset, METH_O, nullptr},
     {"_choose_by", &ChooseBy, METH_O, nullptr},
     {"_contenders", &Contenders, METH_NOARGS, nullptr},

@@ -79,9 +79,9 @@ struct SchedulerParts {
   absl::flat_hash_map<std::string, Known> by_client;
   absl::flat_hash_map<std::pair<Bucket*, Account*>, const Path*> paths;
   std::size_t most_paths = kFewPaths;
-  // Calls that are suspended, and blocking waits.
+  // Calls that have begun and not ended, and blocking waits.
   CallObject* live = nullptr;
-  std::size_t suspended = 0;
+  std::size_t unfinished = 0;
   std::vector<std::pair<Waiter*, Mailbox*>> blocked;
 
   static constexpr std::size_t kFewPaths = 10'000;
@@ -100,7 +100,7 @@ struct SchedulerParts {
 struct SchedulerObject {
   PyObject_HEAD PyObject* weakrefs;
   PyObject* routes;     // by resource type, by model: the bucket
-  PyObject* when_idle;  // called when nothing is suspended any more
+  PyObject* when_idle;  // called when nothing is on its way any more; null while nobody drains
   SchedulerParts* parts;
 };
 
@@ -119,7 +119,7 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
 PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const Path* path,
                         absl::Span<const std::int64_t> amounts, Nanos now);
 
-// Nothing is suspended any more, or no blocking wait is left.
+// No call is on its way any more, or no blocking wait is left.
 void TellIdle(SchedulerObject* scheduler);
 
 // Somebody has left the bucket's queue: whoever waits for room gets it.
@@ -130,7 +130,7 @@ PyObject* FunctionOf(PyObject* with_reservation);
 
 // New reference: `scheduler.submit_request`'s awaitable.
 PyObject* MakeCall(SchedulerObject* scheduler, PyObject* metadata, PyObject* function);
-// All calls that are suspended, as a new list.
+// All calls that are on their way, as a new list.
 PyObject* LiveCalls(SchedulerParts& parts);
 // None of them is on the list any more; they end by themselves.
 void ForgetCalls(SchedulerParts& parts);

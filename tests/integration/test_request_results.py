@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -155,5 +155,34 @@ def test_headers_are_found_wherever_clients_keep_them(name: str) -> None:
                 if provider.told:
                     break
         assert provider.told == [({"x-left": "1"}, None, None)]
+
+    asyncio.run(run())
+
+
+class Page:
+    """As the SDKs' pages: a pydantic model of results, which fetches the next ones if iterated."""
+
+    __pydantic_private__ = None
+
+    def __init__(self) -> None:
+        self.data = [1, 2]
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        for each in self.data:
+            yield each
+
+
+def test_pages_that_are_kept_hold_nothing_up() -> None:
+    async def run() -> None:
+        async with make(max_concurrent_executions=2) as scheduler:
+            kept = []
+            for _ in range(5):
+
+                async def call() -> Page:
+                    return Page()
+
+                kept.append(await asyncio.wait_for(scheduler.submit_request(asks(), call), 10))
+            assert [type(page) for page in kept] == [Page] * 5
+            assert idle(scheduler)
 
     asyncio.run(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import time
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from users import Provider, asks, at_once, idle, make, until
 
 from headway import RequestMetadata, SchedulerStoppedError
+from headway.backends import MemoryBackend
+from headway.scheduler import Scheduler
 
 
 def on_a_loop_that_then_stands_still(scheduler: Any) -> asyncio.AbstractEventLoop:
@@ -88,7 +91,6 @@ def test_a_request_of_a_classifier_has_a_handle_like_any_other() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.xfail(reason="each begins on its own", strict=True)
 def test_it_is_started_once_however_many_start_it() -> None:
     class Slow(Provider):
         async def discover_limits(self, *given: Any, **named: Any) -> Any:
@@ -108,7 +110,6 @@ def test_it_is_started_once_however_many_start_it() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.xfail(reason="the old stop ends whatever is there", strict=True)
 def test_a_start_while_it_still_drains_does_not_end_the_new_requests() -> None:
     async def run() -> None:
         scheduler = make()
@@ -151,5 +152,158 @@ def test_it_may_be_stopped_from_another_loop_and_from_several_at_once() -> None:
             with pytest.raises(SchedulerStoppedError):
                 await handle
         assert idle(scheduler)
+
+    asyncio.run(run())
+
+
+def test_it_is_started_once_from_however_many_loops_and_threads() -> None:
+    provider = Provider()
+    scheduler = make(provider=provider)
+    together = threading.Barrier(6)
+
+    def start(awaited: bool) -> None:
+        together.wait()
+        if awaited:
+            asyncio.run(scheduler.start())
+        else:
+            scheduler.start_sync()
+
+    threads = [threading.Thread(target=start, args=(at % 2 == 0,), daemon=True) for at in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert scheduler.is_running()
+    assert provider.asked["discover_limits"] == 1
+    in_time(lambda: (scheduler.stop_sync(), True)[1])
+
+
+def test_a_call_in_its_first_step_on_another_loop_is_drained_or_told() -> None:
+    async def run(drain_timeout: float) -> Any:
+        scheduler = make()
+        await scheduler.start()
+        inside, leave = threading.Event(), threading.Event()
+
+        async def call() -> int:
+            inside.set()
+            leave.wait(10)  # its first step is still under way
+            await asyncio.sleep(0.05)
+            return 42
+
+        other = asyncio.ensure_future(
+            asyncio.to_thread(lambda: asyncio.run(_awaited(scheduler.submit_request(asks(), call))))
+        )
+        await asyncio.to_thread(inside.wait, 10)
+        stopping = asyncio.ensure_future(scheduler.stop(drain_timeout))
+        await until(lambda: not scheduler.is_running())
+        if drain_timeout == 0:
+            await until(lambda: _told(scheduler))
+        assert not stopping.done()
+        leave.set()
+        await stopping
+        assert idle(scheduler)
+        return (await asyncio.gather(other, return_exceptions=True))[0]
+
+    assert asyncio.run(run(10)) == 42
+    assert isinstance(asyncio.run(run(0)), SchedulerStoppedError)
+
+
+async def _awaited(call: Any) -> Any:
+    return await call
+
+
+def _told(scheduler: Any) -> bool:
+    """Whether the drain has come to its grace: nothing more to see of it from outside."""
+    return bool(scheduler._life._drain._end - time.monotonic() > 1)
+
+
+def test_a_second_stop_may_be_in_more_of_a_hurry() -> None:
+    async def run() -> float:
+        scheduler = make()
+        await scheduler.start()
+        running = scheduler.submit(asks(), lambda: asyncio.sleep(60))
+        first = asyncio.ensure_future(scheduler.stop(drain_timeout=30))
+        await until(lambda: not scheduler.is_running())
+        began = time.monotonic()
+        await scheduler.stop(drain_timeout=0)
+        took = time.monotonic() - began
+        await first
+        with pytest.raises(SchedulerStoppedError):
+            await running
+        assert idle(scheduler)
+        return took
+
+    assert asyncio.run(run()) < 5
+
+
+def test_a_stop_that_is_cancelled_ends_all_the_same() -> None:
+    async def run() -> None:
+        scheduler = make()
+        await scheduler.start()
+        running = scheduler.submit(asks(), lambda: asyncio.sleep(60))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(scheduler.stop(drain_timeout=30), 0.05)
+        with pytest.raises(SchedulerStoppedError):
+            await asyncio.wait_for(running, 5)
+        await scheduler.start()
+        assert await scheduler.submit_request(asks(), at_once) == 42
+        await scheduler.stop()
+
+    asyncio.run(run())
+
+
+def test_it_may_drain_for_as_long_as_it_takes() -> None:
+    scheduler = make()
+    scheduler.start_sync()
+    assert scheduler.submit_sync(asks(), lambda: 42) == 42
+    in_time(lambda: (scheduler.stop_sync(math.inf), True)[1])
+    assert not scheduler.is_running()
+
+
+def test_a_start_that_fails_stops_what_it_has_started() -> None:
+    class Backend(MemoryBackend):
+        up = 0
+
+        async def start(self) -> None:
+            self.up += 1
+            await super().start()
+
+        async def stop(self) -> None:
+            self.up -= 1
+            await super().stop()
+
+    class Failing(Scheduler):
+        fails = True
+
+        async def _on_start(self) -> None:
+            if self.fails:
+                raise OSError("not today")
+
+    async def run() -> None:
+        backend = Backend()
+        scheduler = Failing(None, backend=backend)
+        with pytest.raises(OSError, match="not today"):
+            await scheduler.start()
+        assert backend.up == 0
+        assert not scheduler.is_running()
+        Failing.fails = False
+        async with scheduler:
+            assert backend.up == 1
+        assert backend.up == 0
+
+    asyncio.run(run())
+
+
+def test_its_own_start_cannot_start_or_stop_it() -> None:
+    class Turning(Scheduler):
+        async def _on_start(self) -> None:
+            await self.stop()
+
+    async def run() -> None:
+        scheduler = Turning(None)
+        with pytest.raises(RuntimeError, match="by its own start"):
+            await asyncio.wait_for(scheduler.start(), 5)
+        assert not scheduler.is_running()
 
     asyncio.run(run())

@@ -41,7 +41,7 @@ def idle(scheduler: Scheduler) -> bool:
     bucket = metrics["buckets"].get("m", {"queue_depth": 0, "in_flight": 0})
     counted = sum(metrics[f"requests_{name}"] for name in ("completed", "failed", "cancelled"))
     return (
-        not scheduler._suspended()
+        not scheduler._unfinished()
         and not metrics["active_requests"]
         and not bucket["queue_depth"]
         and not bucket["in_flight"]

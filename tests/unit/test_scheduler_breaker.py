@@ -17,7 +17,7 @@ def call(over: bool = False) -> SimpleNamespace:
 def opened(most: int = 3, window: float = 10.0) -> Breaker:
     """Opened at 0."""
     breaker = Breaker(most, window)
-    assert [breaker.failed(0.0, 1) for _ in range(most)] == [False] * (most - 1) + [True]
+    assert [breaker.failed(call(), 0.0, 1) for _ in range(most)] == [False] * (most - 1) + [True]
     return breaker
 
 
@@ -26,7 +26,7 @@ def test_it_lets_all_through_while_it_is_closed() -> None:
     breaker.check(0.0)
     breaker.launch(call(), 0.0)
     assert not breaker.is_open
-    assert not breaker.succeeded()
+    assert not breaker.succeeded(call())
 
 
 def test_so_many_failures_within_the_window_open_it() -> None:
@@ -41,19 +41,19 @@ def test_so_many_failures_within_the_window_open_it() -> None:
 
 def test_failures_that_are_further_apart_do_not() -> None:
     breaker = Breaker(3, 10.0)
-    assert [breaker.failed(at, 1) for at in (0.0, 5.0, 10.1, 16.0, 21.0)] == [False] * 5
-    assert breaker.failed(21.0, 1)
+    assert [breaker.failed(call(), at, 1) for at in (0.0, 5.0, 10.1, 16.0, 21.0)] == [False] * 5
+    assert breaker.failed(call(), 21.0, 1)
 
 
 def test_the_window_includes_its_edge() -> None:
     breaker = Breaker(2, 10.0)
-    breaker.failed(0.0, 1)
-    assert breaker.failed(10.0, 1)
+    breaker.failed(call(), 0.0, 1)
+    assert breaker.failed(call(), 10.0, 1)
 
 
 def test_further_failures_do_not_open_it_again_or_for_longer() -> None:
     breaker = opened()
-    assert not breaker.failed(9.0, 1)
+    assert not breaker.failed(call(), 9.0, 1)
     breaker.check(10.0)
 
 
@@ -65,15 +65,16 @@ def test_after_the_window_one_probe_goes_out_and_no_more() -> None:
     for attempt in (breaker.check, lambda now: breaker.launch(call(), now)):
         with pytest.raises(TooManyFailedRequestsError):
             attempt(1000.0)
-    assert breaker.succeeded()
+    assert breaker.succeeded(probe)
     assert not breaker.is_open
     breaker.launch(call(), 10.0)
 
 
 def test_a_probe_that_fails_keeps_it_open_for_another_window() -> None:
     breaker = opened()
-    breaker.launch(call(), 12.0)
-    assert not breaker.failed(13.0, 1)
+    probe = call()
+    breaker.launch(probe, 12.0)
+    assert not breaker.failed(probe, 13.0, 1)
     with pytest.raises(TooManyFailedRequestsError):
         breaker.check(22.9)
     breaker.check(23.0)
@@ -87,16 +88,31 @@ def test_a_probe_that_has_vanished_makes_room_for_the_next() -> None:
     breaker.launch(call(), 11.0)
 
 
+def test_what_went_out_before_it_opened_says_nothing_of_now() -> None:
+    breaker = opened()
+    late = call()
+    assert not breaker.succeeded(late)
+    assert breaker.is_open
+    probe = call()
+    breaker.launch(probe, 10.0)
+    assert not breaker.failed(late, 11.0, 1)
+    assert not breaker.succeeded(late)
+    with pytest.raises(TooManyFailedRequestsError):
+        breaker.check(1000.0)  # the probe is still out
+    assert breaker.succeeded(probe)
+
+
 def test_closed_it_counts_from_nothing() -> None:
     breaker = opened()
-    breaker.launch(call(), 10.0)
-    breaker.succeeded()
-    assert [breaker.failed(10.0, 1) for _ in range(3)] == [False, False, True]
+    probe = call()
+    breaker.launch(probe, 10.0)
+    assert breaker.succeeded(probe)
+    assert [breaker.failed(call(), 10.0, 1) for _ in range(3)] == [False, False, True]
 
 
 def test_one_failure_may_be_enough() -> None:
     breaker = Breaker(1, 1.0)
-    assert breaker.failed(0.0, 1)
+    assert breaker.failed(call(), 0.0, 1)
     with pytest.raises(TooManyFailedRequestsError, match="1 failures in 1 seconds"):
         breaker.check(0.0)
 
@@ -106,6 +122,6 @@ def test_few_failures_among_many_attempts_leave_it_shut() -> None:
     attempts = 0
     for _ in range(100):
         attempts += 20  # of which one fails
-        assert not breaker.failed(1.0, attempts)
+        assert not breaker.failed(call(), 1.0, attempts)
     # Then every other one.
-    assert True in [breaker.failed(2.0, attempts + 2 * number) for number in range(1, 7)]
+    assert True in [breaker.failed(call(), 2.0, attempts + 2 * number) for number in range(1, 7)]

@@ -37,16 +37,15 @@ class Breaker:
         """Whether it refuses calls, or all but a probe."""
         return self._opened_at is not None
 
-    def failed(self, now: float, attempts: int) -> bool:
-        """A call has failed at `now`, in seconds. Returns whether this has opened it.
+    def failed(self, call: Any, now: float, attempts: int) -> bool:
+        """`call` has failed at `now`, in seconds. Returns whether this has opened it.
 
         attempts: how many there have been so far, this one included.
         """
         self._failures.append((now, attempts))
-        probed = self._probe is not None
-        self._probe = None
         if self._opened_at is not None:
-            if probed:
+            if self._probe is call:
+                self._probe = None
                 self._opened_at = now
             return False
         first, before = self._failures[0]
@@ -57,9 +56,12 @@ class Breaker:
         self._opened_at = now
         return True
 
-    def succeeded(self) -> bool:
-        """A call has come back well. Returns whether this has closed it."""
-        if self._opened_at is None:
+    def succeeded(self, call: Any) -> bool:
+        """`call` has come back well. Returns whether this has closed it.
+
+        Only the probe does: others went out before it opened, and say nothing of now.
+        """
+        if self._opened_at is None or self._probe is not call:
             return False
         self._opened_at = None
         self._probe = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, final
@@ -56,6 +57,11 @@ class Chores:
     def loop_runs(self) -> bool:
         """Whether somebody would do what is put on their loop now."""
         return self._loop is not None and self._loop.is_running()
+
+    @property
+    def count(self) -> int:
+        """How many are under way."""
+        return len(self._tasks)
 
     def is_this_loop(self) -> bool:
         """Whether their loop is the one that runs here."""
@@ -118,3 +124,20 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+async def until_set(event: asyncio.Event, seconds: float) -> None:
+    """Until it is set; which it is after so many seconds at the latest.
+
+    `asyncio.wait_for` loses a cancellation that comes at the same time, before Python 3.12.
+    """
+    if event.is_set():
+        return
+    timer = None
+    if seconds < math.inf:
+        timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()

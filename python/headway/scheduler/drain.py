@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, final
 
-from headway.scheduler.chores import running_loop
+from headway.scheduler.chores import until_set
 
 if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
@@ -20,70 +20,85 @@ _GRACE = 5.0
 
 @final
 class Drain:
-    """Waits until nothing of one scheduler is suspended any more; told so by the core."""
+    """Waits until nothing of one scheduler is on its way any more; told so by the core."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._watcher: Callable[[], object] | None = None
-
-    def tell(self) -> None:
-        """Nothing is suspended any more. Called by the core, on any thread."""
-        watcher = self._watcher
-        if watcher is not None:
-            with contextlib.suppress(RuntimeError):  # its loop was closed
-                watcher()
+        self._end = 0.0
+        self._wake: Callable[[], object] | None = None  # while it waits
 
     @property
     def busy(self) -> bool:
-        """Whether something is suspended."""
-        return self._scheduler._suspended() > 0
+        """Whether something is on its way."""
+        return self._scheduler._unfinished() > 0
+
+    def hurry(self, patience: float) -> None:
+        """Somebody else wants it to end within so many seconds from now. From any thread."""
+        end = time.monotonic() + patience
+        if end < self._end:
+            self._end = end
+            wake = self._wake
+            if wake is not None:
+                wake()
 
     async def wait(self, patience: float) -> None:
-        """Until nothing is, for `patience` seconds; then what is left is told to end."""
+        """Until nothing is, for `patience` seconds; then what is left is told to end.
+
+        Whoever is cancelled in it, or closed, tells them at once, and waits no more.
+        """
         loop = asyncio.get_running_loop()
         idle = asyncio.Event()
-        self._watcher = lambda: loop.call_soon_threadsafe(idle.set)
-        try:
-            await self._until(idle, patience)
-            if self.busy:
-                self.tell_all()
-                await self._until(idle, _GRACE)
-        finally:
-            self._watcher = None
+        with self._woken_by(lambda: loop.call_soon_threadsafe(idle.set)):
+            for left in self._lasting(patience, idle.clear):
+                await until_set(idle, left)
 
     def block(self, patience: float) -> None:
         """As `wait`, for a thread."""
         idle = threading.Event()
-        self._watcher = idle.set
+        with self._woken_by(idle.set):
+            for left in self._lasting(patience, idle.clear):
+                idle.wait(min(left, threading.TIMEOUT_MAX))
+
+    @contextlib.contextmanager
+    def _woken_by(self, wake: Callable[[], object]) -> Iterator[None]:
+        def told() -> None:
+            with contextlib.suppress(RuntimeError):  # its loop was closed
+                wake()
+
+        self._wake = told
+        self._scheduler._when_idle(told)
         try:
-            self._block_until(idle, patience)
-            if self.busy:
-                self.tell_all()
-                self._block_until(idle, _GRACE)
+            yield
+        except BaseException:
+            self._tell_all()
+            raise
         finally:
-            self._watcher = None
+            self._scheduler._when_idle(None)
+            self._wake = None
+            self._end = 0.0
 
-    def tell_all(self) -> None:
+    def _lasting(self, patience: float, forget: Callable[[], object]) -> Iterator[float]:
+        """While something is on its way: seconds to wait for the next word.
+
+        forget: forgets the word. Before anybody looks, or what comes in between would be lost.
+        """
+        self._end = time.monotonic() + patience
+        for last in (False, True):
+            while True:
+                forget()
+                left = self._end - time.monotonic()
+                if not self.busy:
+                    return
+                if left <= 0:
+                    break
+                yield left
+            if not last:
+                self._tell_all()
+                self._end = time.monotonic() + _GRACE
+
+    def _tell_all(self) -> None:
         """What is still here is not to go on."""
-        here = running_loop()
         for call in self._scheduler._live():
-            if call.loop is here and here is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody awaits it any more
                 call._stop()
-                continue
-            # Where its loop is closed, nobody awaits it any more.
-            with contextlib.suppress(RuntimeError, AttributeError):
-                call.loop.call_soon_threadsafe(call._stop)
         self._scheduler._stop_blocked()
-
-    async def _until(self, idle: asyncio.Event, patience: float) -> None:
-        end = time.monotonic() + patience
-        while self.busy and (left := end - time.monotonic()) > 0:
-            idle.clear()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(idle.wait(), left)
-
-    def _block_until(self, idle: threading.Event, patience: float) -> None:
-        end = time.monotonic() + patience
-        while self.busy and (left := end - time.monotonic()) > 0:
-            idle.wait(left)
-            idle.clear()

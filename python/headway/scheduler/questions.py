@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("headway.scheduler")
 
 
+_MOST_READINGS = 64
+"""Answers that the provider is reading at once."""
+
+
 @final
 class Questions:
     """Asks them, and looks whether the answers make sense. For one scheduler."""
@@ -26,14 +30,17 @@ class Questions:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._failed_refreshes = 0
+        self._named: tuple[object, str] | None = None
 
     def provider_name(self) -> str:
-        """What the provider calls itself, or what it is."""
+        """What the provider calls itself, or what it is. Asked once: its name may be a property."""
         provider = self._scheduler.provider
         if provider is None:
             return "none"
-        name = self._scheduler._user_code.call_here("name of provider", lambda: provider.name)
-        return name if isinstance(name, str) else type(provider).__name__
+        if self._named is None or self._named[0] is not provider:
+            name = self._scheduler._user_code.call_here("name of provider", lambda: provider.name)
+            self._named = (provider, name if isinstance(name, str) else type(provider).__name__)
+        return self._named[1]
 
     async def classify(self, request: dict[str, Any]) -> Any:
         """What the classifier makes of a request that is a dict."""
@@ -83,9 +90,16 @@ class Questions:
         return info
 
     def read_later(self, answer: Answer) -> None:
-        """The same among the chores, for an answer that nothing waits on."""
-        if self._scheduler.provider is not None and answer.headers:
-            self._scheduler._chores.start(lambda: self.read(answer))
+        """The same among the chores, for an answer that nothing waits on.
+
+        Where the provider is slower than its answers come, those in between are left out.
+        """
+        if self._scheduler.provider is None or not answer.headers:
+            return
+        if self._scheduler._chores.count >= _MOST_READINGS:
+            self._scheduler._events["answers_not_read"] += 1
+            return
+        self._scheduler._chores.start(lambda: self.read(answer))
 
     async def refresh(self, force: bool) -> bool:
         """Asks the provider for its limits; whether it gave any that make sense."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway.errors import RateLimiterError
+from headway.scheduler.chores import until_set
 
 if TYPE_CHECKING:
     from headway.backends import BaseBackend
@@ -99,8 +100,7 @@ class RemoteBucket:
         asked.set()
         try:
             while True:
-                with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                    await asyncio.wait_for(asked.wait(), _KEPT if self._grants else None)
+                await until_set(asked, _KEPT if self._grants else math.inf)
                 mailbox.clear()
                 asked.clear()
                 await self._supply()

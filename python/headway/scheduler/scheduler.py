@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 import time
 import warnings
 import weakref
@@ -19,7 +17,6 @@ from headway.backends import BaseBackend, MemoryBackend
 from headway.errors import (
     CapacityExceededError,
     ConfigurationError,
-    ProviderError,
     QueueOverflowError,
     RateLimiterError,
     SchedulerStoppedError,
@@ -30,11 +27,11 @@ from headway.providers import ProviderInterface
 from headway.scheduler.accounts import Account, read_accounts
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
-from headway.scheduler.choice import Choice, read_strategy
+from headway.scheduler.choice import read_strategy
 from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
-from headway.scheduler.drain import Drain
 from headway.scheduler.handle import Handle, Preview
+from headway.scheduler.life import Life
 from headway.scheduler.questions import Questions
 from headway.scheduler.remote import RemoteBucket
 from headway.scheduler.routes import Routes
@@ -43,7 +40,6 @@ from headway.scheduler.verdicts import Verdicts
 from headway.types import RequestMetadata
 
 _T = TypeVar("_T")
-_logger = logging.getLogger("headway.scheduler")
 
 _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 """A note for the fork handler."""
@@ -103,11 +99,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._verdicts = Verdicts(self, tuple(retry_on))
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
-        self._chores = Chores()
+        self._life = Life(self)
         self._events: Counter[str] = Counter()
-        self._lock = threading.Lock()
         self._handled: set[asyncio.Task[Any]] = set()
-        self._drain = Drain(self)
         self._accounts = read_accounts(accounts)
         given = read_limits(limits if limits is not None else default_rate_limits)
         multiplier = test_rate_multiplier
@@ -133,13 +127,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self._user_code,
             self._questions.provider_name,
         )
-        self._server: _core.MetricsServer | None = None
         if self.metrics_enabled:
             self._count_errors(self._label())
             publish()
         self._apply_options()
         self._make_accounts()
-        self._when_idle(self._drain.tell)
         _all.add(self)
 
     # -- what it is made of ----------------------------------------------------------------------
@@ -205,6 +197,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._circuit_breaker = breaker
         self._apply_options(warn=False)
 
+    @property
+    def _chores(self) -> Chores:
+        return self._life.chores
+
     def __repr__(self) -> str:
         state = "running" if self._runs else "stopped"
         return f"<headway.Scheduler {self.mode.value} {state}, {len(self._buckets)} buckets>"
@@ -218,54 +214,14 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     async def start(self) -> None:
         """Makes it take requests: starts the backend, asks the provider for its limits.
 
-        Does nothing where it runs already. Raises what the backend's start raises, and is not
-        running then.
+        Does nothing where it runs already; waits for a start or a stop that is under way. Raises
+        what the backend's start raises, and is not running then.
         """
-        if self._runs:
-            return
-        self._chores.on_this_loop()
-        try:
-            await self._begin()
-        except BaseException:
-            self._chores.stop()
-            raise
+        await self._life.start()
 
     def start_sync(self) -> None:
         """As `start`, from a thread; the provider's methods run on a loop of its own."""
-        if self._runs:
-            return
-        if _in_loop():
-            raise RuntimeError("start_sync() on an event loop would block it: await start()")
-        self._chores.on_own_loop()
-        try:
-            self._chores.wait_for(self._begin())
-        except BaseException:
-            self._chores.stop()
-            raise
-
-    async def _begin(self) -> None:
-        if self.state_manager is not None:
-            await self.state_manager.start()
-        else:
-            await self.backend.start()
-        await self._on_start()
-        if self.provider is not None and self.mode is not SchedulerMode.BASIC:
-            good = await self._questions.refresh(force=False)
-            if not good and not self.config.enable_graceful_degradation:
-                raise ProviderError(
-                    f"discover_limits of provider {self._questions.provider_name()!r} failed at "
-                    "start, and enable_graceful_degradation is off"
-                )
-            self._chores.start(self._questions.keep_refreshing)
-        if self.scheduling_strategy is not None:
-            self._chores.start(Choice(self, self.scheduling_strategy).run)
-        config = self.config
-        if config.start_prometheus_server and self._server is None:
-            self._server = _core.MetricsServer(config.prometheus_host, config.prometheus_port)
-            _logger.info(
-                "metrics at http://%s:%d/metrics", config.prometheus_host, self._server.port
-            )
-        self._run(True)
+        self._life.start_sync()
 
     async def _on_start(self) -> None:
         """For subclasses: called while it starts, before it takes requests."""
@@ -277,77 +233,21 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         """Takes nothing new and lets queued and running work go on for `drain_timeout` seconds.
 
         Then what waits fails and what runs is cancelled; each awaiter gets SchedulerStoppedError. A
-        function that runs in a thread of its caller's own is not stopped, nor waited for. May be
-        called from any loop, and again; it can be started again afterwards.
+        function that runs in a thread of its caller's own is not stopped, nor waited for, nor is a
+        stream that its caller has in hand. May be called from any loop, and again: all wait for the
+        end, and the shortest `drain_timeout` holds. It can be started again afterwards.
         """
-        if not self._claim_stop(drain_timeout):
-            return
-        try:
-            await self._drain.wait(drain_timeout)
-        finally:
-            await self._end()
+        await self._life.stop(drain_timeout)
 
     def stop_sync(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
         """As `stop`, from a thread."""
-        if _in_loop():
-            raise RuntimeError("stop_sync() on an event loop would block it: await stop()")
-        if not self._claim_stop(drain_timeout):
-            return
-        try:
-            self._drain.block(drain_timeout)
-        finally:
-            if not self._chores.loop_runs:
-                asyncio.run(self._end())
-            else:
-                self._chores.wait_for(self._end_on_chores())
-                self._chores.stop()
-
-    def _claim_stop(self, drain_timeout: float) -> bool:
-        if not drain_timeout >= 0:
-            raise ConfigurationError(f"drain_timeout {drain_timeout!r}: must be 0 or more seconds")
-        with self._lock:
-            if not self._runs:
-                return False
-            self._run(False)
-            return True
-
-    async def _end(self) -> None:
-        await self._end_on_chores()
-        self._chores.stop()
-
-    async def _end_on_chores(self) -> None:
-        if self._drain.busy:
-            _logger.warning(
-                "stopped, with %d request(s) that do not end though they were told to",
-                self._suspended(),
-            )
-        for bucket in self._buckets:
-            if bucket.remote is not None:
-                await bucket.remote.close()
-        try:
-            if self.state_manager is not None:
-                await self.state_manager.stop()
-            else:
-                await self.backend.stop()
-        except Exception as error:  # it has stopped; what the backend says of it is for the log
-            self._user_code.note("stop of backend", error)
-        self._close_server()
-        await self._on_stop()
-
-    def _close_server(self) -> None:
-        server = self._server
-        self._server = None
-        if server is not None:
-            server.close()
+        self._life.stop_sync(drain_timeout)
 
     def _after_fork(self) -> None:
         """In the child: stopped, empty, and with nothing of its parent's."""
         self._reset(self.config.max_concurrent_executions)
-        self._close_server()
-        self._lock = threading.Lock()
-        self._drain = Drain(self)
-        self._when_idle(self._drain.tell)
-        self._chores.forget()
+        self._life.close_server()
+        self._life = Life(self)
         self._buckets.forget_all()
         self._words.after_fork()
         self._make_accounts()
@@ -461,7 +361,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if self._chores.loop_is_gone and self.provider is not None:
             # The loop that it was started on has gone; from now on this one does the chores.
             self._chores.on_this_loop()
-            self._chores.start(self._questions.keep_refreshing)
+            self._life.begin_chores()
         return metadata, await self._find.find(metadata)
 
     def _guard(self, bucket: Bucket, call: Any) -> None:

@@ -6,7 +6,6 @@ import contextlib
 from typing import Any, final
 
 from headway._core import Call, Reservation, resources
-from headway.scheduler.answers import look
 from headway.scheduler.buckets import Bucket
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
 
@@ -33,13 +32,25 @@ class _Ends:
         return ended
 
 
+def _is_stream(kind: type) -> bool:
+    """Whether objects of that type come in pieces, as far as one can tell.
+
+    Pages of results can be iterated too, which fetches the next ones; but they are whole answers,
+    that people keep. In the SDKs of OpenAI and Anthropic they are pydantic models.
+    """
+    if hasattr(kind, "__anext__"):
+        return True
+    return hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_private__")
+
+
 def wrap_stream(call: Call, result: Any) -> Any:
     """A stream that settles when it ends; None where `result` is no stream.
 
     An object that can have its iterator replaced is itself given back.
     """
-    replaced = callable(look(result, "get_iterator")) and callable(look(result, "set_iterator"))
-    if not replaced and not hasattr(type(result), "__aiter__"):
+    kind = type(result)
+    replaced = hasattr(kind, "get_iterator") and hasattr(kind, "set_iterator")
+    if not replaced and not _is_stream(kind):
         return None
     inner: Any = result
     if replaced:

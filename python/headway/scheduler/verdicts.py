@@ -39,7 +39,7 @@ class Verdicts:
             if stream is not None:
                 call.result = stream
                 if bucket.guarded:
-                    self._went_well(bucket)
+                    self._went_well(call)
                 return None
         answer = read_answer(result if error is None else error)
         refused = answer.status == REFUSED
@@ -55,14 +55,14 @@ class Verdicts:
         again = is_retried(answer, error, self._retry_on)
         if not again:
             if error is None and (answer.status is None or answer.status < 400):
-                self._went_well(bucket)
-                self._scheduler._questions.read_later(answer)
+                self._went_well(call)
             elif refused:
                 self._cool(bucket, answer, call.attempt)
+            self._scheduler._questions.read_later(answer)
             return None
         if refused:
             self._cool(bucket, answer, call.attempt)
-        elif bucket.breaker.failed(self._scheduler._now() / 1e9, bucket.attempts):
+        elif bucket.breaker.failed(call, self._scheduler._now() / 1e9, bucket.attempts):
             bucket.guarded = True
             _logger.warning(
                 "bucket %r: %d failures within %g s: its calls are refused for as long",
@@ -73,8 +73,9 @@ class Verdicts:
         self._scheduler._events["failed_attempts"] += 1
         return self._again(call, answer)
 
-    def _went_well(self, bucket: Bucket) -> None:
-        if bucket.guarded and bucket.breaker.succeeded():
+    def _went_well(self, call: Any) -> None:
+        bucket: Bucket = call.bucket
+        if bucket.guarded and bucket.breaker.succeeded(call):
             bucket.guarded = bucket.remote is not None
             _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
 

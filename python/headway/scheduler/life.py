@@ -1,0 +1,169 @@
+"""The life of a scheduler: started, stopped, started again; by any task, and by any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, final
+
+from headway import _core
+from headway.errors import ConfigurationError, ProviderError
+from headway.scheduler.choice import Choice
+from headway.scheduler.chores import Chores, running_loop
+from headway.scheduler.config import SchedulerMode
+from headway.scheduler.drain import Drain
+from headway.scheduler.turns import Turn
+
+if TYPE_CHECKING:
+    from headway.scheduler.scheduler import Scheduler
+
+_logger = logging.getLogger("headway.scheduler")
+
+
+@final
+class Life:
+    """Starts and stops one scheduler. One at a time does so; the others wait for it."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.chores = Chores()
+        self._scheduler = scheduler
+        self._drain = Drain(scheduler)
+        self._turn = Turn()
+        self._server: _core.MetricsServer | None = None
+
+    async def start(self) -> None:
+        """See Scheduler.start."""
+        async with self._turn:
+            if self._scheduler._runs:
+                return
+            self.chores.on_this_loop()
+            try:
+                await self._begin()
+            except BaseException:
+                self.chores.stop()
+                raise
+
+    def start_sync(self) -> None:
+        """See Scheduler.start_sync."""
+        if running_loop() is not None:
+            raise RuntimeError("start_sync() on an event loop would block it: await start()")
+        with self._turn:
+            if self._scheduler._runs:
+                return
+            self.chores.on_own_loop()
+            try:
+                self.chores.wait_for(self._begin())
+            except BaseException:
+                self.chores.stop()
+                raise
+
+    async def stop(self, drain_timeout: float) -> None:
+        """See Scheduler.stop."""
+        self._hurry(drain_timeout)
+        async with self._turn:
+            if not self._scheduler._runs:
+                return
+            self._scheduler._run(False)
+            try:
+                await self._drain.wait(drain_timeout)
+            except GeneratorExit:  # nobody steps this any more: it can await nothing
+                self.chores.stop()
+                raise
+            except BaseException:
+                await self._end()
+                raise
+            await self._end()
+
+    def stop_sync(self, drain_timeout: float) -> None:
+        """See Scheduler.stop_sync."""
+        if running_loop() is not None:
+            raise RuntimeError("stop_sync() on an event loop would block it: await stop()")
+        self._hurry(drain_timeout)
+        with self._turn:
+            if not self._scheduler._runs:
+                return
+            self._scheduler._run(False)
+            try:
+                self._drain.block(drain_timeout)
+            finally:
+                if not self.chores.loop_runs:
+                    asyncio.run(self._end())
+                else:
+                    # Where the provider and the backend live.
+                    self.chores.wait_for(self._end_here())
+                    self.chores.stop()
+
+    def begin_chores(self) -> None:
+        """What goes on beside the requests, on the chores' loop."""
+        scheduler = self._scheduler
+        if scheduler.provider is not None and scheduler.mode is not SchedulerMode.BASIC:
+            self.chores.start(scheduler._questions.keep_refreshing)
+        if scheduler.scheduling_strategy is not None:
+            self.chores.start(Choice(scheduler, scheduler.scheduling_strategy).run)
+
+    def _hurry(self, drain_timeout: float) -> None:
+        if not drain_timeout >= 0:
+            raise ConfigurationError(f"drain_timeout {drain_timeout!r}: must be 0 or more seconds")
+        self._drain.hurry(drain_timeout)
+
+    async def _begin(self) -> None:
+        scheduler = self._scheduler
+        await self._backend().start()
+        try:
+            await scheduler._on_start()
+            if scheduler.provider is not None and scheduler.mode is not SchedulerMode.BASIC:
+                good = await scheduler._questions.refresh(force=False)
+                if not good and not scheduler.config.enable_graceful_degradation:
+                    raise ProviderError(
+                        f"discover_limits of provider {scheduler._questions.provider_name()!r} "
+                        "failed at start, and enable_graceful_degradation is off"
+                    )
+            self._serve_metrics()
+        except BaseException:
+            await self._stop_backend()
+            raise
+        self.begin_chores()
+        scheduler._run(True)
+
+    def _serve_metrics(self) -> None:
+        config = self._scheduler.config
+        if not config.start_prometheus_server or self._server is not None:
+            return
+        self._server = _core.MetricsServer(config.prometheus_host, config.prometheus_port)
+        _logger.info("metrics at http://%s:%d/metrics", config.prometheus_host, self._server.port)
+
+    async def _end(self) -> None:
+        try:
+            await self._end_here()
+        finally:
+            self.chores.stop()
+
+    async def _end_here(self) -> None:
+        scheduler = self._scheduler
+        if self._drain.busy:
+            _logger.warning(
+                "stopped, with %d request(s) that do not end though they were told to",
+                scheduler._unfinished(),
+            )
+        for bucket in scheduler._buckets:
+            if bucket.remote is not None:
+                await bucket.remote.close()
+        await self._stop_backend()
+        self.close_server()
+        await scheduler._on_stop()
+
+    def _backend(self) -> Any:
+        manager = self._scheduler.state_manager  # which starts and stops its own
+        return manager if manager is not None else self._scheduler.backend
+
+    async def _stop_backend(self) -> None:
+        try:
+            await self._backend().stop()
+        except Exception as error:  # it has stopped; what the backend says of it is for the log
+            self._scheduler._user_code.note("stop of backend", error)
+
+    def close_server(self) -> None:
+        """Its metrics are served no more."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
