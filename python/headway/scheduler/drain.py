@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from headway.scheduler.chores import until_set
 
 if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
+
+_logger = logging.getLogger("headway.scheduler")
 
 _GRACE = 5.0
 """Seconds for which those are waited for whom it has told to end: user code may ignore it."""
@@ -83,18 +86,25 @@ class Drain:
         forget: forgets the word. Before anybody looks, or what comes in between would be lost.
         """
         self._end = time.monotonic() + patience
-        for last in (False, True):
-            while True:
-                forget()
-                left = self._end - time.monotonic()
-                if not self.busy:
-                    return
-                if left <= 0:
-                    break
-                yield left
-            if not last:
-                self._tell_all()
-                self._end = time.monotonic() + _GRACE
+        yield from self._until(lambda: self._end, forget)
+        self._end = 0.0  # nobody's hurry shortens the grace
+        if not self.busy:
+            return
+        self._tell_all()
+        grace = time.monotonic() + _GRACE
+        yield from self._until(lambda: grace, forget)
+        if unfinished := self._scheduler._unfinished():
+            _logger.warning(
+                "stopped, with %d request(s) that do not end though they were told to", unfinished
+            )
+
+    def _until(self, end: Callable[[], float], forget: Callable[[], object]) -> Iterator[float]:
+        while True:
+            forget()
+            left = end() - time.monotonic()
+            if left <= 0 or not self.busy:
+                return
+            yield left
 
     def _tell_all(self) -> None:
         """What is still here is not to go on."""

@@ -140,11 +140,6 @@ class Life:
 
     async def _end_here(self) -> None:
         scheduler = self._scheduler
-        if self._drain.busy:
-            _logger.warning(
-                "stopped, with %d request(s) that do not end though they were told to",
-                scheduler._unfinished(),
-            )
         for bucket in scheduler._buckets:
             if bucket.remote is not None:
                 await bucket.remote.close()
