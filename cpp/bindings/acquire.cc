@@ -89,7 +89,7 @@ PyObject* OutcomeOf(State* state, Waiter& waiter, absl::Span<const std::int64_t>
                     Nanos timeout) {
   switch (waiter.outcome()) {
     case Outcome::kAdmitted:
-      return MakeReservation(state, waiter.Claim());
+      return MakeReservation(state, waiter.Claim(state->Now()));
     case Outcome::kDeadline:
       return RaiseDeadline(timeout,
                            waiter.at() >= kUntold ? kUntold : waiter.at() - waiter.submitted());

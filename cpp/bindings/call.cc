@@ -582,9 +582,11 @@ int Waited(CallObject* self, PyObject** result) {
   waiter->cookie = nullptr;
   auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
   const Nanos at = waiter->at();
+  Nanos now = at;
   switch (waiter->outcome()) {
     case Outcome::kAdmitted:
-      self->reservation = waiter->Claim().release();
+      now = bucket->state().Now();
+      self->reservation = waiter->Claim(now).release();
       break;
     case Outcome::kDeadline:
       self->outcome = RequestOutcome::kDeadline;
@@ -606,7 +608,7 @@ int Waited(CallObject* self, PyObject** result) {
   waiter->Unref();
   if (self->reservation == nullptr) return Fail(self);
   self->outcome = RequestOutcome::kFailed;
-  if (bucket->counts != nullptr) bucket->counts->Late(bucket->state().Now() - at);
+  if (bucket->counts != nullptr) bucket->counts->Late(now - at);
   return Launch(self, at, result);
 }
 

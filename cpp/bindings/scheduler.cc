@@ -386,7 +386,7 @@ PyObject* Admit(PyObject* object, PyObject* args) {
     state.scheduler().Cancel(waiter, state.Now());
   } else if (waiter->outcome() == Outcome::kAdmitted) {
     // Whoever stopped it just then has given it back already.
-    std::unique_ptr<Reservation> claimed = waiter->Claim();
+    std::unique_ptr<Reservation> claimed = waiter->Claim(state.Now());
     result =
         claimed == nullptr ? RaiseStopped() : MakeReservation(&state, std::move(claimed), path);
   } else if (waiter->outcome() == Outcome::kDeadline) {

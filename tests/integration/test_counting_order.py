@@ -25,7 +25,6 @@ def most_in_a_window(starts: list[float], period: float) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="what begins late on another loop counts from its admission", strict=True)
 def test_a_loop_that_is_blocked_as_it_is_admitted_counts_from_when_it_goes_on() -> None:
     scheduler = make(limits=[f"{LIMIT} requests/s window"])
     scheduler.start_sync()

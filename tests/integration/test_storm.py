@@ -67,11 +67,12 @@ class Request:
 
     async def __call__(self) -> int:
         log = self.log
+        began = time.monotonic_ns()  # before it waits for the lock, which is not ours
         with log.lock:
             log.calls[self.number] += 1
             log.running += 1
             log.most = max(log.most, log.running)
-            log.starts[self.bucket].append((time.monotonic_ns(), self.tokens))
+            log.starts[self.bucket].append((began, self.tokens))
             if log.calls[self.number] == 1:
                 log.order[self.key].append(self.number)
         try:

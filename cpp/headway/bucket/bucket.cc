@@ -181,11 +181,13 @@ void Bucket::GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool untimed)
 }
 
 bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged,
-                     bool answered, bool untimed, absl::Span<Taken> taken) {
+                     bool answered, bool untimed, bool begins, absl::Span<Taken> taken) {
   for (std::size_t i = 0; i < taken.size(); ++i) {
     const int k = static_cast<int>(i);
     const bool counts_now = meter(k).has_cells() ? untimed : answered;
-    if (meter(k).Take(now, amount(k, amounts), privileged, counts_now, taken[i])) continue;
+    if (meter(k).Take(now, amount(k, amounts), privileged, counts_now, taken[i],
+                      begins || counts_now))
+      continue;
     GiveBackAll(now, taken.first(i), untimed);
     return false;
   }
@@ -200,11 +202,20 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
   absl::InlinedVector<Taken, 4> taken(static_cast<std::size_t>(size_));
   for (;;) {
     const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/false, /*answered=*/true);
-    const bool took =
-        denial.ready_at <= now && TakeAll(now, amounts, false, true, true, absl::MakeSpan(taken));
+    const bool took = denial.ready_at <= now &&
+                      TakeAll(now, amounts, false, true, true, true, absl::MakeSpan(taken));
     SignalIfOwed();
     if (took || denial.ready_at > now) return took;
   }
+}
+
+void Bucket::BeginLate(Nanos now, Reservation& out) {
+  for (int i = 0; i < size_; ++i)
+    if (!out.untimed_ || !meter(i).has_cells())
+      meter(i).Begin(now, out.taken_[static_cast<std::size_t>(i)]);
+  out.began_at_ = now;
+  if (!out.untimed_ && calls_ != nullptr) BeginCall(now, out);
+  SignalIfOwed();
 }
 
 void Bucket::BeginCall(Nanos now, Reservation& out) {
@@ -220,6 +231,8 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
   out.taken_.resize(static_cast<std::size_t>(size_));
   const auto taken = absl::MakeSpan(out.taken_);
   const bool untimed = answered || (calls_ != nullptr && !timed_.load(std::memory_order_relaxed));
+  // Whoever waits begins when he goes on.
+  const bool begins = !privileged || answered;
   // With one limit and nothing else to ask, taking is looking.
   looked |= size_ == 1 && calls_ == nullptr && cool_.load() == 0;
   for (;;) {
@@ -232,8 +245,8 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
         return denial;
       }
     }
-    const bool took = TakeAll(now, amounts, privileged, answered, untimed, taken);
-    if (took) Begin(now, out, untimed);
+    const bool took = TakeAll(now, amounts, privileged, answered, untimed, begins, taken);
+    if (took) Begin(now, out, untimed, begins);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.

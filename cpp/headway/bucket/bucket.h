@@ -79,7 +79,8 @@ class Bucket {
   bool TryTake(Nanos now, absl::Span<const std::int64_t> amounts);
 
   // Takes the amounts into `out` (fresh), or says why not. `privileged` is for the scheduler alone:
-  // it may pass those who wait. `answered`: nobody but the caller counts it, and he does so now.
+  // it may pass those who wait, and admits for one of them, who has Reservation::Begin called when
+  // he goes on. `answered`: nobody but the caller counts it, and he does so now.
   // `looked`: Look has just said that it fits.
   std::optional<Denial> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                    bool privileged, Reservation& out, bool answered = false,
@@ -171,19 +172,22 @@ class Bucket {
   const Slot* meters() const { return reinterpret_cast<const Slot*>(this + 1); }
 
   bool TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
-               bool untimed, absl::Span<Taken> taken);
+               bool untimed, bool begins, absl::Span<Taken> taken);
   Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
               absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
   Nanos Cooled(Nanos now, bool privileged);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   void BeginCall(Nanos now, Reservation& out);
-  void Begin(Nanos now, Reservation& out, bool untimed = false) {
+  void BeginLate(Nanos now, Reservation& out);
+  void Begin(Nanos now, Reservation& out, bool untimed = false, bool begins = true) {
     out.bucket_ = this;
-    out.admitted_at_ = now;
+    out.began_at_ = now;
+    out.begun_ = begins;
     if (untimed) {
       out.untimed_ = true;
     } else if (calls_ != nullptr) {
-      BeginCall(now, out);
+      calls_->Admit();
+      if (begins) BeginCall(now, out);
     }
   }
   void Signal() {

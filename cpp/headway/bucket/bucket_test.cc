@@ -276,6 +276,73 @@ TEST(Bucket, TheLastCallOfAFirstBurstWaitsUntilTheOthersAreBack) {
   EXPECT_FALSE(Reserve(bucket, kNow + kSecond, {1}, calls[2]));
 }
 
+// Admitted first, and for somebody who goes on only long after a later call was answered.
+TEST(Bucket, WhatWasAdmittedForAWaiterLeavesAWindowAfterHeHasGoneOn) {
+  for (const Shape shape : {Shape::kWindow, Shape::kFixed}) {
+    Counted bucket(Make(shape, 4));
+    // How long a call takes is known.
+    Reservation alone;
+    ASSERT_FALSE(Reserve(bucket, kNow - 40 * kSecond, {1}, alone));
+    EXPECT_TRUE(alone.Settle(kNow - 39 * kSecond, {}));
+    Reservation late;
+    ASSERT_FALSE(bucket->TryReserve(kNow, Amounts{1}, /*privileged=*/true, late));
+    Reservation others[3];
+    for (int i = 0; i < 3; ++i) {
+      const Nanos at = kNow + (i + 1) * kSecond;  // each in a cell of its own
+      ASSERT_FALSE(Reserve(bucket, at, {1}, others[i]));
+      EXPECT_TRUE(others[i].Settle(at + kSecond, {}));
+    }
+    EXPECT_EQ(bucket->Used(0, kNow + 15 * kSecond), 1);
+    EXPECT_EQ(bucket->ReadyAt(0, kNow + 15 * kSecond, 4), kUntold) << "he has not gone on";
+    late.Begin(kNow + 15 * kSecond);
+    EXPECT_EQ(late.began_at(), kNow + 15 * kSecond);
+    EXPECT_EQ(bucket->Used(0, kNow + 24 * kSecond), 1);
+    EXPECT_TRUE(late.Settle(kNow + 16 * kSecond, {}));
+    EXPECT_EQ(bucket->Used(0, kNow + 18 * kSecond), 1);
+    EXPECT_EQ(bucket->Used(0, kNow + 27 * kSecond), 0);
+  }
+}
+
+TEST(Bucket, WhatWasAdmittedForAWaiterWhoNeverGoesOnIsGivenBack) {
+  for (const Shape shape : {Shape::kBucket, Shape::kWindow, Shape::kFixed, Shape::kConcurrency}) {
+    Counted bucket(Make(shape, 1));
+    Reservation first;
+    Reservation next;
+    ASSERT_FALSE(bucket->TryReserve(kNow, Amounts{1}, /*privileged=*/true, first));
+    bucket->SetWaiters(0);
+    const int before = bucket.signals;
+    EXPECT_TRUE(first.Cancel(kNow));
+    EXPECT_GT(bucket.signals, before);
+    EXPECT_EQ(bucket->Used(0, kNow), 0);
+    bucket->ClearWaiters();
+    EXPECT_FALSE(Reserve(bucket, kNow, {1}, next));
+  }
+}
+
+TEST(Bucket, AWaiterWhoGoesOnLateStartsTheRefillThen) {
+  Counted bucket(Make(Shape::kBucket, 100));
+  std::vector<std::unique_ptr<Reservation>> held;
+  for (int i = 0; i < 100; ++i) {
+    held.push_back(std::make_unique<Reservation>());
+    ASSERT_FALSE(bucket->TryReserve(kNow, Amounts{1}, /*privileged=*/true, *held.back()));
+  }
+  const Nanos ready = bucket->ReadyAt(0, kNow, 1);
+  for (auto& r : held) r->Begin(kNow + 10 * kMillisecond);
+  EXPECT_EQ(bucket->ReadyAt(0, kNow, 1), ready) << "as late as that is allowed for";
+}
+
+TEST(Bucket, AWaiterWhoGoesOnLaterThanTheGuardMovesTheRefillOnce) {
+  Counted bucket(Make(Shape::kBucket, 100));
+  std::vector<std::unique_ptr<Reservation>> held;
+  for (int i = 0; i < 50; ++i) {
+    held.push_back(std::make_unique<Reservation>());
+    ASSERT_FALSE(bucket->TryReserve(kNow, Amounts{1}, /*privileged=*/true, *held.back()));
+  }
+  // The guard is 619 ms.
+  for (auto& r : held) r->Begin(kNow + kSecond);
+  EXPECT_EQ(bucket->Used(0, kNow), 54) << "moved by 361 ms";
+}
+
 TEST(Bucket, ALimitThatIsLearntLaterFindsWhatWasUsed) {
   Counted bucket({Make(Shape::kWindow, Limit::kMaxAmount)}, {0});
   // Nobody is held back, nobody is asked when it was answered.
@@ -311,7 +378,7 @@ TEST(Reservation, GoesFromHeldToSentToAnsweredToEndedOnce) {
   EXPECT_FALSE(r.Sent(kNow, 0) || r.Answered(kNow, false) || r.Settle(kNow, {}) || r.Cancel(kNow));
   ASSERT_FALSE(Reserve(bucket, kNow, {5}, r));
   EXPECT_TRUE(r.held());
-  EXPECT_EQ(r.admitted_at(), kNow);
+  EXPECT_EQ(r.began_at(), kNow);
   EXPECT_TRUE(r.Sent(kNow + 1, 0));
   EXPECT_FALSE(r.Sent(kNow + 2, 0));
   EXPECT_EQ(r.sent_at(), kNow + 1);

@@ -21,7 +21,7 @@ namespace headway {
 //   first answer). The times of a burst contain connecting and the client's own queueing;
 //   subtracting them would free slots too early, and refuse a whole burst. From the margin goes how
 //   much the calls' own times differ, as seen from calls overtaking each other, and 20 ms at least.
-//   A quiet call is moreover counted soon after its admission, whatever time its answer takes: the
+//   A quiet call is moreover counted soon after it has begun, whatever time its answer takes: the
 //   client has little else to do, so what is left is the network (Meter::Answered says how soon).
 //   So is one among up to 64, with 4 ms more for each beyond 16: two to eight times what HTTP
 //   clients in Python use a call. That holds before its own answer, too, once a later call has been
@@ -37,8 +37,8 @@ class Calls {
   // lately.
   static constexpr Nanos kLeastNetworkDelay = 20 * kMillisecond;
 
-  // A call among the bucket's: its number, and how many at the most were admitted within kCrowdSpan
-  // before it; kMostOthers before the first answer.
+  // A call among the bucket's: its number, and how many at the most began within kCrowdSpan before
+  // it; kMostOthers before the first answer.
   struct Call {
     std::uint64_t number = 0;
     int others = 0;
@@ -51,10 +51,13 @@ class Calls {
     return Nanos{std::max(0, crowd - kFewOthers)} * 4 * kMillisecond;
   }
 
-  // A call admitted at `now`.
+  // A call was admitted, and will begin: at once, or when whoever waited for it goes on.
+  void Admit() { in_flight_.fetch_add(1); }
+
+  // An admitted call begins at `now`.
   Call Begin(Nanos now) {
-    const bool alone = in_flight_.fetch_add(1) == 0;
-    const std::uint64_t number = admitted_.fetch_add(1) + 1;
+    const bool alone = in_flight_.load() == 1;
+    const std::uint64_t number = begun_.fetch_add(1) + 1;
     int others = kMostOthers;
     if (answered_.load()) {
       others = alone ? 0 : Others([&](std::uint64_t n) {
@@ -72,12 +75,12 @@ class Calls {
     return in_flight_.fetch_sub(1) == 1;
   }
 
-  // How many others, at the most, were admitted within kCrowdSpan before and after it.
+  // How many others, at the most, began within kCrowdSpan before and after it.
   int Crowd(const Call& call) {
-    const std::uint64_t admitted = admitted_.load();
-    if (admitted - call.number >= kRemembered - kMostOthers) return kMostOthers;  // forgotten
+    const std::uint64_t begun = begun_.load();
+    if (begun - call.number >= kRemembered - kMostOthers) return kMostOthers;  // forgotten
     return call.others + Others([&](std::uint64_t n) {
-             return admitted >= call.number + n &&
+             return begun >= call.number + n &&
                     Time(call.number + n).load() - Time(call.number).load() < kCrowdSpan;
            });
   }
@@ -86,7 +89,7 @@ class Calls {
   bool Learn(const Call& call, bool quiet, Nanos now, Nanos latency) {
     const Nanos before = Margin();
     const bool knew = Knows();
-    // Calls are sent in the order of their admission, so one that is answered after a later one
+    // Calls are sent in the order in which they begin, so one that is answered after a later one
     // took longer than that one did, by at least the time between the two answers.
     std::uint64_t latest = latest_answered_.load();
     if (call.number > latest) {
@@ -124,7 +127,7 @@ class Calls {
   std::int64_t in_flight() const { return in_flight_.load(); }
 
  private:
-  // When so many of the latest calls were admitted is remembered.
+  // When so many of the latest calls began is remembered.
   static constexpr std::uint64_t kRemembered = 256;
 
   std::atomic<Nanos>& Time(std::uint64_t number) { return times_[number % kRemembered]; }
@@ -146,7 +149,7 @@ class Calls {
   }
 
   std::atomic<std::int64_t> in_flight_{0};
-  std::atomic<std::uint64_t> admitted_{0};
+  std::atomic<std::uint64_t> begun_{0};
   std::atomic<std::uint64_t> latest_answered_{0};
   std::atomic<Nanos> latest_answered_at_{0};
   std::atomic<Nanos> variation_{0};

@@ -12,6 +12,12 @@ Calls* Reservation::calls() const {
   return bucket_ == nullptr || untimed_ ? nullptr : bucket_->calls_.get();
 }
 
+void Reservation::Begin(Nanos now) {
+  if (begun_) return;
+  begun_ = true;
+  bucket_->BeginLate(now, *this);
+}
+
 bool Reservation::Sent(Nanos now, Nanos network_delay) {
   if (bucket_ == nullptr) return false;
   Calls* calls = this->calls();
@@ -73,7 +79,7 @@ void Reservation::TellAnswered(std::uint8_t how) {
   const Nanos answered_at = answered_at_.load();
   const Nanos counted_by = counted_by_.load();
   const bool pinned = counted_by == kNever;
-  const Nanos began = sent_at_.load() == kNever ? admitted_at_ : sent_at_.load();
+  const Nanos began = sent_at_.load() == kNever ? began_at_ : sent_at_.load();
   const int crowd = calls.Crowd(call_);
   const Nanos waited = Calls::Waited(crowd);
   const bool trusted = !calls.transport() && !calls.refused();

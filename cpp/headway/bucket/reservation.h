@@ -19,6 +19,7 @@ class Bucket;
 
 // held → sent → answered → ended, exactly once.
 //
+// - What the scheduler admitted for somebody who waits is held for him until he takes it (`Begin`).
 // - `Cancel` is possible only before `Sent`, and gives everything back.
 // - `Sent` and `Answered` tell when the server can have counted the request; they free a slot of a
 //   `window` or `fixed` limit at the right instant. A call that nobody can look into skips `Sent`.
@@ -57,6 +58,11 @@ class Reservation {
   // Ends it as if it had never been. Only before `Sent`.
   bool Cancel(Nanos now);
 
+  // It was admitted for somebody who waited, and he goes on at `now`: his call begins, after all
+  // calls that have begun by then, whenever they were admitted. Else it has begun already. By its
+  // owner, once, before anybody else sees it.
+  void Begin(Nanos now);
+
   // What was entered and reserved together with it ends with it. Once, before anybody else sees it.
   void Attach(Bucket* gate, std::unique_ptr<Reservation> of_account) {
     gate_ = gate;
@@ -73,7 +79,7 @@ class Reservation {
   bool answered() const { return (state_.load() & kAnswered) != 0; }
   bool ended() const { return (state_.load() & kEnded) != 0; }
   Bucket* bucket() const { return bucket_; }
-  Nanos admitted_at() const { return admitted_at_; }
+  Nanos began_at() const { return began_at_; }
   Nanos sent_at() const { return sent_at_.load(); }  // kNever: not told
 
  private:
@@ -94,7 +100,7 @@ class Reservation {
   void TellAnswered(std::uint8_t how);
 
   Bucket* bucket_ = nullptr;
-  Nanos admitted_at_ = 0;
+  Nanos began_at_ = 0;  // as far as is known without `Sent`
   std::atomic<Nanos> sent_at_{kNever};
   Calls::Call call_;
   std::atomic<std::uint8_t> state_{0};
@@ -104,6 +110,7 @@ class Reservation {
   absl::InlinedVector<Taken, 2> taken_;  // by meter
   Bucket* gate_ = nullptr;
   bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
+  bool begun_ = true;
   std::unique_ptr<Reservation> of_account_;
 };
 

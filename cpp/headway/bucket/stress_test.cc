@@ -171,6 +171,13 @@ TEST(Stress, WhateverHappensToReservationsAllOfItComesBack) {
           bucket->SetWaiters(
               static_cast<int>(random.From(0, static_cast<std::int64_t>(limits.size()) - 1)));
         if (random.OneIn(20)) bucket->ClearWaiters();
+        // One of those who waited may find, when he goes on, that it was given back.
+        if (random.OneIn(20)) {
+          if (limits[0].shape == Shape::kConcurrency) at_once.fetch_sub(1);
+          EXPECT_TRUE(r->Cancel(clock.load()));
+          continue;
+        }
+        r->Begin(clock.load());
         if (random.OneIn(3)) r->Sent(now, random.OneIn(2) ? random.From(0, kMillisecond) : -1);
         if (random.OneIn(3)) r->Answered(clock.load(), random.OneIn(10));
         // Counted out before it ends: the count errs downwards, never upwards.

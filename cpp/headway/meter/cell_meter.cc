@@ -49,7 +49,7 @@ Nanos CellMeter::CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, 
     const Nanos calm = cell.calm_until.load();
     own = calm != 0 && later_first < kUntold ? std::max(own, calm) : kUntold;
   }
-  // Never before it was admitted, however fast this call was compared with the fastest.
+  // Never before it began, however fast this call was compared with the fastest.
   return std::max(cell.newest.load(), std::min(own, later_first));
 }
 
@@ -162,7 +162,7 @@ void CellMeter::Owe(Meter& m) {
   if (Word{m.word_.load()}.waiters()) m.cells().owes_signal.store(true);
 }
 
-// Whether a member admitted at `now` belongs into the next cell rather than in this one.
+// Whether a member that begins at `now` belongs into the next cell rather than in this one.
 bool CellMeter::WantsClose(Shape shape, const Parameters& p, Nanos now, const Cell& cell,
                            std::uint64_t state) {
   const Nanos begin = cell.begin.load();
@@ -233,7 +233,7 @@ void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amo
 }
 
 bool CellMeter::Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
-                     Taken& taken) {
+                     bool begins, Taken& taken) {
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   for (;;) {
     const Word word{bits};
@@ -250,9 +250,20 @@ bool CellMeter::Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters
     if (!m.word_.compare_exchange_weak(bits, word.with_value(word.value() + amount).bits)) continue;
     HEADWAY_PAUSE();
     // The scheduler itself needs no signal: it looks again after it has admitted.
-    Enter(m, p, now, amount, answered, /*tell=*/!pass_waiters, taken);
+    if (begins) {
+      Enter(m, p, now, amount, answered, /*tell=*/!pass_waiters, taken);
+    } else {
+      taken.amount = amount;
+      taken.cell = Cells::kNone;
+    }
     return true;
   }
+}
+
+// Whoever looked before could not tell when it leaves, and nor can whoever looks now: its answer
+// tells, or one in a later cell.
+void CellMeter::Begin(Meter& m, Nanos now, Taken& taken) {
+  Enter(m, m.parameters(), now, taken.amount, /*answered=*/false, /*tell=*/false, taken);
 }
 
 Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
@@ -330,6 +341,11 @@ Cell* CellMeter::EnterAgain(Meter& m, const Taken& taken) {
 }
 
 bool CellMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel) {
+  if (taken.cell == Cells::kNone) {
+    Release(m, amount);
+    HEADWAY_PAUSE();
+    return Word{m.word_.load()}.waiters();
+  }
   Cell* const entered = EnterAgain(m, taken);
   if (entered == nullptr) return Word{m.word_.load()}.waiters();
   Cell& cell = *entered;

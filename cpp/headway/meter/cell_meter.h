@@ -12,7 +12,7 @@
 
 namespace headway {
 
-// A run of consecutive admissions that leave together.
+// A run of calls that began one after another, and leave together.
 //
 // `state` packs, from the top: generation (12 bits, moved when the cell is emptied; `lap` has more
 // of them, for whoever holds a reservation through 4096 generations), closed (1), emptying (1),
@@ -49,8 +49,8 @@ struct Cell {
 
   std::atomic<std::uint64_t> state{0};
   std::atomic<std::int64_t> sum{0};         // units taken by members, less what they gave back
-  std::atomic<Nanos> begin{kNever};         // when the first member was admitted
-  std::atomic<Nanos> newest{0};             // when the latest member was admitted
+  std::atomic<Nanos> begin{kNever};         // when the first member began
+  std::atomic<Nanos> newest{0};             // when the latest member began
   std::atomic<Nanos> last{0};               // the latest counting instant of the answered members
   std::atomic<Nanos> pending_until{0};      // the same for those sent and not yet answered
   std::atomic<Nanos> opaque_last{0};        // the latest answer to an opaque call; its counting
@@ -65,12 +65,16 @@ struct Cell {
   bool fresh() const { return state.load() % kGeneration == 0 && sum.load() == 0; }
 };
 
-// The cells of one meter, a ring in order of admission. 64 is more than the 2 * kSplit + 2 that are
-// alive while answers come within one period; when stragglers hold the whole ring, the open cell
-// simply takes more members and leaves later, which errs on the safe side.
+// The cells of one meter, a ring in the order in which their members began. What was admitted for
+// whoever waits is in none before he goes on: it is in the word alone, and cannot leave. 64 is more
+// than the 2 * kSplit + 2 that are alive while answers come within one period; when stragglers hold
+// the whole ring, the open cell simply takes more members and leaves later, which errs on the safe
+// side.
 class Cells {
  public:
   static constexpr std::uint32_t kRing = 64;
+  // As Taken::cell: it is in none yet.
+  static constexpr std::uint32_t kNone = kRing;
   // A cell closes when it spans 1/16 of the period or holds 1/16 of the limit. Cells that begin
   // with their first member, unlike cells on a grid, then use 99 % and more of the limit.
   static constexpr std::int64_t kSplit = 16;
@@ -101,7 +105,8 @@ class Cells {
 class CellMeter {
  public:
   static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
-                   Taken& taken);
+                   bool begins, Taken& taken);
+  static void Begin(Meter& m, Nanos now, Taken& taken);
   static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);

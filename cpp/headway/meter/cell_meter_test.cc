@@ -1,6 +1,7 @@
 // headway/meter/cell_meter_test.cc: `window` and `fixed` admit what a server's own list would.
 #include "headway/meter/cell_meter.h"
 
+#include <map>
 #include <queue>
 #include <vector>
 
@@ -292,6 +293,39 @@ void ServeCalls(Random& random, Shape shape, How how) {
   std::priority_queue<Call, std::vector<Call>, std::greater<>> out;
   Nanos now = random.From(0, kDay);
   Nanos last_counted = now;
+  const auto begin = [&](Call call) {
+    call.bounded = how == How::kTransport || (how == How::kMixed && random.OneIn(2));
+    call.refused = !in_order && random.OneIn(20);
+    call.began = now;
+    if (calm) meter.Begun(call.taken, now, 0);
+    call.counted = now + random.From(0, network);
+    if (in_order) call.counted = last_counted = std::max(call.counted, last_counted);
+    call.answered = call.counted + work + random.From(0, random.OneIn(3) ? 90 * kSecond : kSecond);
+    // Where the network's delay is known, a refusal is counted within it like everything else.
+    if (call.refused && !call.bounded) call.counted = call.answered;
+    if (call.bounded) {
+      call.counted_by = now + network;
+      EXPECT_FALSE(meter.Sent(call.taken, call.counted_by));
+    }
+    out.push(call);
+    // The worst that may be: what the server refused, it counted nevertheless.
+    window.Add(call.counted, call.taken.amount);
+    fixed.Add(call.counted, call.taken.amount);
+  };
+  // Admitted for those who go on only later, and when they do.
+  std::multimap<Nanos, Taken> late;
+  const auto go_on = [&] {
+    now = std::max(now, late.begin()->first);
+    Call call;
+    call.taken = late.begin()->second;
+    late.erase(late.begin());
+    if (random.OneIn(10)) {
+      EXPECT_FALSE(Cancel(meter, now, call.taken));
+      return;
+    }
+    meter.Begin(now, call.taken);
+    begin(call);
+  };
   int served = 0;
   while (served < 200) {
     const std::int64_t cost = random.OneIn(6)
@@ -302,6 +336,10 @@ void ServeCalls(Random& random, Shape shape, How how) {
       const Nanos ready = meter.ReadyAt(now, cost);
       if (ready <= now) break;
       const Nanos next = out.empty() ? kNever : out.top().answered;
+      if (!late.empty() && late.begin()->first <= std::min(next, ready)) {
+        go_on();
+        continue;
+      }
       if (next <= ready) {
         ASSERT_LT(next, kUntold) << "waits for an answer, and none is out";
         const Call call = out.top();
@@ -327,27 +365,18 @@ void ServeCalls(Random& random, Shape shape, How how) {
       now = ready;
     }
     Call call;
-    ASSERT_TRUE(meter.Take(now, cost, false, false, call.taken));
-    call.bounded = how == How::kTransport || (how == How::kMixed && random.OneIn(2));
-    call.refused = !in_order && random.OneIn(20);
-    call.began = now;
-    if (calm) meter.Begun(call.taken, now, 0);
-    call.counted = now + random.From(0, network);
-    if (in_order) call.counted = last_counted = std::max(call.counted, last_counted);
-    call.answered = call.counted + work + random.From(0, random.OneIn(3) ? 90 * kSecond : kSecond);
-    // Where the network's delay is known, a refusal is counted within it like everything else.
-    if (call.refused && !call.bounded) call.counted = call.answered;
-    if (call.bounded) {
-      call.counted_by = now + network;
-      EXPECT_FALSE(meter.Sent(call.taken, call.counted_by));
+    const bool waits = random.OneIn(4);
+    ASSERT_TRUE(meter.Take(now, cost, false, false, call.taken, !waits));
+    if (waits) {
+      late.emplace(now + random.From(0, random.OneIn(3) ? 3 * limit.period : kSecond), call.taken);
+    } else {
+      begin(call);
     }
-    out.push(call);
-    // The worst that may be: what the server refused, it counted nevertheless.
-    window.Add(call.counted, cost);
-    fixed.Add(call.counted, cost);
     ++served;
     if (random.OneIn(3)) now += random.From(0, limit.period / 8);
+    while (!late.empty() && late.begin()->first <= now) go_on();
   }
+  while (!late.empty()) go_on();
   ASSERT_LE(shape == Shape::kFixed ? fixed.Most() : window.Most(), limit.amount) << limit.Format();
   for (; !out.empty(); out.pop()) {
     const Call& call = out.top();

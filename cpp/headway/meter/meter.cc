@@ -61,7 +61,8 @@ Nanos Meter::Estimate(Nanos now, std::int64_t ahead, std::int64_t amount) {
   }
 }
 
-bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken) {
+bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken,
+                 bool begins) {
   taken.amount = 0;
   if (amount == 0) return true;
   switch (shape_) {
@@ -71,8 +72,14 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
     case Shape::kCredit:
       return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
     default:
-      return CellMeter::Take(*this, now, amount, pass_waiters, answered, taken);
+      return CellMeter::Take(*this, now, amount, pass_waiters, answered, begins, taken);
   }
+}
+
+void Meter::Begin(Nanos now, Taken& taken) {
+  if (taken.amount == 0) return;
+  if (has_cells()) return CellMeter::Begin(*this, now, taken);
+  if (shape_ == Shape::kBucket) BucketMeter::Sent(*this, taken, now - kSoon);
 }
 
 Nanos Meter::ReserveAt(Nanos now, std::int64_t amount, Taken& taken) {

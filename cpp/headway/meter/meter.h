@@ -18,10 +18,14 @@ class Cells;
 // client, before they are sent.
 inline constexpr Nanos kCrowdSpan = 50 * kMillisecond;
 
+// So long may pass between an admission and the call that was waiting for it before a `bucket`
+// takes note.
+inline constexpr Nanos kSoon = 20 * kMillisecond;
+
 // What an answer tells about the instant at which the server counted the request.
 enum class Answer : std::uint8_t {
   kBounded,  // it was sent at a known instant over a network of known delay (Meter::Sent)
-  kOpaque,   // nothing was known before; calls start in the order of their admission
+  kOpaque,   // nothing was known before; calls are sent in the order in which they begin
   kQuiet,    // as kOpaque, and started while the client had nothing else to do
   kRefused,  // the server refused it, at the instant of the answer
 };
@@ -39,7 +43,8 @@ struct Taken {
   Nanos increment;          // bucket: the time that was added to the word
   Nanos after;              // bucket: the word's instant after this take
   Nanos period;             // bucket: the limit's period then
-  std::uint32_t cell;  // window, fixed: which cell, and its generation; bucket: Meter::shifted_
+  std::uint32_t cell;       // window, fixed: which cell, Cells::kNone before it has begun; bucket:
+                            // Meter::shifted_
   // bucket: for how long it had been full, 4 s at most; window, fixed: the cell's generation
   std::uint32_t full_for_or_lap;
   std::uint16_t cell_generation;  // its low bits
@@ -72,14 +77,22 @@ class Meter {
   Parameters parameters() const;
 
   // When `amount` would fit if nothing else happened: `now` or earlier means that it fits now;
-  // kUntold, that it depends on an answer still out; kNever, that it is more than the limit admits
-  // at once. `answered` as in Take. May free cells whose time has come.
+  // kUntold, that it depends on an answer still out, or on somebody admitted who has not begun;
+  // kNever, that it is more than the limit admits at once. `answered` as in Take. May free cells
+  // whose time has come.
   Nanos ReadyAt(Nanos now, std::int64_t amount, bool answered = false);
 
   // Takes `amount` if it fits at `now`. With `pass_waiters` false, also refuses when somebody
   // waits. `answered` says that no answer is to come: it is then counted at `now`, which a `bucket`
   // needs no guard for.
-  bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken);
+  // `begins` false: it is for somebody who waits, and begins when he goes on (Begin); until then it
+  // is in use, whatever others are answered.
+  bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken,
+            bool begins = true);
+  // What was taken so begins at `now`. By whoever owns `taken`, once, before he says more of it. A
+  // `bucket` that had counted with less than so late a beginning admits less until that is made
+  // up for.
+  void Begin(Nanos now, Taken& taken);
 
   // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken
   // and reserved before, and returns that instant (`now` or later), or kNever and takes nothing.

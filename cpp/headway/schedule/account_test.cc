@@ -89,7 +89,7 @@ class Exchange {
       for (Waiter* w : Drain()) {
         if (w->outcome() != Outcome::kAdmitted) continue;
         out.push_back(w);
-        running[w] = w->Claim();
+        running[w] = w->Claim(now);
       }
     }
     return out;

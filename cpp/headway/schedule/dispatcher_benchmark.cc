@@ -49,7 +49,7 @@ void Admissions(std::vector<double>& late) {
     for (Waiter* waiter = mailbox->Drain(); waiter != nullptr;) {
       late.push_back(LateMicros(start + ++done * kStep));
       Waiter* next = waiter->next_in_mailbox;
-      waiter->Claim()->Expire(0);
+      waiter->Claim(start)->Expire(0);
       waiter->Unref();
       waiter = next;
     }

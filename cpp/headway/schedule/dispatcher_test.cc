@@ -70,7 +70,7 @@ void Live(Bucket* bucket, WakeFd::Kind kind, std::uint64_t seed, std::atomic<int
       ++out[w];
       ++seen;
       ASSERT_NE(w->outcome(), Outcome::kWaiting);
-      if (std::unique_ptr<Reservation> r = w->Claim()) {
+      if (std::unique_ptr<Reservation> r = w->Claim(MonotonicNow())) {
         ASSERT_EQ(w->outcome(), Outcome::kAdmitted);
         ++admitted;
         held.push_back(std::move(r));
@@ -179,7 +179,7 @@ TEST(Dispatcher, NobodyIsAdmittedBeforeItsInstant) {
       EXPECT_EQ(w, mine[at.size()]);
       EXPECT_LE(w->at(), MonotonicNow());
       at.push_back(w->at());
-      if (const auto r = w->Claim()) r->Settle(w->at(), {});
+      if (const auto r = w->Claim(MonotonicNow())) r->Settle(w->at(), {});
       w->Unref();
       w = next;
     }
@@ -206,7 +206,7 @@ TEST(Dispatcher, ASubmissionWhileItGoesToSleepIsServed) {
       ASSERT_LT(MonotonicNow(), end) << "submission " << i << " is not served";
       std::this_thread::yield();
     }
-    if (const auto r = w->Claim()) r->Expire(MonotonicNow());
+    if (const auto r = w->Claim(MonotonicNow())) r->Expire(MonotonicNow());
     w->Unref();
     LetGo(*mailbox);
     for (const Nanos until = MonotonicNow() + random.From(0, 3'000); MonotonicNow() < until;) {

@@ -149,6 +149,34 @@ TEST(Handshake, TheDriverIsWokenByAnAnswer) {
   }
 }
 
+// The unit that somebody waits for was admitted for another, who goes on only now.
+TEST(Handshake, TheDriverIsWokenByWhoeverGoesOnLate) {
+  for (const bool stays : {false, true})
+    for (const Shape shape : {Shape::kWindow, Shape::kFixed})
+      Explore(std::string(stays ? "goes on, is answered, " : "goes on, cancels, ") +
+                  std::string(ShapeName(shape)),
+              4, [&] {
+                auto n = std::make_shared<Night>(Make(shape, 1));
+                if (n->bucket->TryReserve(kNow, Amounts{1}, /*privileged=*/true, n->held))
+                  std::abort();
+                n->Submit(0);
+                return Interleaving{{[n] { n->DriveUntilAsleep(); },
+                                     [n, stays] {
+                                       n->held.Begin(kNow);
+                                       if (stays) {
+                                         n->held.Answered(kNow, false);
+                                       } else {
+                                         n->held.Cancel(kNow);
+                                       }
+                                     }},
+                                    [n]() -> std::string {
+                                      const std::string wrong = n->Morning();
+                                      if (!wrong.empty()) return wrong;
+                                      return n->bucket->Used(0, kNow) == 1 ? "" : "used is not 1";
+                                    }};
+              });
+}
+
 TEST(Handshake, TheDriverIsWokenByARaisedLimit) {
   for (const Shape shape : kAllShapes)
     ExpectWoken("raised limit", shape, [shape](Night& n) {
@@ -209,7 +237,7 @@ TEST(Handshake, ACancelledWaitIsAdmittedOrCancelledAndItsUnitIsNeverLost) {
             std::string wrong = n->Morning();
             if (!wrong.empty()) return wrong;
             // Whether it was admitted or not, it has given its unit back.
-            if (n->waiters[0]->Claim() != nullptr)
+            if (n->waiters[0]->Claim(kNow) != nullptr)
               return "a reservation was left to the one who cancelled";
             if (n->waiters[0]->outcome() == Outcome::kWaiting) return "still waits";
             if (n->waiters[1]->outcome() != Outcome::kAdmitted) return "the next was not admitted";

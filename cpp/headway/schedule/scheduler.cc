@@ -52,7 +52,7 @@ void Scheduler::Cancel(Waiter* waiter, Nanos now) {
     return;
   }
   if (waiter->outcome() == Outcome::kAdmitted) {
-    if (const std::unique_ptr<Reservation> unclaimed = waiter->Claim()) unclaimed->Cancel(now);
+    if (const std::unique_ptr<Reservation> unclaimed = waiter->Unclaimed()) unclaimed->Cancel(now);
   }
 }
 
@@ -302,7 +302,7 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
     HEADWAY_PAUSE();
     if (waiter->Finish(never ? Outcome::kNever : Outcome::kAdmitted)) {
       Finish(waiter);
-    } else if (const std::unique_ptr<Reservation> unclaimed = waiter->Claim()) {
+    } else if (const std::unique_ptr<Reservation> unclaimed = waiter->Unclaimed()) {
       unclaimed->Cancel(now);  // cancelled meanwhile: gives its place back
     }
     return Try::kDone;

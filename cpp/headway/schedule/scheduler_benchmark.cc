@@ -61,7 +61,7 @@ Round Wake(std::int64_t count) {
   std::int64_t done = 0;
   for (Waiter* waiter = mailbox->Drain(); waiter != nullptr;) {
     Waiter* next = waiter->next_in_mailbox;
-    const std::unique_ptr<Reservation> claimed = waiter->Claim();
+    const std::unique_ptr<Reservation> claimed = waiter->Claim(kStart);
     done += claimed != nullptr ? 1 : 0;
     waiter->Unref();
     waiter = next;

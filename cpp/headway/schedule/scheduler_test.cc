@@ -319,7 +319,7 @@ void LiveBesideTheSlowScheduler(Random& random, bool deadlines) {
       (w->outcome() == Outcome::kAdmitted ? core_admitted : core_failed).push_back(id);
       if (w->outcome() == Outcome::kAdmitted) {
         EXPECT_EQ(w->at(), now);
-        all.at(id).reservation = w->Claim();
+        all.at(id).reservation = w->Claim(now);
         running.push_back(id);
       } else {
         EXPECT_EQ(w->outcome(), Outcome::kDeadline);
@@ -534,7 +534,7 @@ TEST(Scheduler, ADeadlineThatIsReachedFailsAtThatInstant) {
   Office office({Make(Shape::kConcurrency, 1)}, {0});
   Waiter* holder = office.Submit(kStart, {1});
   ASSERT_EQ(office.Serve(kStart), std::vector<Waiter*>{holder});
-  const std::unique_ptr<Reservation> held = holder->Claim();
+  const std::unique_ptr<Reservation> held = holder->Claim(kStart);
   Waiter* w = office.Submit(kStart, {1}, 0, kStart + 5 * kSecond);
   EXPECT_TRUE(office.Serve(kStart).empty());
   EXPECT_EQ(office.next, kStart + 5 * kSecond);
@@ -595,7 +595,7 @@ TEST(Scheduler, AnAdmissionThatIsCancelledBeforeItIsClaimedIsGivenBack) {
   office.Serve(kStart);
   ASSERT_EQ(first->outcome(), Outcome::kAdmitted);
   office.scheduler.Cancel(first, kStart);
-  EXPECT_EQ(first->Claim(), nullptr);
+  EXPECT_EQ(first->Claim(kStart), nullptr);
   Waiter* second = office.Submit(kStart, {1, 1});
   EXPECT_EQ(office.Serve(kStart), std::vector<Waiter*>{second});
   EXPECT_EQ(office.bucket->Used(1, kStart), 1);

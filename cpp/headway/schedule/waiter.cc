@@ -19,7 +19,7 @@ Waiter::Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> 
 }
 
 Waiter::~Waiter() {
-  if (const std::unique_ptr<Reservation> unclaimed = Claim()) unclaimed->Cancel(at_);
+  if (const std::unique_ptr<Reservation> unclaimed = Unclaimed()) unclaimed->Cancel(at_);
   mailbox_->Unref();
   path_ != nullptr ? path_->Unref() : bucket_->Unref();
 }

@@ -52,9 +52,11 @@ class Waiter {
   // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold:
   // not).
   Nanos at() const { return at_; }
-  // After kAdmitted, once: by the owner, or by a cancel that came first.
-  std::unique_ptr<Reservation> Claim() {
-    return std::unique_ptr<Reservation>(reservation_.exchange(nullptr));
+  // After kAdmitted, once: by the owner, whose call begins at `now`; null if a cancel came first.
+  std::unique_ptr<Reservation> Claim(Nanos now) {
+    std::unique_ptr<Reservation> claimed = Unclaimed();
+    if (claimed != nullptr) claimed->Begin(now);
+    return claimed;
   }
 
   // The owner's own word, for whoever drains the mailbox; changed only where the mailbox is
@@ -70,6 +72,9 @@ class Waiter {
   friend struct Flow;
 
   ~Waiter();
+  std::unique_ptr<Reservation> Unclaimed() {
+    return std::unique_ptr<Reservation>(reservation_.exchange(nullptr));
+  }
   bool Finish(Outcome outcome) {
     Outcome waiting = Outcome::kWaiting;
     return outcome_.compare_exchange_strong(waiting, outcome);
