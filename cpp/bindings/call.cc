@@ -16,9 +16,9 @@ PyTypeObject* call_type = nullptr;
 // known, everything fits and the request function does not suspend, it is over within its first
 // step: no future, no task, no timer.
 //
-//   kNew ─▶ kPreparing ─▶ kAdmitting ─▶ kRoom, kWaiting ─▶ kCalling ─▶ kOver
-//                             ▲                               │
-//                             └────────── kJudging ◀──────────┘
+//   kNew ─▶ kPreparing ─▶ kAdmitting ─▶ kWaiting ─▶ kCalling ─▶ kOver
+//                             ▲                        │
+//                             └─────── kJudging ◀──────┘
 //
 // What decides (which bucket, whether to try again, what an answer says) is the scheduler's Python
 // side: `_prepare`, `_guard`, `_judge`.
@@ -39,7 +39,6 @@ struct CallObject {
   PyObject* shared;      // the Reservation that owns it, where the function was given that
   CallObject* previous;  // in the scheduler's list of those who are on their way
   CallObject* next;
-  CallObject* next_room;
   Nanos submitted;
   Nanos admitted;
   Nanos timeout;
@@ -53,7 +52,6 @@ struct CallObject {
     kNew,
     kPreparing,
     kAdmitting,
-    kRoom,
     kWaiting,
     kCalling,
     kJudging,
@@ -64,7 +62,6 @@ struct CallObject {
   bool told_end;           // of `shared`: its end was told through the call
   bool linked;
   bool in_flight;
-  bool has_room;
   bool cancelled_by_us;  // the task is being cancelled: its time is over, or
   bool stopped;
 };
@@ -86,7 +83,6 @@ PyObject* str_close = nullptr;
 PyObject* str_cancel = nullptr;
 PyObject* str_call_later = nullptr;
 PyObject* str_expire = nullptr;
-PyObject* str_wake = nullptr;
 PyObject* str_stop_here = nullptr;
 PyObject* str_call_soon_threadsafe = nullptr;
 PyObject* cancelled_error = nullptr;
@@ -218,32 +214,18 @@ void Land(CallObject* self, bool answered) {
   state.Serve();
 }
 
-void LeaveRooms(CallObject* self) {
-  BucketObject* bucket = self->bucket;
-  CallObject* before = nullptr;
-  for (CallObject* at = bucket->rooms_first; at != nullptr; before = at, at = at->next_room) {
-    if (at != self) continue;
-    (before != nullptr ? before->next_room : bucket->rooms_first) = at->next_room;
-    if (bucket->rooms_last == at) bucket->rooms_last = before;
-    break;
-  }
-  self->next_room = nullptr;
-}
-
 // Gives up a wait: afterwards it is not admitted, or what it was admitted to has been given back.
 void Withdraw(CallObject* self) {
   if (self->bucket == nullptr) return;  // it has not come that far
-  if (self->phase == Phase::kRoom && !self->has_room) LeaveRooms(self);
   Py_CLEAR(self->wait.future);
   if (Waiter* waiter = std::exchange(self->wait.waiter, nullptr); waiter != nullptr) {
     State& state = self->bucket->state();
     waiter->cookie = nullptr;
     state.scheduler().Cancel(waiter, state.Now());
     waiter->Unref();
-    self->has_room = true;  // the queue's, which it leaves now
+    self->bucket->AddQueued(-1);
     state.Serve();
   }
-  if (std::exchange(self->has_room, false)) LeaveQueue(self->bucket);
 }
 
 // Past its end, whichever way it took there.
@@ -456,8 +438,9 @@ bool CallLater(CallObject* self, Nanos wait, PyObject* method) {
   return self->timer != nullptr;
 }
 
-// There is no room in the queue: rejects, makes room, or waits for it.
-int Overflowed(CallObject* self, Nanos now, PyObject** result) {
+// There is no room in the queue: rejects, or makes room. One that waits for room does so in the
+// queue itself: two of them would have two orders.
+int Overflowed(CallObject* self, Nanos now) {
   SchedulerParts& parts = *self->scheduler->parts;
   auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
   auto* bucket = reinterpret_cast<PyObject*>(self->bucket);
@@ -471,21 +454,7 @@ int Overflowed(CallObject* self, Nanos now, PyObject** result) {
     state.scheduler().DropOldest(*state.bucket, now);
     return kGoOn;
   }
-  if (!KnowLoop(self)) return Fail(self);
-  // From here on a stop reaches it through its loop.
-  if (self->stopped) return Stopped(self, kStoppedWaiting);
-  PyObject* future = MakeFuture(self->loop);
-  if (future == nullptr) return Fail(self);
-  self->wait.future = Py_NewRef(future);
-  self->phase = Phase::kRoom;
-  (self->bucket->rooms_last != nullptr ? self->bucket->rooms_last->next_room
-                                       : self->bucket->rooms_first) = self;
-  self->bucket->rooms_last = self;
-  if (self->deadline != kNever) {
-    const Nanos left = std::max<Nanos>(0, self->submitted + self->deadline - now);
-    if (!CallLater(self, left, str_wake)) return Fail(self);
-  }
-  return Yield(future, result);
+  return kGoOn;
 }
 
 int Admit(CallObject* self, PyObject** result) {
@@ -507,7 +476,6 @@ int Admit(CallObject* self, PyObject** result) {
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
   if (!refusal) {
     self->reservation = reservation.release();
-    if (std::exchange(self->has_room, false)) LeaveQueue(bucket);
     ++self->attempt;
     return Launch(self, now, result);
   }
@@ -520,9 +488,8 @@ int Admit(CallObject* self, PyObject** result) {
   if (bucket->counts != nullptr && refusal->by == state.bucket)
     bucket->counts->Denied(refusal->denial.meter);
   // A retry has been in the queue before.
-  if (self->attempt == 0 && !self->has_room &&
-      (bucket->queued >= parts.max_queue_size || bucket->rooms_first != nullptr)) {
-    if (const int done = Overflowed(self, now, result); done != kGoOn) return done;
+  if (self->attempt == 0 && bucket->queued >= parts.max_queue_size) {
+    if (const int done = Overflowed(self, now); done != kGoOn) return done;
   }
   if (!KnowLoop(self)) return Fail(self);
   // From here on a stop reaches it through its loop.
@@ -544,7 +511,7 @@ int Admit(CallObject* self, PyObject** result) {
   const std::int32_t priority = self->attempt > 1 ? self->priority + 1 : self->priority;
   self->wait.waiter = state.scheduler().Submit(self->path, Wanted(self), priority, now, deadline,
                                                mailbox, &self->wait);
-  if (!std::exchange(self->has_room, false)) bucket->AddQueued(1);
+  bucket->AddQueued(1);
   state.Serve();
   return Yield(future, result);
 }
@@ -555,21 +522,6 @@ int Waited(CallObject* self, PyObject** result) {
     Withdraw(self);
     return Stopped(self, kStoppedWaiting);
   }
-  if (self->phase == Phase::kRoom) {
-    if (!self->has_room && self->deadline != kNever &&
-        self->bucket->state().Now() - self->submitted >= self->deadline) {
-      RaiseDeadline(self->deadline, kUntold);
-      return FailAs(self, RequestOutcome::kDeadline);
-    }
-    if (!self->has_room) {
-      if (!MarkYielded(self->wait.future)) return Fail(self);
-      return Yield(Py_NewRef(self->wait.future), result);
-    }
-    CancelTimer(self);
-    Py_CLEAR(self->wait.future);
-    self->phase = Phase::kAdmitting;
-    return kGoOn;
-  }
   if (self->wait.waiter->outcome() == Outcome::kWaiting) {
     if (!MarkYielded(self->wait.future)) return Fail(self);
     return Yield(Py_NewRef(self->wait.future), result);
@@ -577,7 +529,7 @@ int Waited(CallObject* self, PyObject** result) {
   Py_CLEAR(self->wait.future);
   Waiter* waiter = std::exchange(self->wait.waiter, nullptr);
   BucketObject* bucket = self->bucket;
-  LeaveQueue(bucket);
+  bucket->AddQueued(-1);
   // It may still lie in the mailbox, where somebody else than its future has made this step happen.
   waiter->cookie = nullptr;
   auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
@@ -854,7 +806,6 @@ PySendResult Step(CallObject* self, PyObject* given, PyObject** result) {
       case Phase::kAdmitting:
         done = Admit(self, result);
         break;
-      case Phase::kRoom:
       case Phase::kWaiting:
         done = Waited(self, result);
         break;
@@ -1046,15 +997,6 @@ PyObject* EnlistMethod(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
-PyObject* WakeMethod(PyObject* object, PyObject* /*unused*/) {
-  if (Self(object)->wait.future != nullptr) {
-    PyObject* future = Py_NewRef(Self(object)->wait.future);
-    Resolve(future);
-    Py_DECREF(future);
-  }
-  Py_RETURN_NONE;
-}
-
 PyObject* SettleMethod(PyObject* object, PyObject* used) {
   CallObject* self = Self(object);
   if (self->reservation == nullptr) Py_RETURN_FALSE;
@@ -1212,7 +1154,6 @@ PyMethodDef methods[] = {
     {"_expire", &Expire, METH_NOARGS, nullptr},
     {"_stop", &StopMethod, METH_NOARGS, nullptr},
     {"_stop_here", &StopHere, METH_NOARGS, nullptr},
-    {"_wake", &WakeMethod, METH_NOARGS, nullptr},
     {"_enlist", &EnlistMethod, METH_NOARGS, nullptr},
     {"settle", &SettleMethod, METH_O,
      "settle($self, used, /)\n--\n\nEnds the attempt's reservation with what was used, by "
@@ -1270,34 +1211,6 @@ PyType_Spec spec = {"headway._core.Call", sizeof(CallObject), 0,
 
 }  // namespace
 
-void LeaveQueue(BucketObject* bucket) {
-  CallObject* first = bucket->rooms_first;
-  if (first == nullptr) {
-    bucket->AddQueued(-1);
-    return;
-  }
-  // The place in the queue stays taken, for whoever has waited for it longest.
-  bucket->rooms_first = first->next_room;
-  if (bucket->rooms_first == nullptr) bucket->rooms_last = nullptr;
-  first->next_room = nullptr;
-  first->has_room = true;
-  PyObject* call = Py_NewRef(Object(first));
-  PyObject* type = nullptr;
-  PyObject* value = nullptr;
-  PyObject* traceback = nullptr;
-  PyErr_Fetch(&type, &value, &traceback);
-  PyObject* wake = PyObject_GetAttrString(call, "_wake");
-  PyObject* called = wake == nullptr
-                         ? nullptr
-                         : PyObject_CallMethod(first->loop, "call_soon_threadsafe", "O", wake);
-  // Its loop was closed: it is as good as gone, and gives its place on when it is collected.
-  if (called == nullptr) PyErr_Clear();
-  Py_XDECREF(called);
-  Py_XDECREF(wake);
-  PyErr_Restore(type, value, traceback);
-  Py_DECREF(call);
-}
-
 PyObject* LiveCalls(SchedulerParts& parts) {
   PyObject* list = PyList_New(0);
   for (CallObject* call = parts.live; list != nullptr && call != nullptr; call = call->next)
@@ -1352,7 +1265,6 @@ bool AddCall(PyObject* module) {
   str_cancel = intern("cancel");
   str_call_later = intern("call_later");
   str_expire = intern("_expire");
-  str_wake = intern("_wake");
   str_stop_here = intern("_stop_here");
   str_call_soon_threadsafe = intern("call_soon_threadsafe");
   PyObject* asyncio = PyImport_ImportModule("asyncio");

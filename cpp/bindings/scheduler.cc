@@ -381,7 +381,7 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   auto& blocked = parts.blocked;
   blocked.erase(std::find(blocked.begin(), blocked.end(), std::make_pair(waiter, mailbox)));
   if (blocked.empty()) TellIdle(AsScheduler(object));
-  LeaveQueue(bucket);
+  bucket->AddQueued(-1);
   if (!over) {
     state.scheduler().Cancel(waiter, state.Now());
   } else if (waiter->outcome() == Outcome::kAdmitted) {

@@ -35,8 +35,6 @@ struct BucketObject {
   char guarded;  // the scheduler's Python side wants to be asked before each admission
   std::int64_t queued;
   std::int64_t in_flight;
-  CallObject* rooms_first;  // who waits for room in the queue, under overflow_policy="wait"
-  CallObject* rooms_last;
   BucketCounts* counts;  // null: metrics are off
   // What has happened, by how it ended.
   std::int64_t submitted;
@@ -121,9 +119,6 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
 
 // No call is on its way any more, or no blocking wait is left.
 void TellIdle(SchedulerObject* scheduler);
-
-// Somebody has left the bucket's queue: whoever waits for room gets it.
-void LeaveQueue(BucketObject* bucket);
 
 // Borrowed: what a WithReservation calls.
 PyObject* FunctionOf(PyObject* with_reservation);

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from users import asks, at_once, make, until
 
 from headway import (
     CapacityExceededError,
@@ -25,33 +26,9 @@ from headway import (
     SchedulerStoppedError,
     TooManyFailedRequestsError,
 )
-from headway.scheduler import Account, RateLimiterConfig, Scheduler, create_scheduler
+from headway.scheduler import Account, Scheduler
 
 MODES = ["basic", "intelligent", "account"]
-
-
-class Client:
-    base_url = "https://api.example.com"
-    timeout = 30.0
-
-    def get_headers(self) -> dict[str, str]:
-        return {"Authorization": "Bearer nobody-may-see-this"}
-
-
-def asks(model: str = "m", **fields: Any) -> RequestMetadata:
-    return RequestMetadata(request_id="r", model_id=model, resource_type="text", **fields)
-
-
-def make(mode: str = "intelligent", **options: Any) -> Scheduler:
-    names = ("limits", "accounts", "clock", "provider", "classifier", "backend", "retry_on")
-    given = {name: options.pop(name) for name in names if name in options}
-    options.setdefault("rate_limit_buffer_ratio", 1.0)
-    options.setdefault("max_backoff", 0.001)
-    return create_scheduler(Client(), mode=mode, config=RateLimiterConfig(**options), **given)
-
-
-async def at_once() -> int:
-    return 42
 
 
 class Refused(Exception):
@@ -523,7 +500,7 @@ def test_a_deadline_that_cannot_be_met_fails_at_submission() -> None:
     asyncio.run(run())
 
 
-def test_a_deadline_bounds_waits_for_room_and_for_providers_too() -> None:
+def test_a_deadline_bounds_the_wait_for_a_provider_too() -> None:
     class Provider:
         name = "slow"
 
@@ -537,19 +514,6 @@ def test_a_deadline_bounds_waits_for_room_and_for_providers_too() -> None:
             return model_id
 
     async def run() -> None:
-        options: dict[str, Any] = {"max_queue_size": 1, "overflow_policy": "wait"}
-        limits = ["1 requests/min"]
-        async with make(limits=limits, **options) as scheduler:
-            tasks = [
-                asyncio.ensure_future(scheduler.submit_request(asks(), at_once)) for _ in range(2)
-            ]
-            await asyncio.sleep(0.01)
-            began = time.monotonic()
-            with pytest.raises(DeadlineExceededError):
-                await scheduler.submit_request(asks(deadline=0.05), at_once)
-            assert 0.04 < time.monotonic() - began < 5
-            for task in tasks:
-                task.cancel()
         async with make(provider=Provider()) as scheduler:
             with pytest.raises(DeadlineExceededError):
                 await scheduler.submit_request(asks(deadline=0.02), at_once)
@@ -892,7 +856,12 @@ def test_a_full_queue_drops_the_oldest() -> None:
     asyncio.run(run())
 
 
-def test_a_full_queue_can_be_waited_for() -> None:
+async def _awaited(handle: Awaitable[Any]) -> Any:
+    return await handle
+
+
+@pytest.mark.parametrize("how", ["submit_request", "submit", "submit_sync"])
+def test_a_full_queue_may_take_more_in_the_one_order_of_waiting(how: str) -> None:
     async def run() -> None:
         clock = ManualClock()
         order: list[int] = []
@@ -907,20 +876,33 @@ def test_a_full_queue_can_be_waited_for() -> None:
 
                 return append
 
-            tasks = [
-                asyncio.ensure_future(scheduler.submit_request(asks(), call(i))) for i in range(8)
-            ]
-            await asyncio.sleep(0.01)
-            assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 2
-            tasks[5].cancel()
-            tasks[1].cancel()
-            for _ in range(8):
-                await asyncio.sleep(0.01)
-                assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] <= 2
+            def depth() -> int:
+                return int(scheduler.get_metrics()["buckets"]["m"]["queue_depth"])
+
+            def send(number: int, priority: int = 0) -> asyncio.Future[Any]:
+                request = asks(priority=priority)
+                if how == "submit_request":
+                    return asyncio.ensure_future(scheduler.submit_request(request, call(number)))
+                if how == "submit":
+                    return asyncio.ensure_future(_awaited(scheduler.submit(request, call(number))))
+                return asyncio.ensure_future(
+                    asyncio.to_thread(scheduler.submit_sync, request, lambda: order.append(number))
+                )
+
+            tasks = [send(0)]
+            await until(lambda: order == [0])
+            for number in range(1, 6):
+                tasks.append(send(number, priority=number // 5))
+                await until(lambda number=number: depth() == number)  # type: ignore[misc]
+            if how != "submit_sync":
+                tasks[2].cancel()
+                await until(lambda: depth() == 4)
+            for count in range(2, 7 if how == "submit_sync" else 6):
                 clock.advance(1)
-            await asyncio.sleep(0.01)
-            assert order == [0, 2, 3, 4, 6, 7]
-            assert scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 0
+                await until(lambda count=count: len(order) == count)  # type: ignore[misc]
+            assert order == [0, 5, 1, 2, 3, 4] if how == "submit_sync" else [0, 5, 1, 3, 4]
+            assert depth() == 0
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(run())
 

@@ -16,19 +16,19 @@ class Client:
     timeout = 30.0
 
     def get_headers(self) -> dict[str, str]:
-        return {}
+        return {"Authorization": "Bearer nobody-may-see-this"}
 
 
 def asks(model: str = "m", **fields: Any) -> RequestMetadata:
     return RequestMetadata(request_id="r", model_id=model, resource_type="text", **fields)
 
 
-def make(**options: Any) -> Scheduler:
-    names = ("limits", "provider", "classifier", "mode", "clock", "accounts", "backend")
+def make(mode: str = "intelligent", **options: Any) -> Scheduler:
+    names = ("limits", "provider", "classifier", "clock", "accounts", "backend", "retry_on")
     given = {name: options.pop(name) for name in names if name in options}
     options.setdefault("rate_limit_buffer_ratio", 1.0)
     options.setdefault("max_backoff", 0.001)
-    return create_scheduler(Client(), config=RateLimiterConfig(**options), **given)
+    return create_scheduler(Client(), mode=mode, config=RateLimiterConfig(**options), **given)
 
 
 async def at_once() -> int:

@@ -92,8 +92,6 @@ class Plan:
         config = RateLimiterConfig(
             mode=self.mode,
             max_concurrent_executions=at_once,
-            # Who waits for room in a queue waits in the order of the file, whatever his account and
-            # priority; so that is left to the lanes, which never hold as many.
             max_queue_size=MOST_HELD,
             overflow_policy="wait",
             rate_limit_buffer_ratio=1.0,

@@ -53,7 +53,7 @@ class RateLimiterConfig:
     mode: a SchedulerMode, or its name in any case of letters.
     max_concurrent_executions: calls at once, 1 or more.
     max_queue_size: requests that wait in one bucket, 1 or more.
-    overflow_policy: what a further one meets: "reject", "drop_oldest", or "wait" for room.
+    overflow_policy: what a further one meets: "reject", "drop_oldest", or "wait" with the others.
     scheduler_interval: no meaning here, nothing is polled.
     request_timeout: how long one attempt may take; a request's own timeout wins where smaller.
     enable_priority_scheduling: False makes all priorities equal.
