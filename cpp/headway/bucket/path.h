@@ -21,8 +21,8 @@ class Account {
     if (limits_ != nullptr) limits_->Ref();
   }
 
-  void Ref() { references_.fetch_add(1, std::memory_order_relaxed); }
-  void Unref() {
+  void Ref() const { references_.fetch_add(1, std::memory_order_relaxed); }
+  void Unref() const {
     if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
   }
 
@@ -39,7 +39,7 @@ class Account {
 
   const double weight_;
   Bucket* const limits_;
-  std::atomic<std::uint32_t> references_{1};
+  mutable std::atomic<std::uint32_t> references_{1};
 };
 
 // Why a path does not admit, and which of its buckets says so.

@@ -301,6 +301,46 @@ TEST(Accounts, ThatComeOneByOneAreForgottenAgain) {
   EXPECT_LE(simulate::AllocatedBytes() - before, 10'000 * 900U);
 }
 
+// An account that is gone leaves a place in memory, which the next one may take.
+TEST(Accounts, OfAGoneOneNothingIsTakenOver) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"100 requests/s bucket burst 1"});
+  const Amounts amounts = {1, 0, 0};
+  Nanos now = kStart;
+  for (int round = 0; round < 20; ++round) {
+    Waiter* keeps = x.Submit(now, bucket, nullptr, 0);  // so that the queue does not go
+    auto* gone = new Account(1);
+    auto* path = new Path(bucket, x.gate, gone);
+    gone->Unref();
+    std::vector<Waiter*> of_gone;
+    for (int i = 0; i < 3; ++i)
+      of_gone.push_back(x.scheduler.Submit(path, amounts, 1, now, kNever, x.mailbox, nullptr));
+    path->Unref();
+    const auto serve = [&] {
+      for (Waiter* w : x.Serve(now)) {
+        if (w == keeps) keeps = x.Submit(now, bucket, nullptr, 0);
+        x.End(w, now);
+      }
+      if (!x.woken && x.next != kNever) now = std::max(now, x.next);
+    };
+    for (int i = 0; i < 5; ++i) serve();
+    for (Waiter* w : of_gone) w->Unref();
+
+    Account* heavy = x.MakeAccount(9);
+    Account* light = x.MakeAccount(1);
+    std::vector<Waiter*> of_heavy;
+    for (int i = 0; i < 40; ++i) {
+      of_heavy.push_back(x.Submit(now, bucket, heavy, 0, 1));
+      x.Submit(now, bucket, light, 0, 1);
+    }
+    for (int i = 0; i < 40; ++i) serve();
+    EXPECT_GE(std::count_if(of_heavy.begin(), of_heavy.end(),
+                            [](Waiter* w) { return w->outcome() == Outcome::kAdmitted; }),
+              34);
+    for (int i = 0; i < 60; ++i) serve();
+  }
+}
+
 TEST(Accounts, TheirOwnLimitsHoldOverAllBucketsAndHoldUpNobodyElse) {
   Exchange x;
   Bucket* left = x.MakeBucket({"1_000 requests/s bucket"});
@@ -504,6 +544,78 @@ TEST(Gate, BucketsTakeTurnsByPriorityThenByAge) {
     x.End(some[0], now + 1);
   }
   EXPECT_EQ(admitted, expected);
+}
+
+// Nobody waits at the gate, and then several buckets' own limits admit at the same instant. All of
+// `waiting`, in the order in which they were submitted, a random priority each.
+void FillBuckets(Exchange& x, Random& random, std::vector<Waiter*>& waiting,
+                 std::map<Waiter*, std::int64_t>& priorities) {
+  std::vector<Bucket*> buckets;
+  for (int i = 0; i < 5; ++i) {
+    buckets.push_back(x.MakeBucket({"1 requests/s bucket burst 1"}));
+    Waiter* first = x.Submit(kStart, buckets.back(), nullptr, 0);
+    x.Serve(kStart);
+    x.End(first, kStart);
+  }
+  while (!buckets.empty()) {
+    const auto at = buckets.begin() + random.From(0, static_cast<std::int64_t>(buckets.size()) - 1);
+    const std::int64_t priority = random.From(0, 2);
+    waiting.push_back(x.Submit(kStart + static_cast<Nanos>(waiting.size()), *at, nullptr, 0,
+                               static_cast<std::int32_t>(priority)));
+    priorities[waiting.back()] = priority;
+    buckets.erase(at);
+    const bool serves = random.OneIn(2);
+    if (serves) {
+      EXPECT_TRUE(x.Serve(kStart + 10).empty());
+    }
+  }
+}
+
+TEST(Gate, BucketsThatAreReadyAtTheSameInstantTakeTurnsToo) {
+  for (std::uint64_t run = 0; run < 50; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    Exchange x(1);
+    std::vector<Waiter*> expected;
+    std::map<Waiter*, std::int64_t> priorities;
+    FillBuckets(x, random, expected, priorities);
+    std::stable_sort(expected.begin(), expected.end(), [&priorities](Waiter* a, Waiter* b) {
+      return priorities.at(a) > priorities.at(b);
+    });
+    for (Waiter* w : expected) {
+      EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{w});
+      x.End(w, kStart + kSecond);
+    }
+    x.Serve(kStart + kSecond);
+    EXPECT_FALSE(x.gate->has_waiters());
+  }
+}
+
+TEST(Gate, WhoeverDecidesIsAskedOfBucketsThatAreReadyAtTheSameInstant) {
+  Random random(Random::Seed(0));
+  SCOPED_TRACE(random.Describe());
+  Exchange x(1);
+  int asked = 0;
+  x.scheduler.SetChooser(*x.gate, [&asked] { ++asked; });
+  std::vector<Waiter*> waiting;
+  std::map<Waiter*, std::int64_t> priorities;
+  FillBuckets(x, random, waiting, priorities);
+  EXPECT_EQ(asked, 0);
+  EXPECT_TRUE(x.Serve(kStart + kSecond).empty());
+  // While that is being decided nobody passes.
+  Waiter* newcomer = x.Submit(kStart + kSecond, x.MakeBucket({"9 concurrency"}), nullptr, 0, 9);
+  EXPECT_TRUE(x.Serve(kStart + kSecond).empty());
+  x.scheduler.Cancel(newcomer, kStart + kSecond);
+  for (std::size_t left = 5; left > 1; --left) {
+    EXPECT_TRUE(x.Serve(kStart + kSecond).empty());
+    EXPECT_GE(asked, static_cast<int>(6 - left));
+    EXPECT_EQ(x.scheduler.Contenders(*x.gate, kStart + kSecond).size(), left);
+    Waiter* chosen = waiting[left - 1];
+    ASSERT_TRUE(x.scheduler.Choose(*x.gate, *chosen->bucket(), kStart + kSecond));
+    EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{chosen});
+    x.End(chosen, kStart + kSecond);
+  }
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{waiting[0]});
 }
 
 TEST(Gate, ANewcomerOfAnotherBucketDoesNotPassWhoWaitsThere) {

@@ -160,8 +160,7 @@ ClassQueue& BucketQueue::ClassOf(const Waiter& w) {
 Share* BucketQueue::ShareOf(const Account* account) {
   std::unique_ptr<Share>& share = shares_[account];
   if (share == nullptr) {
-    share = std::make_unique<Share>();
-    if (account != nullptr) share->weight = account->weight();
+    share = std::make_unique<Share>(account);
     if (shares_.size() >= forget_at_) ForgetShares();
   }
   return shares_[account].get();

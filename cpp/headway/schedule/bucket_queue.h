@@ -30,7 +30,18 @@ class GateQueue;
 // An account that comes back begins where the others are: it is owed nothing for its idle time, and
 // owes at most for its last request.
 struct Share {
-  double weight = 1;
+  // Holds a reference: another account in the same place in memory would be taken for this one.
+  explicit Share(const Account* a) : account(a), weight(a == nullptr ? 1 : a->weight()) {
+    if (account != nullptr) account->Ref();
+  }
+  ~Share() {
+    if (account != nullptr) account->Unref();
+  }
+  Share(const Share&) = delete;
+  Share& operator=(const Share&) = delete;
+
+  const Account* const account;  // null: whoever has none
+  const double weight;
   double given = 0;
   int flows = 0;  // of this account that have somebody in them
   int users = 0;  // flows that refer to it
@@ -183,6 +194,7 @@ class BucketQueue final : public Place {
   ClassQueue* at_gate_for = nullptr;  // whose head it is there with
   std::pair<Nanos, std::uint64_t> at_gate;
   bool turn = false;
+  bool contends = false;  // other buckets may be able to go at the same instant
 
  private:
   ClassQueue& ClassOf(const Waiter& w);

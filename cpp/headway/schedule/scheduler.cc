@@ -82,6 +82,7 @@ void Scheduler::MarkDirty(Place& place) {
   if (place.dirty) return;
   place.dirty = true;
   dirty_.push_back(&place);
+  if (place.kind == Place::Kind::kBucket) ++dirty_buckets_;
 }
 
 void Scheduler::SetTimer(Place& place, Nanos at) {
@@ -223,7 +224,8 @@ void Scheduler::FailDeadlines(Nanos until) {
   }
 }
 
-// Takes what the waiter asks into `spare_`, at the gate only when it is this bucket's turn.
+// Takes what the waiter asks into `spare_`. Through the gate only when it is this bucket's turn, or
+// no other bucket contends for it.
 std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now) {
   if (spare_ == nullptr) spare_ = std::make_unique<Reservation>();
   const Path* path = waiter.path_;
@@ -239,8 +241,10 @@ std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& wait
     return refusal;
   const auto found = places_.find(path->gate());
   auto* gate = found == places_.end() ? nullptr : static_cast<GateQueue*>(found->second.get());
-  if (gate != nullptr && !gate->empty() && !queue.turn)
+  if (!queue.turn && ((gate != nullptr && !gate->empty()) || queue.contends)) {
+    if (gate == nullptr) OpenGate(path->gate());
     return Refusal{Denial{0, kUntold}, path->gate()};
+  }
   for (;;) {
     const auto refusal =
         path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_, /*looked=*/true);
@@ -250,11 +254,18 @@ std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& wait
       gate->full = true;
       return refusal;
     }
-    gate = &PlaceOf<GateQueue>(path->gate());
-    gate->bucket->SetWaiters(0);
-    MarkDirty(*gate);  // dropped again, and the flag with it, if nobody is held up there after all
-    HEADWAY_PAUSE();
+    gate = &OpenGate(path->gate());
   }
+}
+
+// Somebody is going to be held up there. It is looked at soon, and dropped again, with the flag, if
+// nobody is after all.
+GateQueue& Scheduler::OpenGate(Bucket* gate) {
+  auto& place = PlaceOf<GateQueue>(gate);
+  gate->SetWaiters(0);
+  MarkDirty(place);
+  HEADWAY_PAUSE();
+  return place;
 }
 
 // Tries the head of a class. kDone: it is done with (admitted, or over in another way). kAccount,
@@ -496,13 +507,16 @@ void Scheduler::TakeOut(BucketQueue& queue, Waiter* waiter) {
 
 void Scheduler::AdmitDirty(Nanos now) {
   while (!dirty_.empty()) {
-    Place& place = *dirty_.back();
-    dirty_.pop_back();
+    Place& place = *dirty_.front();
+    dirty_.pop_front();
     place.dirty = false;
     switch (place.kind) {
       case Place::Kind::kBucket: {
         auto& queue = static_cast<BucketQueue&>(place);
+        // Whoever else may go at this instant is to be at the gate before it is decided there.
+        queue.contends = --dirty_buckets_ > 0;
         Admit(queue, now);
+        queue.contends = false;
         if (queue.depth() == 0) Drop(queue);
         break;
       }
@@ -617,6 +631,7 @@ void Scheduler::Forget() {
   deadlines_.clear();
   timers_.clear();
   dirty_.clear();
+  dirty_buckets_ = 0;
   for (auto& [bucket, place] : places_) {
     if (place->kind == Place::Kind::kBucket) {
       auto& queue = static_cast<BucketQueue&>(*place);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -148,6 +149,7 @@ class Scheduler final : public WaiterSignal {
   void PostBatch();
   void SetTimer(Place& place, Nanos at);
   void MarkDirty(Place& place);
+  GateQueue& OpenGate(Bucket* gate);
   void Drop(Place& place);
 
   const std::function<void()> wake_;
@@ -166,7 +168,8 @@ class Scheduler final : public WaiterSignal {
   absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;
   absl::flat_hash_map<Bucket*, std::function<void()>> choosers_;   // by gate
   absl::flat_hash_map<Bucket*, std::function<void()>> suppliers_;  // by bucket
-  std::vector<Place*> dirty_;
+  std::deque<Place*> dirty_;
+  std::size_t dirty_buckets_ = 0;  // of them
   absl::btree_set<std::pair<Nanos, Place*>> timers_;
   absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;
   // Finished waits on their way to one mailbox, newest first.
