@@ -28,6 +28,31 @@ bool IsResourceName(absl::string_view name) {
   return true;
 }
 
+// What `resource` was to be, where it is a slip: a limit of a name that no cost says counts
+// nothing, and nobody would see. "" where it may be a name of the user's own.
+absl::string_view Meant(absl::string_view resource) {
+  // The names that answers of some providers have for it.
+  if (resource == "prompt_tokens") return "input_tokens";
+  if (resource == "completion_tokens") return "output_tokens";
+  for (const absl::string_view known : kKnownResources) {
+    if (resource == known) return "";
+    absl::string_view is = resource;
+    absl::string_view was = known;
+    while (!is.empty() && !was.empty() && is.front() == was.front()) {
+      is.remove_prefix(1);
+      was.remove_prefix(1);
+    }
+    while (!is.empty() && !was.empty() && is.back() == was.back()) {
+      is.remove_suffix(1);
+      was.remove_suffix(1);
+    }
+    // A letter too many, too few or another, or two that have changed places.
+    if (is.size() <= 1 && was.size() <= 1) return known;
+    if (is.size() == 2 && was.size() == 2 && is[0] == was[1] && is[1] == was[0]) return known;
+  }
+  return "";
+}
+
 struct Unit {
   absl::string_view name;
   Nanos length;
@@ -139,11 +164,11 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
     return Bad("resource", absl::StrCat("'", limit.resource, "'"),
                "must be lower-case letters, digits, '_', '-' or '.', begin with a letter and have "
                "at most 64 characters");
-  // A typing error that would make a resource of its own, of which nobody then asks anything.
-  for (const absl::string_view singular : {"request", "token", "input_token", "output_token"})
-    if (limit.resource == singular)
-      return Bad("resource", absl::StrCat("'", limit.resource, "'"),
-                 absl::StrCat("is spelt '", singular, "s'"));
+  if (const absl::string_view meant = Meant(limit.resource); !meant.empty())
+    return Bad("resource", absl::StrCat("'", limit.resource, "'"),
+               absl::StrCat("must be '", meant,
+                            "', if that is meant; a name of your own differs from "
+                            "it by more than one letter"));
   if (limit.amount < 0 || limit.amount > kMaxAmount)
     return Bad("amount", absl::StrCat(limit.amount), "must be from 0 to 2**53");
   const bool concurrency = limit.resource == "concurrency";
