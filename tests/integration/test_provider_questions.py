@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from users import Provider, Refused, asks, at_once, make, until
 
-from headway import BucketNotFoundError, RateLimitInfo, RequestMetadata
+from headway import (
+    BucketNotFoundError,
+    DiscoveredBucket,
+    ProviderError,
+    RateLimitInfo,
+    RequestMetadata,
+)
 
 
 def test_a_thousand_requests_of_a_model_ask_once_for_its_bucket() -> None:
@@ -113,5 +119,47 @@ def test_it_is_told_what_answers_say_and_a_refusal_cools_the_bucket_for_as_long_
             ({"x-mine-reset": "0.3"}, {"error": {"code": "slow_down"}}, 429),
             ({"x-mine-left": "1"}, None, 200),
         ]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"m": DiscoveredBucket("m", -5), "good": DiscoveredBucket("good", 5)}, "rpm_limit=-5"),
+        ({"m": DiscoveredBucket("m", tpm_limit=2.5)}, "tpm_limit=2.5"),  # type: ignore[arg-type]
+        ([DiscoveredBucket("m", 5)], "must be a dict of DiscoveredBucket"),
+    ],
+)
+def test_nonsense_at_start_ends_the_start_where_there_is_no_going_on(given: Any, said: str) -> None:
+    class Nonsense(Provider):
+        async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+            return given
+
+    async def run() -> None:
+        scheduler = make(provider=Nonsense(), enable_graceful_degradation=False)
+        with pytest.raises(ProviderError) as caught:
+            await scheduler.start()
+        assert not scheduler.is_running()
+        for text in ("discover_limits of provider 'mine'", "enable_graceful_degradation", said):
+            assert text in str(caught.value)
+        assert said in str(caught.value.__cause__)
+        async with make(provider=Nonsense()) as scheduler:  # else it goes on with what is known
+            assert await scheduler.submit_request(asks("good"), at_once) == 42
+
+    asyncio.run(run())
+
+
+def test_what_a_provider_raised_at_start_is_the_cause() -> None:
+    down = ValueError("down")
+
+    class Down(Provider):
+        async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+            raise down
+
+    async def run() -> None:
+        with pytest.raises(ProviderError, match=r"failed at start.* ValueError: down") as caught:
+            await make(provider=Down(), enable_graceful_degradation=False).start()
+        assert caught.value.__cause__ is down
 
     asyncio.run(run())
