@@ -84,6 +84,7 @@ def test_a_bucket_that_is_not_listed_is_said_not_to_be_there() -> None:
                 with pytest.raises(BucketNotFoundError) as caught:
                     await scheduler.submit_request(asks("elsewhere-1"), at_once)
                 assert caught.value.bucket_id == "elsewhere"
+                assert str(caught.value).endswith(" (provider 'mine', model 'elsewhere-1')")
             assert await scheduler.submit_request(asks(), at_once) == 42
             # What is of no model was not named by the provider.
             nothing = RequestMetadata("r", "", "text", requires_model=False)
@@ -161,5 +162,25 @@ def test_what_a_provider_raised_at_start_is_the_cause() -> None:
         with pytest.raises(ProviderError, match=r"failed at start.* ValueError: down") as caught:
             await make(provider=Down(), enable_graceful_degradation=False).start()
         assert caught.value.__cause__ is down
+
+    asyncio.run(run())
+
+
+def test_a_bucket_that_the_provider_itself_says_is_not_there_is_said_with_both_names() -> None:
+    own = BucketNotFoundError("gone")
+
+    class Knows(Provider):
+        async def get_bucket_for_model(
+            self, model_id: str, resource_type: str | None = None
+        ) -> str:
+            raise own
+
+    async def run() -> None:
+        async with make(provider=Knows()) as scheduler:
+            with pytest.raises(BucketNotFoundError) as caught:
+                await scheduler.submit_request(asks("x"), at_once)
+        error = caught.value
+        assert (error.bucket_id, error.provider, error.model_id) == ("gone", "mine", "x")
+        assert error.__cause__ is own
 
     asyncio.run(run())
