@@ -180,14 +180,45 @@ def test_it_is_served_without_the_gil_while_the_scheduler_runs() -> None:
             await scheduler.submit_request(asks(), call)
             text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
             assert samples(text, name)['headway_attempts_total{bucket="m"}'] == 1
-            other, _ = make(start_prometheus_server=True, prometheus_port=port)
-            with pytest.raises(OSError, match="in use"):
-                await other.start()
-            assert not other.is_running()
 
     asyncio.run(run())
     with pytest.raises(OSError):
         urllib.request.urlopen(url)
+
+
+def test_schedulers_of_one_process_share_a_port_until_the_last_of_them_stops() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/metrics"
+
+    async def run() -> None:
+        options = {"start_prometheus_server": True, "prometheus_port": port}
+        schedulers = [make(**options) for _ in range(3)]
+        for scheduler, _ in schedulers:
+            await scheduler.start()
+            await scheduler.submit_request(asks(), call)
+        for scheduler, _ in schedulers:
+            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+            for _, name in schedulers:
+                assert samples(text, name)['headway_attempts_total{bucket="m"}'] == 1
+            await scheduler.stop()
+
+    for _ in range(2):  # the port is free again, and can be shared again
+        asyncio.run(run())
+        with pytest.raises(OSError):
+            urllib.request.urlopen(url)
+
+
+def test_a_port_that_somebody_else_has_is_named() -> None:
+    with socket.socket() as theirs:
+        theirs.bind(("127.0.0.1", 0))
+        theirs.listen()
+        port = theirs.getsockname()[1]
+        scheduler, _ = make(start_prometheus_server=True, prometheus_port=port)
+        with pytest.raises(OSError, match=rf"metrics .* at 127\.0\.0\.1:{port}: .* in use"):
+            scheduler.start_sync()
+        assert not scheduler.is_running()
 
 
 def test_reading_it_from_threads_while_buckets_come_and_go_harms_nothing() -> None:
