@@ -1025,7 +1025,7 @@ def test_it_works_in_several_asyncio_runs_one_after_another_without_being_stoppe
         await scheduler.start()
         assert await scheduler.submit_request(asks(), at_once) == 42
         # Left waiting as its loop goes.
-        scheduler._buckets.find("cold").cool(60)
+        scheduler._buckets.make_unlisted("cold").cool(60)
         left.append(asyncio.ensure_future(scheduler.submit_request(asks("cold"), at_once)))
         await asyncio.sleep(0.01)
 

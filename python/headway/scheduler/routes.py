@@ -9,6 +9,7 @@ from typing import Any, final
 
 from headway.errors import BucketNotFoundError, ProviderError
 from headway.providers import ProviderInterface
+from headway.scheduler.arguments import check_metadata
 from headway.scheduler.buckets import MOST_BUCKETS, Bucket, Buckets
 from headway.scheduler.user_code import UserCode, method_of
 from headway.types import RequestMetadata
@@ -43,6 +44,7 @@ class Routes:
 
     def known(self, metadata: RequestMetadata) -> Bucket | None:
         """The bucket, if nobody needs to be asked for it."""
+        check_metadata(metadata)
         if not metadata.requires_model or not metadata.model_id:
             # The provider was not asked, so it need not list it.
             return self._buckets.make_unlisted(f"default_{metadata.resource_type}")
