@@ -56,7 +56,6 @@ class Batch:
         self._change = asyncio.Event()  # there is more room, fewer tasks, or an interrupt
         self._fault: BaseException | None = None
         self._told_of_files = False
-        self._told_of_budget = False
         self._closing = False  # nothing new starts
         self._abandoned = False  # nor does anything go on
         self.interrupted = False
@@ -173,7 +172,7 @@ class Batch:
         try:
             await self._scheduler.submit_request(metadata, WithReservation(attempt))
         except (Failed, RequestTimeoutError):
-            self._watch_budget(turn)
+            pass  # the outcome says it
         except CapacityExceededError as error:
             turn.outcome = Outcome(error=("capacity_exceeded", str(error)))
         except asyncio.CancelledError:
@@ -215,16 +214,6 @@ class Batch:
             self._say(
                 f"no more than {self._most_at_once} requests at once: the system allows this "
                 "process no more open files (see `ulimit -n`)"
-            )
-
-    def _watch_budget(self, turn: _Turn) -> None:
-        if self._told_of_budget or turn.outcome is None or not turn.outcome.may_pass:
-            return
-        if self._scheduler.get_metrics()["retry_budget_used_up"]:
-            self._told_of_budget = True
-            self._say(
-                "so many calls have failed that the budget for retries is used up for now: "
-                "what fails meanwhile is not tried again"
             )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
