@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -107,6 +108,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
+        self._supplying = threading.Lock()
         self._events: Counter[str] = Counter()
         self._handled: set[asyncio.Task[Any]] = set()
         self._accounts = read_accounts(accounts)
@@ -255,6 +257,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._reset(self.config.max_concurrent_executions)
         self._life.close_server()
         self._life = Life(self)
+        self._supplying = threading.Lock()
         self._buckets.forget_all()
         self._words.after_fork()
         self._make_accounts()
@@ -391,13 +394,17 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     def _supply(self, remote: RemoteBucket) -> None:
         """Begins to ask the backend for that bucket, or begins again where the loop has gone."""
-        if self._chores.loop_is_gone:
-            if _in_loop():
-                self._chores.on_this_loop()
-            else:
-                self._chores.on_own_loop()
-        remote.begun = True
-        self._chores.start(remote.run)
+        # Of several threads that find that, one begins: a second loop would be nobody's to end.
+        with self._supplying:
+            if self._chores.loop_is_gone:
+                if _in_loop():
+                    self._chores.on_this_loop()
+                else:
+                    self._chores.on_own_loop()
+            elif remote.begun:
+                return
+            remote.begun = True
+            self._chores.start(remote.run)
 
     def _overflow(self, bucket: Bucket) -> NoReturn:
         self._events["queue_overflows"] += 1
