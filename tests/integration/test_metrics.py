@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import socket
@@ -148,6 +149,42 @@ def test_everything_is_counted_and_all_ways_out_tell_the_same() -> None:
     found = scheduler.get_metrics()
     assert (found["attempts"], found["retries"], found["requests_completed"]) == (6, 1, 4)
     assert found["queue_overflows"] == 2
+
+
+def test_what_a_stream_has_used_is_settled_however_it_ends() -> None:
+    async def chunks() -> Any:
+        yield {"usage": {"total_tokens": 4}}
+        yield {}
+
+    async def opens() -> Any:
+        return chunks()
+
+    scheduler, name = make(limits=["1_000 tokens/min"])
+
+    def units(event: str, resource: str = "tokens") -> float:
+        key = f'headway_{event}_units_total{{bucket="m",resource="{resource}"}}'
+        return samples(metrics.exposition(), name)[key]
+
+    async def run() -> list[Any]:
+        await scheduler.start()
+        ended = await scheduler.submit_request(asks(estimated_tokens=10), opens)
+        assert (units("reserved"), units("settled")) == (10, 0)
+        async for _ in ended:
+            pass
+        assert (units("settled"), units("refunded")) == (4, 6)
+        await ended.aclose()
+        closed = await scheduler.submit_request(asks(estimated_tokens=10), opens)
+        await closed.aclose()
+        assert (units("settled"), units("refunded")) == (14, 6)
+        return [await scheduler.submit_request(asks(estimated_tokens=10), opens)]
+
+    left = asyncio.run(run())
+    assert units("settled") == 14
+    left.clear()  # its loop has gone, and cannot release it
+    gc.collect()
+    assert (units("settled"), units("refunded")) == (24, 6)
+    assert units("settled", "requests") == units("reserved", "requests") == 3
+    asyncio.run(scheduler.stop(0))
 
 
 def test_without_metrics_nothing_is_kept() -> None:
