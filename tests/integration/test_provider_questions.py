@@ -12,9 +12,16 @@ from users import Provider, Refused, asks, at_once, make, until
 from headway import (
     BucketNotFoundError,
     DiscoveredBucket,
+    MemoryBackend,
     ProviderError,
     RateLimitInfo,
     RequestMetadata,
+)
+from headway.scheduler import (
+    RateLimiterConfig,
+    RateLimitState,
+    StateManager,
+    create_scheduler,
 )
 
 
@@ -182,5 +189,21 @@ def test_a_bucket_that_the_provider_itself_says_is_not_there_is_said_with_both_n
         error = caught.value
         assert (error.bucket_id, error.provider, error.model_id) == ("gone", "mine", "x")
         assert error.__cause__ is own
+
+    asyncio.run(run())
+
+
+def test_a_state_shows_the_limit_that_is_kept_and_can_be_written_as_it_was_read() -> None:
+    async def run() -> None:
+        manager = StateManager(MemoryBackend(), provider=Provider())
+        config = RateLimiterConfig(rate_limit_buffer_ratio=0.9)
+        scheduler = create_scheduler(None, config=config, state_manager=manager)
+        async with scheduler:
+            await scheduler.submit_request(asks(), at_once)
+            for _ in range(2):
+                state = await manager.get_state("m")
+                assert isinstance(state, RateLimitState)
+                assert (state.request_limit, state.remaining_requests) == (900, 899)
+                await manager.set_state("m", state)
 
     asyncio.run(run())
