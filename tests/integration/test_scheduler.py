@@ -209,7 +209,7 @@ def test_what_can_never_fit_fails_at_once_with_both_numbers() -> None:
             assert caught.value.retry_after is None
             # As large as the limit fits.
             assert await scheduler.submit_request(asks(estimated_tokens=450), at_once) == 42
-            cost = {"tokens": 432, "of_nobody": 10**9}
+            cost = {"tokens": 432, "output_tokens": 10**9}  # which this bucket does not count
             assert await scheduler.submit_request(asks("exact", cost=cost), at_once) == 42
 
     asyncio.run(run())

@@ -254,6 +254,36 @@ def test_a_coroutine_is_no_function() -> None:
     coroutine.close()
 
 
+@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda scheduler, what: scheduler.preview([what]),
+        lambda scheduler, what: scheduler.estimate(what),
+        lambda scheduler, what: scheduler.submit_sync(what, lambda: 1),
+        lambda scheduler, what: asyncio.run(_awaited(scheduler.submit_request(what, _answers))),
+    ],
+)
+def test_a_cost_of_a_resource_that_nobody_knows_is_refused(
+    ask: Callable[[Any, Any], Any], limited: bool
+) -> None:
+    limits = {"other": ["9 images/min"], "m": ["900 tokens/min"]}
+    accounts = {"a": Account(limits=["9 pages/day"])}
+    config = RateLimiterConfig(enable_rate_limiting=limited, mode="account")  # type: ignore[arg-type]
+    with create_scheduler(None, config=config, limits=limits, accounts=accounts) as scheduler:
+        for cost in ({"tokns": 5}, {"tokens": 5, "image": 1}):
+            with pytest.raises(ValueError) as caught:
+                ask(scheduler, RequestMetadata("r", "m", TEXT, cost=cost))
+            assert str(caught.value).startswith(f"cost {cost!r}: {[*cost][-1]!r} is no resource")
+        # What others count, or a provider might, costs nothing here.
+        for name in ("images", "pages", "requests", "input_tokens", "output_tokens"):
+            ask(scheduler, RequestMetadata("r", "m", TEXT, cost={name: 1}))
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
 @pytest.mark.parametrize("when", ["soon", None, float("nan")])
 def test_an_instant_that_is_none_is_named(when: Any) -> None:
     async def run() -> None:
