@@ -96,8 +96,24 @@ PyObject* Count(PyObject* object, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+// _settled(reserved, used): of a reservation that its call has let go, both by resource.
+PyObject* Settled(PyObject* object, PyObject* args) {
+  PyObject* reserved = nullptr;
+  PyObject* used = nullptr;
+  if (PyArg_ParseTuple(args, "OO", &reserved, &used) == 0) return nullptr;
+  const BucketObject* self = AsBucket(object);
+  Amounts amounts;
+  Amounts actual;
+  if (!ReadUsed(self->state(), reserved, amounts) || !ReadUsed(self->state(), used, actual))
+    return nullptr;
+  if (self->counts != nullptr)
+    self->counts->Ended(amounts.span(self->state()), actual.span(self->state()));
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"_count", &Count, METH_VARARGS, nullptr},
+    {"_settled", &Settled, METH_VARARGS, nullptr},
     {"cool", &Cool, METH_O,
      "cool($self, seconds, /)\n--\n\n"
      "Admits nothing for so long. A shorter time than what is left of an earlier one changes "

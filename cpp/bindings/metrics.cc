@@ -1,10 +1,12 @@
 // bindings/metrics.cc: counters of buckets, and the ways out to Prometheus.
 #include "bindings/metrics.h"
 
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <system_error>
+#include <utility>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,10 +31,19 @@ std::string NameOf(const Limit& limit) {
   return text.substr(begin, text.find(' ', begin) - begin);
 }
 
-// All exposers that are open, for the child of a fork.
-std::set<Exposer*>& Exposers() {
-  static auto* exposers = new std::set<Exposer*>;
-  return *exposers;
+using Address = std::pair<std::string, int>;
+
+// The exposers that are open, by the address that was asked for: who asks for the same one shares
+// it, because a port can be had once and what it serves is the whole process's. Under 0 are those
+// on free ports, each for itself.
+struct OpenExposers {
+  // Before the collector's. Taken without the GIL, and held while an exposer opens and closes.
+  std::mutex mutex;
+  std::multimap<Address, std::weak_ptr<Exposer>> by_address;
+};
+OpenExposers& Open() {
+  static auto* open = new OpenExposers;
+  return *open;
 }
 
 class Server {
@@ -40,7 +51,15 @@ class Server {
   Server(const std::string& host, int port) {
     try {
       const py::gil_scoped_release released;
-      exposer_ = std::make_unique<Exposer>(SharedCollector(), host, port);
+      const std::lock_guard lock(Open().mutex);
+      auto& open = Open().by_address;
+      const Address address(host, port);
+      if (const auto known = open.find(address); port != 0 && known != open.end())
+        exposer_ = known->second.lock();
+      if (exposer_ == nullptr) {
+        exposer_ = std::make_shared<Exposer>(SharedCollector(), host, port);
+        open.emplace(address, exposer_);
+      }
     } catch (const std::system_error& error) {
       PyObject* arguments = Py_BuildValue("is", error.code().value(), error.what());
       if (arguments != nullptr) PyErr_SetObject(PyExc_OSError, arguments);
@@ -52,22 +71,27 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  void Open() { Exposers().insert(exposer_.get()); }
   int Port() const { return exposer_ == nullptr ? 0 : exposer_->port(); }
   void Close() {
     if (exposer_ == nullptr) return;
-    std::unique_ptr<Exposer> closing = std::move(exposer_);
-    if (Exposers().erase(closing.get()) == 0) {
+    std::shared_ptr<Exposer> closing = std::move(exposer_);
+    const py::gil_scoped_release released;
+    const std::lock_guard lock(Open().mutex);
+    auto& open = Open().by_address;
+    const auto known = std::find_if(open.begin(), open.end(), [&closing](const auto& each) {
+      return each.second.lock() == closing;
+    });
+    if (known == open.end()) {
       // In a child of a fork: the threads that it would wait for are the parent's.
-      static_cast<void>(closing.release());
+      new std::shared_ptr<Exposer>(std::move(closing));
       return;
     }
-    const py::gil_scoped_release released;
+    if (closing.use_count() == 1) open.erase(known);
     closing.reset();
   }
 
  private:
-  std::unique_ptr<Exposer> exposer_;
+  std::shared_ptr<Exposer> exposer_;
 };
 
 const char* KindOf(prometheus::MetricType type) {
@@ -172,29 +196,32 @@ void BucketCounts::Cancelled(absl::Span<const std::int64_t> amounts) {
 }
 
 void AddMetrics(py::module_& m) {
-  py::class_<Server>(m, "MetricsServer",
-                     "MetricsServer(host, port): serves /metrics from threads of its own, without "
-                     "the GIL. port 0 takes a free one. OSError where the address is taken.")
-      .def(py::init([](const std::string& host, int port) {
-             auto server = std::make_unique<Server>(host, port);
-             server->Open();
-             return server;
-           }),
-           py::arg("host"), py::arg("port"))
+  py::class_<Server>(
+      m, "MetricsServer",
+      "MetricsServer(host, port): serves /metrics from threads of its own, without "
+      "the GIL. port 0 takes a free one. Those of one process with the same address share "
+      "it until the last is closed. OSError where it is taken by others.")
+      .def(py::init<const std::string&, int>(), py::arg("host"), py::arg("port"))
       .def_property_readonly("port", &Server::Port, "The port that it listens on; 0: closed.")
-      .def("close", &Server::Close, "Closes the port.");
+      .def("close", &Server::Close, "Closes the port, unless others share it.");
   m.def("collect_metrics", &Collected, "What all buckets have counted, family by family.");
   m.def(
       "metrics_text", [] { return prometheus::TextSerializer().Serialize(Gather()); },
       "The same in Prometheus's text format.");
 }
 
-void MetricsBeforeFork() { TheCollector().Lock(); }
+void MetricsBeforeFork() {
+  Open().mutex.lock();
+  TheCollector().Lock();
+}
 void MetricsAfterFork(bool in_child) {
   TheCollector().Unlock();
-  if (!in_child) return;
-  for (Exposer* exposer : Exposers()) exposer->CloseInChild();
-  Exposers().clear();
+  if (in_child) {
+    for (const auto& [address, exposer] : Open().by_address)
+      if (const auto open = exposer.lock(); open != nullptr) open->CloseInChild();
+    Open().by_address.clear();
+  }
+  Open().mutex.unlock();
 }
 
 }  // namespace headway::python

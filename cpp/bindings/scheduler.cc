@@ -127,9 +127,22 @@ bool ReadCost(const BucketObject* bucket, PyObject* cost, Request& out) {
     const char* text = good ? PyUnicode_AsUTF8(name) : nullptr;
     good = good && text != nullptr && ReadAmount(value, text, amount);
     if (!good) break;
-    // What nobody counts costs nothing.
-    for (std::size_t r = 0; r < resources.size(); ++r)
-      if (resources[r] == text) out.amounts[r] = amount;
+    bool known = std::find(std::begin(kKnownResources), std::end(kKnownResources), text) !=
+                 std::end(kKnownResources);
+    for (std::size_t r = 0; r < resources.size(); ++r) {
+      if (resources[r] != text) continue;
+      out.amounts[r] = amount;
+      known = true;
+    }
+    // What this bucket does not count costs nothing. A name that nobody knows would cost nothing
+    // anywhere, and nobody would see.
+    if (!known) {
+      PyErr_Format(PyExc_ValueError,
+                   "cost %R: '%s' is no resource of any limit here, nor requests, tokens, "
+                   "input_tokens, output_tokens or concurrency",
+                   cost, text);
+      good = false;
+    }
   }
   Py_DECREF(items);
   return good;

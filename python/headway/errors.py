@@ -26,15 +26,24 @@ class CapacityExceededError(RateLimiterError):
 
 
 class BucketNotFoundError(RateLimiterError):
-    """A provider that lists its buckets has named one that it does not list."""
+    """A provider that lists its buckets has named one that it does not list.
 
-    def __init__(self, bucket_id: str) -> None:
+    provider: its name, and model_id: what it was asked for, where they are known.
+    """
+
+    def __init__(
+        self, bucket_id: str, provider: str | None = None, model_id: str | None = None
+    ) -> None:
         # The argument, not the message: a pickle makes the error anew from `args`.
         super().__init__(bucket_id)
         self.bucket_id = bucket_id
+        self.provider = provider
+        self.model_id = model_id
 
     def __str__(self) -> str:
-        return f"Rate limit bucket not found: {self.bucket_id}"
+        asked = {"provider": self.provider, "model": self.model_id}
+        told = ", ".join(f"{what} {name!r}" for what, name in asked.items() if name is not None)
+        return f"Rate limit bucket not found: {self.bucket_id}" + (f" ({told})" if told else "")
 
 
 class ReservationCapacityError(RateLimiterError):

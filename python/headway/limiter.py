@@ -107,10 +107,7 @@ class Limiter(_core.LimiterCore):
     ) -> None:
         if backend is not None:
             raise ValueError("backend: must be None, the words live in this process")
-        given = [limits] if isinstance(limits, (Limit, str)) else list(limits)
-        super().__init__(
-            [Limit.parse(each) if isinstance(each, str) else each for each in given], clock
-        )
+        super().__init__(_read(limits), clock)
         _loop.register(self)
 
     @property
@@ -162,6 +159,22 @@ class Limiter(_core.LimiterCore):
 
     def __repr__(self) -> str:
         return f"Limiter([{', '.join(repr(str(each)) for each in self.limits)}])"
+
+
+def _read(limits: Iterable[Limit | str] | Limit | str) -> list[Limit]:
+    given: list[object] = []
+    if isinstance(limits, (Limit, str)):
+        given = [limits]
+    elif isinstance(limits, Iterable):
+        given = list(limits)
+    else:
+        raise TypeError(f"limits {limits!r}: must be a limit or a list of them")
+    for each in given:
+        if not isinstance(each, (Limit, str)):
+            raise TypeError(
+                f"limits {each!r}: must be a Limit or its text, as in '500 requests/min'"
+            )
+    return [each if isinstance(each, Limit) else Limit.parse(str(each)) for each in given]
 
 
 def explain(limiter: _core.LimiterCore, amounts: Sequence[int]) -> Explanation:

@@ -8,6 +8,8 @@ from typing import Any
 
 from headway import _core
 
+__all__ = ["collector", "exposition", "publish"]
+
 _lock = threading.Lock()
 _published = False
 

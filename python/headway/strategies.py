@@ -189,6 +189,8 @@ _STRATEGIES: dict[str, Callable[[], BaseSchedulingStrategy]] = {
     "fair_queue": FairQueueStrategy,
     "adaptive": AdaptiveStrategy,
 }
+NAMES = tuple(_STRATEGIES)
+"""What `create_strategy` takes."""
 
 
 def create_strategy(name: str) -> BaseSchedulingStrategy:
@@ -196,7 +198,7 @@ def create_strategy(name: str) -> BaseSchedulingStrategy:
     make = _STRATEGIES.get(str(name).lower())
     if make is None:
         raise ConfigurationError(
-            f"Unknown scheduling strategy: {name}. Available strategies: {list(_STRATEGIES)}"
+            f"Unknown scheduling strategy: {name}. Available strategies: {list(NAMES)}"
         )
     return make()
 

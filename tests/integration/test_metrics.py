@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import socket
@@ -150,6 +151,42 @@ def test_everything_is_counted_and_all_ways_out_tell_the_same() -> None:
     assert found["queue_overflows"] == 2
 
 
+def test_what_a_stream_has_used_is_settled_however_it_ends() -> None:
+    async def chunks() -> Any:
+        yield {"usage": {"total_tokens": 4}}
+        yield {}
+
+    async def opens() -> Any:
+        return chunks()
+
+    scheduler, name = make(limits=["1_000 tokens/min"])
+
+    def units(event: str, resource: str = "tokens") -> float:
+        key = f'headway_{event}_units_total{{bucket="m",resource="{resource}"}}'
+        return samples(metrics.exposition(), name)[key]
+
+    async def run() -> list[Any]:
+        await scheduler.start()
+        ended = await scheduler.submit_request(asks(estimated_tokens=10), opens)
+        assert (units("reserved"), units("settled")) == (10, 0)
+        async for _ in ended:
+            pass
+        assert (units("settled"), units("refunded")) == (4, 6)
+        await ended.aclose()
+        closed = await scheduler.submit_request(asks(estimated_tokens=10), opens)
+        await closed.aclose()
+        assert (units("settled"), units("refunded")) == (14, 6)
+        return [await scheduler.submit_request(asks(estimated_tokens=10), opens)]
+
+    left = asyncio.run(run())
+    assert units("settled") == 14
+    left.clear()  # its loop has gone, and cannot release it
+    gc.collect()
+    assert (units("settled"), units("refunded")) == (24, 6)
+    assert units("settled", "requests") == units("reserved", "requests") == 3
+    asyncio.run(scheduler.stop(0))
+
+
 def test_without_metrics_nothing_is_kept() -> None:
     _, name = lived(metrics_enabled=False)
     assert not samples(metrics.exposition(), name)
@@ -180,14 +217,45 @@ def test_it_is_served_without_the_gil_while_the_scheduler_runs() -> None:
             await scheduler.submit_request(asks(), call)
             text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
             assert samples(text, name)['headway_attempts_total{bucket="m"}'] == 1
-            other, _ = make(start_prometheus_server=True, prometheus_port=port)
-            with pytest.raises(OSError, match="in use"):
-                await other.start()
-            assert not other.is_running()
 
     asyncio.run(run())
     with pytest.raises(OSError):
         urllib.request.urlopen(url)
+
+
+def test_schedulers_of_one_process_share_a_port_until_the_last_of_them_stops() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/metrics"
+
+    async def run() -> None:
+        options = {"start_prometheus_server": True, "prometheus_port": port}
+        schedulers = [make(**options) for _ in range(3)]
+        for scheduler, _ in schedulers:
+            await scheduler.start()
+            await scheduler.submit_request(asks(), call)
+        for scheduler, _ in schedulers:
+            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+            for _, name in schedulers:
+                assert samples(text, name)['headway_attempts_total{bucket="m"}'] == 1
+            await scheduler.stop()
+
+    for _ in range(2):  # the port is free again, and can be shared again
+        asyncio.run(run())
+        with pytest.raises(OSError):
+            urllib.request.urlopen(url)
+
+
+def test_a_port_that_somebody_else_has_is_named() -> None:
+    with socket.socket() as theirs:
+        theirs.bind(("127.0.0.1", 0))
+        theirs.listen()
+        port = theirs.getsockname()[1]
+        scheduler, _ = make(start_prometheus_server=True, prometheus_port=port)
+        with pytest.raises(OSError, match=rf"metrics .* at 127\.0\.0\.1:{port}: .* in use"):
+            scheduler.start_sync()
+        assert not scheduler.is_running()
 
 
 def test_reading_it_from_threads_while_buckets_come_and_go_harms_nothing() -> None:

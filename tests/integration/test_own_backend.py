@@ -235,6 +235,7 @@ def test_it_goes_on_when_the_loop_that_it_was_started_on_has_gone_and_from_threa
 
     asyncio.run(start())
     asyncio.run(go_on())
+    before = set(threading.enumerate())
     results: list[int] = []
     threads = [
         threading.Thread(target=lambda: results.append(scheduler.submit_sync(asks(), lambda: 1)))
@@ -245,4 +246,8 @@ def test_it_goes_on_when_the_loop_that_it_was_started_on_has_gone_and_from_threa
     for thread in threads:
         thread.join(10)
     assert results == [1] * 5
+    # The first that finds the loop gone makes one, for all of them.
+    own = [each for each in set(threading.enumerate()) - before if each.name == "headway-chores"]
+    assert len(own) == 1
     asyncio.run(scheduler.stop(0))
+    assert not own[0].is_alive()

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 from users import Provider, Refused, asks, at_once, make, until
 
-from headway import BucketNotFoundError, RateLimitInfo, RequestMetadata
+from headway import (
+    BucketNotFoundError,
+    DiscoveredBucket,
+    MemoryBackend,
+    ProviderError,
+    RateLimitInfo,
+    RequestMetadata,
+)
+from headway.scheduler import (
+    RateLimiterConfig,
+    RateLimitState,
+    StateManager,
+    create_scheduler,
+)
 
 
 def test_a_thousand_requests_of_a_model_ask_once_for_its_bucket() -> None:
@@ -78,6 +91,7 @@ def test_a_bucket_that_is_not_listed_is_said_not_to_be_there() -> None:
                 with pytest.raises(BucketNotFoundError) as caught:
                     await scheduler.submit_request(asks("elsewhere-1"), at_once)
                 assert caught.value.bucket_id == "elsewhere"
+                assert str(caught.value).endswith(" (provider 'mine', model 'elsewhere-1')")
             assert await scheduler.submit_request(asks(), at_once) == 42
             # What is of no model was not named by the provider.
             nothing = RequestMetadata("r", "", "text", requires_model=False)
@@ -113,5 +127,83 @@ def test_it_is_told_what_answers_say_and_a_refusal_cools_the_bucket_for_as_long_
             ({"x-mine-reset": "0.3"}, {"error": {"code": "slow_down"}}, 429),
             ({"x-mine-left": "1"}, None, 200),
         ]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"m": DiscoveredBucket("m", -5), "good": DiscoveredBucket("good", 5)}, "rpm_limit=-5"),
+        ({"m": DiscoveredBucket("m", tpm_limit=2.5)}, "tpm_limit=2.5"),  # type: ignore[arg-type]
+        ([DiscoveredBucket("m", 5)], "must be a dict of DiscoveredBucket"),
+    ],
+)
+def test_nonsense_at_start_ends_the_start_where_there_is_no_going_on(given: Any, said: str) -> None:
+    class Nonsense(Provider):
+        async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+            return given
+
+    async def run() -> None:
+        scheduler = make(provider=Nonsense(), enable_graceful_degradation=False)
+        with pytest.raises(ProviderError) as caught:
+            await scheduler.start()
+        assert not scheduler.is_running()
+        for text in ("discover_limits of provider 'mine'", "enable_graceful_degradation", said):
+            assert text in str(caught.value)
+        assert said in str(caught.value.__cause__)
+        async with make(provider=Nonsense()) as scheduler:  # else it goes on with what is known
+            assert await scheduler.submit_request(asks("good"), at_once) == 42
+
+    asyncio.run(run())
+
+
+def test_what_a_provider_raised_at_start_is_the_cause() -> None:
+    down = ValueError("down")
+
+    class Down(Provider):
+        async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+            raise down
+
+    async def run() -> None:
+        with pytest.raises(ProviderError, match=r"failed at start.* ValueError: down") as caught:
+            await make(provider=Down(), enable_graceful_degradation=False).start()
+        assert caught.value.__cause__ is down
+
+    asyncio.run(run())
+
+
+def test_a_bucket_that_the_provider_itself_says_is_not_there_is_said_with_both_names() -> None:
+    own = BucketNotFoundError("gone")
+
+    class Knows(Provider):
+        async def get_bucket_for_model(
+            self, model_id: str, resource_type: str | None = None
+        ) -> str:
+            raise own
+
+    async def run() -> None:
+        async with make(provider=Knows()) as scheduler:
+            with pytest.raises(BucketNotFoundError) as caught:
+                await scheduler.submit_request(asks("x"), at_once)
+        error = caught.value
+        assert (error.bucket_id, error.provider, error.model_id) == ("gone", "mine", "x")
+        assert error.__cause__ is own
+
+    asyncio.run(run())
+
+
+def test_a_state_shows_the_limit_that_is_kept_and_can_be_written_as_it_was_read() -> None:
+    async def run() -> None:
+        manager = StateManager(MemoryBackend(), provider=Provider())
+        config = RateLimiterConfig(rate_limit_buffer_ratio=0.9)
+        scheduler = create_scheduler(None, config=config, state_manager=manager)
+        async with scheduler:
+            await scheduler.submit_request(asks(), at_once)
+            for _ in range(2):
+                state = await manager.get_state("m")
+                assert isinstance(state, RateLimitState)
+                assert (state.request_limit, state.remaining_requests) == (900, 899)
+                await manager.set_state("m", state)
 
     asyncio.run(run())

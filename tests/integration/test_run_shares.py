@@ -91,6 +91,20 @@ def test_a_model_that_no_limit_holds_for_fails_without_being_sent(tmp_path: Path
     assert "failed because  1 no_limits" in ended.stdout
 
 
+def test_accounts_and_priorities_hold_from_the_first_burst_on(tmp_path: Path) -> None:
+    lines = of("heavy", 300) + of("light", 40)
+    lines += [{**each, "urgent": 5} for each in of("soon", 10)]
+    requests = write(tmp_path / "requests.jsonl", lines)
+    limits = ("--limits", "400 requests/s bucket burst 100")
+    with SimulatorProcess(*limits, "--latency", "0") as simulator:
+        ended = run(requests, simulator.url, *limits, *USER, "--priority-key", "/urgent")
+    assert ended.status == 0, ended.stderr
+    # Results are written as requests end, which is almost in the order in which they went out.
+    assert max(places(ended, "soon")) < 40
+    burst = [each["custom_id"].partition("-")[0] for each in ended.results[:90]]
+    assert abs(burst.count("light") - burst.count("heavy")) <= 16, burst
+
+
 @pytest.mark.long
 def test_an_account_that_floods_costs_the_others_only_their_share(tmp_path: Path) -> None:
     # The light one stands behind all that the other has, twice as much as is read ahead.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import sys
 import threading
 import time
 import warnings
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 from users import asks, at_once, make, until
 
@@ -184,7 +186,7 @@ def test_what_can_never_fit_fails_at_once_with_both_numbers() -> None:
             assert caught.value.retry_after is None
             # As large as the limit fits.
             assert await scheduler.submit_request(asks(estimated_tokens=450), at_once) == 42
-            cost = {"tokens": 432, "of_nobody": 10**9}
+            cost = {"tokens": 432, "output_tokens": 10**9}  # which this bucket does not count
             assert await scheduler.submit_request(asks("exact", cost=cost), at_once) == 42
 
     asyncio.run(run())
@@ -736,6 +738,53 @@ def test_spent_credit_is_not_waited_for() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_of_spent_credit_it_says_so(raises: bool, caplog: pytest.LogCaptureFixture) -> None:
+    spent = b'{"error": {"message": "You exceeded it", "code": "insufficient_quota"}}'
+    response = httpx.Response(429, content=spent, request=httpx.Request("POST", "http://h"))
+
+    async def call() -> httpx.Response:
+        return response.raise_for_status() if raises else response
+
+    async def run() -> None:
+        async with make() as scheduler:
+            for _ in range(2):
+                try:
+                    assert (await scheduler.submit_request(asks(), call)).status_code == 429
+                except httpx.HTTPStatusError as error:
+                    if sys.version_info >= (3, 11):
+                        said = [note for note in error.__notes__ if "credit is spent" in note]
+                        assert len(said) == 1
+            metrics = scheduler.get_metrics()
+            assert (metrics["attempts"], metrics["retries"]) == (2, 0)
+
+    asyncio.run(run())
+    assert sum("credit is spent" in each.message for each in caplog.records) == 1
+
+
+def test_of_a_used_up_budget_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    same = Refused(500)
+
+    async def call() -> None:
+        raise same
+
+    async def run() -> None:
+        async with make(max_failures=100_000, max_retries=0) as scheduler:
+            with pytest.raises(Refused):
+                await scheduler.submit_request(asks(), call)
+            assert not hasattr(same, "__notes__"), "it was not for want of budget"
+        async with make(max_failures=100_000) as scheduler:
+            calls = (scheduler.submit_request(asks(), call) for _ in range(20))
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert scheduler.get_metrics()["retry_budget_used_up"] > 1
+        if sys.version_info >= (3, 11):
+            assert len(same.__notes__) == 1
+            assert "the budget for retries is used up" in same.__notes__[0]
+
+    asyncio.run(run())
+    assert sum("budget for retries is used up" in each.message for each in caplog.records) == 1
+
+
 def test_the_breaker_opens_lets_one_probe_through_and_closes() -> None:
     good = False
     attempts = 0
@@ -1007,7 +1056,7 @@ def test_it_works_in_several_asyncio_runs_one_after_another_without_being_stoppe
         await scheduler.start()
         assert await scheduler.submit_request(asks(), at_once) == 42
         # Left waiting as its loop goes.
-        scheduler._buckets.find("cold").cool(60)
+        scheduler._buckets.make_unlisted("cold").cool(60)
         left.append(asyncio.ensure_future(scheduler.submit_request(asks("cold"), at_once)))
         await asyncio.sleep(0.01)
 

@@ -90,3 +90,23 @@ def test_the_scheduler_uses_all_of_the_limits() -> None:
         assert explained is not None
         assert tuple(state.limit for state in explained.limits) == limits
     assert plan.scheduler(3).config.max_concurrent_executions == 3
+
+
+def test_those_that_go_out_at_once_go_by_priority_and_by_shares() -> None:
+    plan = Plan(REQUESTS, weights={"gold": 2.0})
+    lines = [line(account=account) for account in [None] * 3 + ["free"] * 3 + ["gold"] * 4]
+    lines += [line(priority=-1), line(priority=5, account="free")]
+    turns = plan.in_turns(lines)
+    assert [each.priority for each in turns] == [5, *[0] * 10, -1]
+    assert [each.account for each in turns[1:11]] == [
+        *(None, "free", "gold"),
+        "gold",
+        *(None, "free", "gold"),
+        "gold",
+        *(None, "free"),
+    ]
+
+
+def test_equals_stay_in_the_order_of_the_file() -> None:
+    lines = [line() for _ in range(5)]
+    assert [id(each) for each in Plan(REQUESTS).in_turns(lines)] == [id(each) for each in lines]

@@ -13,7 +13,7 @@ from headway import errors
 EVERY = [
     errors.RateLimiterError("no"),
     errors.CapacityExceededError("needs 9, the limit is 5", "b", 2.5),
-    errors.BucketNotFoundError("tier:1"),
+    errors.BucketNotFoundError("tier:1", "openai", "gpt-4o"),
     errors.ReservationCapacityError("full"),
     errors.BackendConnectionError("gone"),
     errors.BackendOperationError("refused"),
@@ -54,6 +54,10 @@ def test_errors_are_also_what_python_calls_such_a_thing() -> None:
 def test_attributes_and_default_texts_are_as_documented() -> None:
     missing = errors.BucketNotFoundError("b")
     assert (missing.bucket_id, str(missing)) == ("b", "Rate limit bucket not found: b")
+    assert (missing.provider, missing.model_id) == (None, None)
+    missing = errors.BucketNotFoundError("b", "p", "m")
+    assert (missing.provider, missing.model_id) == ("p", "m")
+    assert str(missing) == "Rate limit bucket not found: b (provider 'p', model 'm')"
     assert errors.QueueOverflowError("full").queue_key is None
     failed = errors.TooManyFailedRequestsError()
     assert str(failed) == "Too many failed requests"

@@ -59,6 +59,8 @@ def test_attributes_are_in_the_units_of_the_documentation() -> None:
         ({"amount": 1, "resource": "Tokens"}, ["resource 'Tokens'", "lower-case"]),
         ({"amount": 1, "resource": ""}, ["resource ''"]),
         ({"amount": 1, "resource": "request"}, ["resource 'request'", "'requests'"]),
+        ({"amount": 1, "resource": "tokns"}, ["resource 'tokns'", "must be 'tokens'", "your own"]),
+        ({"amount": 1, "resource": "prompt_tokens"}, ["must be 'input_tokens'"]),
         ({"amount": 1, "shape": "leaky"}, ["shape 'leaky'", "'bucket', 'fixed', 'window'"]),
         ({"amount": 1, "burst": 5}, ["burst 5", "needs shape 'bucket'"]),
         ({"amount": 1, "shape": "bucket", "burst": 0}, ["burst 0", "1 to 2**53"]),

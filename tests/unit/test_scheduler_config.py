@@ -76,7 +76,8 @@ def test_a_mode_may_be_given_by_its_name(mode: Any) -> None:
 def test_another_mode_is_named(mode: Any) -> None:
     with pytest.raises(ConfigurationError) as error:
         RateLimiterConfig(mode=mode)
-    assert str(error.value) == f"Unknown scheduler mode: {mode}"
+    modes = "'basic', 'intelligent', 'account'"
+    assert str(error.value) == f"Unknown scheduler mode: {mode}. Available modes: {modes}"
 
 
 @pytest.mark.parametrize(

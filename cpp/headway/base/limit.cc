@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -26,6 +27,31 @@ bool IsResourceName(absl::string_view name) {
       return false;
   }
   return true;
+}
+
+// What `resource` was to be, where it is a slip: a limit of a name that no cost says counts
+// nothing, and nobody would see. "" where it may be a name of the user's own.
+absl::string_view Meant(absl::string_view resource) {
+  // The names that answers of some providers have for it.
+  if (resource == "prompt_tokens") return "input_tokens";
+  if (resource == "completion_tokens") return "output_tokens";
+  for (const absl::string_view known : kKnownResources) {
+    if (resource == known) return "";
+    absl::string_view is = resource;
+    absl::string_view was = known;
+    while (!is.empty() && !was.empty() && is.front() == was.front()) {
+      is.remove_prefix(1);
+      was.remove_prefix(1);
+    }
+    while (!is.empty() && !was.empty() && is.back() == was.back()) {
+      is.remove_suffix(1);
+      was.remove_suffix(1);
+    }
+    // A letter too many, too few or another, or two that have changed places.
+    if (is.size() <= 1 && was.size() <= 1) return known;
+    if (is.size() == 2 && was.size() == 2 && is[0] == was[1] && is[1] == was[0]) return known;
+  }
+  return "";
 }
 
 struct Unit {
@@ -88,6 +114,39 @@ std::optional<std::int64_t> ParseAmount(absl::string_view text) {
   return value;
 }
 
+// How people abbreviate a resource and its period, in any case of letters.
+constexpr struct {
+  absl::string_view short_form;
+  absl::string_view meant;
+} kShortForms[] = {
+    {"rps", "requests/s"},         {"rpm", "requests/min"},       {"rph", "requests/hour"},
+    {"rpd", "requests/day"},       {"tps", "tokens/s"},           {"tpm", "tokens/min"},
+    {"tph", "tokens/hour"},        {"tpd", "tokens/day"},         {"itpm", "input_tokens/min"},
+    {"otpm", "output_tokens/min"}, {"concurrent", "concurrency"},
+};
+
+// What to write instead of words that are not the text form, where that can be told; else "".
+std::string Instead(const std::vector<std::string>& words) {
+  std::string amount = words[0];
+  std::string rest = words.size() > 1 ? words[1] : "";
+  if (words.size() == 1) {  // "60rpm"
+    const std::size_t digits = amount.find_first_not_of("0123456789_");
+    if (digits == std::string::npos) return "";
+    rest = amount.substr(digits);
+    amount.resize(digits);
+  }
+  if (!ParseAmount(amount)) return "";
+  for (const auto& each : kShortForms)
+    if (absl::EqualsIgnoreCase(rest, each.short_form)) return absl::StrCat(amount, " ", each.meant);
+  // "60/min", "60 per min": of requests, as likely as not, but who knows.
+  const bool of_what = rest == "/" || rest == "per";
+  const std::size_t period = of_what ? 2 : 3;
+  if (words.size() <= period || !ParsePeriod(words[period])) return "";
+  if (!of_what && words[2] != "per") return "";
+  return absl::StrCat(amount, " ", of_what ? "requests" : rest, "/", words[period],
+                      of_what ? "', or whatever it limits instead of 'requests" : "");
+}
+
 std::string FormatSeconds(Nanos nanos) {
   const bool negative = nanos < 0;
   const auto magnitude =
@@ -139,11 +198,11 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
     return Bad("resource", absl::StrCat("'", limit.resource, "'"),
                "must be lower-case letters, digits, '_', '-' or '.', begin with a letter and have "
                "at most 64 characters");
-  // A typing error that would make a resource of its own, of which nobody then asks anything.
-  for (const absl::string_view singular : {"request", "token", "input_token", "output_token"})
-    if (limit.resource == singular)
-      return Bad("resource", absl::StrCat("'", limit.resource, "'"),
-                 absl::StrCat("is spelt '", singular, "s'"));
+  if (const absl::string_view meant = Meant(limit.resource); !meant.empty())
+    return Bad("resource", absl::StrCat("'", limit.resource, "'"),
+               absl::StrCat("must be '", meant,
+                            "', if that is meant; a name of your own differs from "
+                            "it by more than one letter"));
   if (limit.amount < 0 || limit.amount > kMaxAmount)
     return Bad("amount", absl::StrCat(limit.amount), "must be from 0 to 2**53");
   const bool concurrency = limit.resource == "concurrency";
@@ -186,13 +245,17 @@ absl::StatusOr<Limit> Limit::Parse(absl::string_view text) {
   };
   const std::vector<std::string> words = absl::StrSplit(absl::StrReplaceAll(text, {{"/", " / "}}),
                                                         absl::ByAnyChar(" \t"), absl::SkipEmpty());
+  if (const std::string instead = words.empty() ? "" : Instead(words); !instead.empty())
+    return fail(absl::StrCat("write '", instead, "'"));
   if (words.size() < 2)
     return fail(
         "must read '<amount> <resource>/<period> [bucket|fixed|window] [burst <n>] [anchor "
         "<seconds>]' or '<amount> concurrency'");
   Limit limit;
   const std::optional<std::int64_t> amount = ParseAmount(words[0]);
-  if (!amount) return fail(absl::StrCat("amount '", words[0], "' is not a whole number"));
+  if (!amount)
+    return fail(
+        absl::StrCat("amount '", words[0], "' is not a whole number, as in 60000 or 60_000"));
   limit.amount = *amount;
   limit.resource = words[1];
   std::size_t i = 2;

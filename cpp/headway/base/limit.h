@@ -23,6 +23,10 @@ enum class Shape : std::uint8_t { kUnknown, kBucket, kFixed, kWindow, kConcurren
 // "bucket", "fixed", "window", "concurrency"; "unknown" for kUnknown.
 absl::string_view ShapeName(Shape shape);
 
+// The resources that have a meaning here; any other is a name of the user's own.
+inline constexpr absl::string_view kKnownResources[] = {"requests", "tokens", "input_tokens",
+                                                        "output_tokens", "concurrency"};
+
 // A limit, as a plain value. Make one with `Limit::Make` or `Limit::Parse`, which check it; the
 // text form round-trips: Parse(Format()) equals the limit.
 //

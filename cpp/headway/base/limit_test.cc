@@ -139,6 +139,22 @@ TEST(LimitErrors, NameTheFieldTheValueAndTheRule) {
               HasSubstr("shape 'bucket'"));
 }
 
+TEST(LimitErrors, SayWhichResourceASlipWasToBe) {
+  const auto refusal = [](const std::string& name) {
+    return Refusal(But([&name](Limit& l) { l.resource = name; }));
+  };
+  for (const char* slip : {"token", "tokenss", "tokns", "tokems", "otkens", "tokesn"})
+    EXPECT_THAT(refusal(slip), AllOf(HasSubstr(std::string("resource '") + slip + "'"),
+                                     HasSubstr("must be 'tokens', if that is meant")));
+  EXPECT_THAT(refusal("request"), HasSubstr("must be 'requests'"));
+  EXPECT_THAT(refusal("input-tokens"), HasSubstr("must be 'input_tokens'"));
+  EXPECT_THAT(refusal("prompt_tokens"), HasSubstr("must be 'input_tokens'"));
+  EXPECT_THAT(refusal("completion_tokens"), HasSubstr("must be 'output_tokens'"));
+  EXPECT_THAT(refusal("concurency"), HasSubstr("must be 'concurrency'"));
+  for (const char* own : {"images", "tokens_in", "my_tokens", "tickets", "t", "kotens"})
+    EXPECT_EQ(refusal(own), "") << own;
+}
+
 TEST(LimitErrors, QuoteTheTextThatCouldNotBeRead) {
   for (const auto& [text, why] : std::vector<std::pair<std::string, std::string>>{
            {"", "must read"},

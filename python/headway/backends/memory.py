@@ -73,8 +73,9 @@ class MemoryBackend(Shared):
     async def get_state(self, key: str) -> dict[str, Any] | None:
         """What `set_state` wrote, and with it what the words say by now; None for neither.
 
-        remaining_requests, remaining_tokens: None where unlimited; request_limit and token_limit
-        likewise. reset_at: when one request fits again, ISO 8601 in UTC; None for never.
+        request_limit, token_limit: what is kept of the limits, after the safety margin; what
+        remains is of these. remaining_requests, remaining_tokens: None where unlimited, as the
+        limits then are. reset_at: when one request fits again, ISO 8601 in UTC; None for never.
         """
         with self._lock:
             return self._state(key, self._now())

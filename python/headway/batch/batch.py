@@ -10,7 +10,8 @@ from headway import CapacityExceededError, RequestTimeoutError, Reservation
 from headway._core import WithReservation
 from headway.batch.attempt import Attempts
 from headway.batch.failures import Failed, MayPass
-from headway.batch.lanes import MOST_HELD, Lanes
+from headway.batch.keys import Keys
+from headway.batch.lanes import ENOUGH, MOST_HELD, Lanes
 from headway.batch.lines import Broken, Line
 from headway.batch.plan import Plan
 from headway.batch.results import Outcome, Results
@@ -18,7 +19,7 @@ from headway.batch.summary import Tally
 from headway.scheduler import Scheduler
 
 _START_AT_ONCE = 4
-"""Lines taken in one turn of the event loop.
+"""Lines taken, or started, in one turn of the event loop.
 
 If a whole burst began in one turn, each step of each request would wait for that step of all the
 others: connections would look slow and requests would go out late and out of order.
@@ -56,7 +57,7 @@ class Batch:
         self._change = asyncio.Event()  # there is more room, fewer tasks, or an interrupt
         self._fault: BaseException | None = None
         self._told_of_files = False
-        self._told_of_budget = False
+        self._steps = 0
         self._closing = False  # nothing new starts
         self._abandoned = False  # nor does anything go on
         self.interrupted = False
@@ -105,22 +106,52 @@ class Batch:
         self._change.set()
 
     async def _start_all(self, lanes: Lanes) -> None:
-        turn = 0
+        await self._start_first(lanes)
         while not self._closing and not lanes.done:
             # What waits to be tried again has left its lane, and must not pile up either.
             if lanes.full or len(self._waiting) >= 2 * MOST_HELD:
                 self._change.clear()
                 await self._change.wait()
                 continue
-            line = lanes.take()
-            if isinstance(line, Broken):
-                self._tally.broken += 1
-                self._say(f"broken {line}")
-            if turn % _START_AT_ONCE == 0:
-                await asyncio.sleep(0)
-            turn += 1
-            if isinstance(line, Line) and not self._closing:
+            line = await self._take(lanes)
+            if line is not None and not self._closing:
                 self._start(line, lanes)
+
+    async def _start_first(self, lanes: Lanes) -> None:
+        """Where lines have turns, reads some before any is started.
+
+        As long as there is room each goes out as it is started, and so nobody waits whom an urgent
+        one could pass.
+        """
+        if self._plan.keys == Keys():
+            return
+        first: list[Line] = []
+        for _ in range(ENOUGH):
+            if self._closing or lanes.done or lanes.full:
+                break
+            line = await self._take(lanes)
+            if line is not None:
+                first.append(line)
+        for line in self._plan.in_turns(first):
+            await self._breathe()
+            if self._closing:
+                return
+            self._start(line, lanes)
+
+    async def _take(self, lanes: Lanes) -> Line | None:
+        """The next line; None where it was passed over, or is broken."""
+        await self._breathe()
+        line = lanes.take()
+        if isinstance(line, Broken):
+            self._tally.broken += 1
+            self._say(f"broken {line}")
+            return None
+        return line
+
+    async def _breathe(self) -> None:
+        if self._steps % _START_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        self._steps += 1
 
     def _start(self, line: Line, lanes: Lanes) -> None:
         if line.wrong is not None:
@@ -173,7 +204,7 @@ class Batch:
         try:
             await self._scheduler.submit_request(metadata, WithReservation(attempt))
         except (Failed, RequestTimeoutError):
-            self._watch_budget(turn)
+            pass  # the outcome says it
         except CapacityExceededError as error:
             turn.outcome = Outcome(error=("capacity_exceeded", str(error)))
         except asyncio.CancelledError:
@@ -215,16 +246,6 @@ class Batch:
             self._say(
                 f"no more than {self._most_at_once} requests at once: the system allows this "
                 "process no more open files (see `ulimit -n`)"
-            )
-
-    def _watch_budget(self, turn: _Turn) -> None:
-        if self._told_of_budget or turn.outcome is None or not turn.outcome.may_pass:
-            return
-        if self._scheduler.get_metrics()["retry_budget_used_up"]:
-            self._told_of_budget = True
-            self._say(
-                "so many calls have failed that the budget for retries is used up for now: "
-                "what fails meanwhile is not tried again"
             )
 
     def _ended(self, task: asyncio.Task[None]) -> None:

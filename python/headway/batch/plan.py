@@ -66,6 +66,21 @@ class Plan:
             else:
                 yield line
 
+    def in_turns(self, lines: Iterable[Line]) -> list[Line]:
+        """The lines as they would go out if they all waited: by priority, and by accounts' shares.
+
+        Shares of their number: what they cost is not looked at.
+        """
+        before: Counter[tuple[int, str | None]] = Counter()
+
+        def turn(line: Line) -> tuple[int, float]:
+            whose = (line.priority, line.account)
+            before[whose] += 1
+            weight = self.weights.get(line.account, 1.0) if line.account is not None else 1.0
+            return -line.priority, (before[whose] - 1) / weight
+
+        return sorted(lines, key=turn)
+
     def amounts_of(self, line: Line) -> dict[str, int]:
         """What `line` costs, by resource."""
         amounts = {"requests": 1, "concurrency": 1}

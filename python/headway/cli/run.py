@@ -7,11 +7,13 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import signal
 import stat
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from headway import Limit
@@ -165,7 +167,7 @@ async def _send(
 
     most = _most_connections()
     scheduler = plan.scheduler(most, request_timeout=args.timeout, max_retries=args.max_retries)
-    with Progress(sys.stderr, tally) as progress:
+    with Progress(sys.stderr, tally) as progress, _logged_by(progress):
         async with attempts, scheduler:
             batch = Batch(
                 scheduler,
@@ -187,6 +189,27 @@ async def _send(
     if batch.interrupted:
         return INTERRUPTED
     return 1 if tally.failed or tally.broken else 0
+
+
+class _Log(logging.Handler):
+    """What the scheduler warns of, in lines of their own."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.say(f"headway run: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def _logged_by(progress: Progress) -> Iterator[None]:
+    logger, log = logging.getLogger("headway"), _Log(progress)
+    logger.addHandler(log)
+    try:
+        yield
+    finally:
+        logger.removeHandler(log)
 
 
 def _conclude(args: argparse.Namespace, tally: Tally) -> int:

@@ -27,14 +27,28 @@ def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     return _is_whole(value) or isinstance(value, float)
+
+
+MOST = 10**9
+"""The most seconds, or times, that an option may be: what the core's instants have room for."""
+MOST_WHOLE = 2**53
+"""The most of what is counted: as of a limit."""
 
 
 def _whole(value: object, least: int, wrong: str) -> str | None:
     if not _is_whole(value):
         return "must be a whole number"
+    if value > MOST_WHOLE:
+        return "must be at most 2**53"
     return wrong if value < least else None
+
+
+def _number(value: object, good: Callable[[float], bool], wrong: str) -> str | None:
+    if not is_number(value) or not good(value) or value == math.inf:
+        return wrong
+    return f"must be at most {MOST}" if value > MOST else None
 
 
 def at_least_one(value: object) -> str | None:
@@ -59,36 +73,33 @@ def port(value: object) -> str | None:
 
 
 def positive(value: object) -> str | None:
-    if not _is_number(value):
+    if not is_number(value):
         return "must be positive, a number"
-    if math.isinf(value):
+    if value == math.inf:
         return "must be positive and finite"
-    return None if value > 0 else "must be positive"
+    return _number(value, lambda number: number > 0, "must be positive")
 
 
 def not_negative(value: object) -> str | None:
-    good = _is_number(value) and 0 <= value < math.inf
-    return None if good else "must be non-negative"
+    return _number(value, lambda number: number >= 0, "must be non-negative")
 
 
 def positive_when_set(value: object) -> str | None:
-    wrong = "must be positive when set"
-    return None if value is None or (_is_number(value) and 0 < value < math.inf) else wrong
+    if value is None:
+        return None
+    return _number(value, lambda number: number > 0, "must be positive when set")
 
 
 def above_one(value: object) -> str | None:
-    good = _is_number(value) and 1 < value < math.inf
-    return None if good else "must be greater than 1.0"
+    return _number(value, lambda number: number > 1, "must be greater than 1.0")
 
 
 def share(value: object) -> str | None:
-    good = _is_number(value) and 0 < value <= 1
-    return None if good else "must be between 0 and 1.0"
+    return _number(value, lambda number: 0 < number <= 1, "must be between 0 and 1.0")
 
 
 def at_least_a_minute(value: object) -> str | None:
-    good = _is_number(value) and 60 <= value < math.inf
-    return None if good else "must be at least 60 seconds"
+    return _number(value, lambda number: number >= 60, "must be at least 60 seconds")
 
 
 def true_or_false(value: object) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headway._core import Limit
@@ -26,7 +26,9 @@ class Account:
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not number or not math.isfinite(self.weight) or self.weight <= 0:
             raise ConfigurationError(f"weight {self.weight!r}: must be a number greater than 0")
-        limits = [self.limits] if isinstance(self.limits, (str, Limit)) else self.limits
+        limits: object = [self.limits] if isinstance(self.limits, (str, Limit)) else self.limits
+        if not isinstance(limits, Iterable):
+            raise ConfigurationError(f"limits {limits!r}: must be a list of limits")
         object.__setattr__(self, "limits", tuple(as_limit(each, "limits") for each in limits))
 
 
@@ -46,6 +48,10 @@ def as_limit(given: object, what: str) -> Limit:
 
 def read_accounts(given: Mapping[str, float | Account] | None) -> dict[str, Account]:
     """The accounts by `client_id`, where a bare number is a weight."""
+    if not isinstance(given or {}, Mapping):
+        raise ConfigurationError(
+            f"accounts {given!r}: must be a dict of weights or Accounts by client_id"
+        )
     accounts: dict[str, Account] = {}
     for client_id, account in (given or {}).items():
         if not isinstance(client_id, str):

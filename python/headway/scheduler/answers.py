@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _MOST = 2**53
+_LONGEST_BODY = 2**16
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What could be found. headers: by lower-case name. usage: tokens by resource."""
+    """What could be found. headers: by lower-case name. usage: tokens by resource.
+
+    body: a mapping, of an error only.
+    """
 
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -26,10 +30,12 @@ class Answer:
 def read_answer(source: object) -> Answer:
     """What `source`, a result or an exception, says."""
     response = look(source, "response")
+    status = _status(source, response)
+    failed = isinstance(source, BaseException) or (status is not None and status >= 400)
     return Answer(
-        status=_status(source, response),
+        status=status,
         headers=_headers(source, response),
-        body=look(source, "body") if isinstance(source, BaseException) else None,
+        body=_body(source, response) if failed else None,
         usage=read_usage(source),
     )
 
@@ -99,6 +105,28 @@ def _as_headers(headers: Any) -> dict[str, str]:
         return {str(name).lower(): str(value) for name, value in items}
     except Exception:  # as above
         return {}
+
+
+def _body(source: object, response: object) -> Mapping[str, Any] | None:
+    """The JSON object of an error, as far as it has been read: nothing is waited for here."""
+    for owner in (source, response):
+        # The latter two are where httpx and requests, and aiohttp, keep what they have read.
+        for name in ("body", "_content", "_body"):
+            body = look(owner, name)
+            if isinstance(body, (bytes, str)) and 0 < len(body) <= _LONGEST_BODY:
+                body = _parsed(body)
+            if isinstance(body, Mapping):
+                return body
+    return None
+
+
+def _parsed(body: bytes | str) -> object:
+    import json  # rarely needed
+
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _status(source: object, response: object) -> int | None:

@@ -86,6 +86,7 @@ def submit_sync(
     scheduler: Scheduler, metadata: Any, function: Callable[[], _T] | WithReservation
 ) -> _T:
     """See Scheduler.submit_sync."""
+    _check_function(function)
     if not scheduler.is_running():
         raise SchedulerStoppedError("Scheduler is not running")
     submitted = scheduler._now()
@@ -150,6 +151,21 @@ def _attempts(
             if error is not None:
                 raise error
             return call.result  # type: ignore[no-any-return]
+
+
+def _check_function(function: object) -> None:
+    """Before anything is taken for it: what awaits cannot be called from a thread."""
+    if isinstance(function, WithReservation):
+        return
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"request_func {_name(function)} is an async function: submit_sync is for plain "
+            "functions, submit_request awaits"
+        )
+    if not callable(function):
+        raise TypeError(
+            f"request_func of type {type(function).__name__}: must be callable without arguments"
+        )
 
 
 def _name(function: object) -> str:

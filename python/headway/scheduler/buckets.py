@@ -129,13 +129,16 @@ class Buckets:
         """The bucket, if it has been made."""
         return self._buckets.get(bucket_id)
 
-    def find(self, bucket_id: str) -> Bucket:
-        """The bucket, made if need be. BucketNotFoundError where the provider lists others only."""
+    def find(self, bucket_id: str, provider: str, model: str) -> Bucket:
+        """The bucket that the provider names for a model, made if need be.
+
+        BucketNotFoundError where it lists others only.
+        """
         bucket = self._buckets.get(bucket_id)
         if bucket is not None:
             return bucket
         if self._discovered and not (bucket_id in self._discovered or bucket_id in self._given):
-            raise BucketNotFoundError(bucket_id)
+            raise BucketNotFoundError(bucket_id, provider, model)
         return self.make_unlisted(bucket_id)
 
     def make_unlisted(self, bucket_id: str) -> Bucket:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway.errors import ConfigurationError, RateLimiterError
-from headway.strategies import BaseSchedulingStrategy, create_strategy
+from headway.strategies import NAMES, BaseSchedulingStrategy, create_strategy
 from headway.types import QueueInfo, RateLimitBucket
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def read_strategy(given: Any) -> Any:
             raise ConfigurationError(f"scheduling_strategy: {error}") from None
     if not callable(getattr(given, "select", None)):
         raise ConfigurationError(
-            f"scheduling_strategy {given!r}: must have `async select(eligible)`, or be the name of "
-            "one of headway.strategies"
+            f"scheduling_strategy {given!r}: must have `async select(eligible)`, or be one of "
+            f"{', '.join(map(repr, NAMES))}"
         )
     return given
 

@@ -26,7 +26,8 @@ class SchedulerMode(Enum):
             for each in cls:
                 if each.value == mode.lower():
                     return each
-        raise ConfigurationError(f"Unknown scheduler mode: {mode}")
+        modes = ", ".join(repr(each.value) for each in cls)
+        raise ConfigurationError(f"Unknown scheduler mode: {mode}. Available modes: {modes}")
 
 
 class CachePolicy(Enum):

@@ -50,7 +50,7 @@ def create_scheduler(  # noqa: PLR0917 - the order is promised
     import dataclasses
 
     chosen = RateLimiterConfig() if config is None else config
-    if mode is not None:
+    if mode is not None and isinstance(chosen, RateLimiterConfig):  # else Scheduler says so
         chosen = dataclasses.replace(chosen, mode=SchedulerMode.parse(mode))
     return Scheduler(
         client,

@@ -11,7 +11,7 @@ from headway.errors import ProviderError, RateLimiterError, TooManyFailedRequest
 from headway.providers import DiscoveredBucket, RateLimitInfo
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
-from headway.scheduler.user_code import UserCode, method_of
+from headway.scheduler.user_code import UserCode, method_of, told
 
 if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
@@ -102,15 +102,31 @@ class Questions:
         self._scheduler._chores.start(lambda: self.read(answer))
 
     async def refresh(self, force: bool) -> bool:
-        """Asks the provider for its limits; whether it gave any that make sense."""
+        """Asks the provider for its limits; whether it gave any that make sense.
+
+        Without force, which is at start, ProviderError where any make none and there is to be no
+        going on with what is known.
+        """
         provider = self._scheduler.provider
         assert provider is not None
         origin = f"discover_limits of provider {self.provider_name()!r}"
+        good: dict[str, DiscoveredBucket] | None = None
+        wrong: RateLimiterError | None
         try:
             discover = method_of(provider, "discover_limits")
             given = await self._scheduler._user_code.call(origin, discover, force, 30.0)
-            self._scheduler._buckets.discovered(_checked(given, origin, self._scheduler._user_code))
-        except RateLimiterError:  # logged and counted where it came from
+            good, wrong = _checked(given, origin, self._scheduler._user_code)
+        except RateLimiterError as error:  # logged and counted where it came from
+            wrong = error
+        if (
+            wrong is not None
+            and not force
+            and not self._scheduler.config.enable_graceful_degradation
+        ):
+            raise ProviderError(
+                f"{origin} failed at start, and enable_graceful_degradation is off: {told(wrong)}"
+            ) from (wrong.__cause__ or wrong)
+        if good is None:
             self._failed_refreshes += 1
             if self._failed_refreshes == self._scheduler.config.max_consecutive_failures:
                 _logger.error(
@@ -119,6 +135,7 @@ class Questions:
                     self._failed_refreshes,
                 )
             return False
+        self._scheduler._buckets.discovered(good)
         self._failed_refreshes = 0
         return True
 
@@ -132,11 +149,17 @@ class Questions:
             await self.refresh(force=True)
 
 
-def _checked(given: Any, origin: str, user_code: UserCode) -> dict[str, DiscoveredBucket]:
-    """The buckets of an answer that make sense; those that do not are named and left out."""
+def _checked(
+    given: Any, origin: str, user_code: UserCode
+) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
+    """The buckets of an answer that make sense, and what is wrong with the first that do not.
+
+    Those are named and left out.
+    """
     if not isinstance(given, Mapping):
         raise user_code.nonsense(origin, given, "must be a dict of DiscoveredBucket by bucket id")
     good: dict[str, DiscoveredBucket] = {}
+    wrong: ProviderError | None = None
     try:
         items = list(given.items())
     except Exception as error:  # it is a dict in name only
@@ -145,16 +168,17 @@ def _checked(given: Any, origin: str, user_code: UserCode) -> dict[str, Discover
     for name, bucket in items:
         limits = (_limit_of(bucket, "rpm_limit"), _limit_of(bucket, "tpm_limit"))
         if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
-            user_code.nonsense(
+            nonsense = user_code.nonsense(
                 origin, {name: bucket}, "limits must be None or whole numbers from 0 to 2**53"
             )
+            wrong = wrong or nonsense
             continue
         left = (_limit_of(bucket, "rpm_remaining"), _limit_of(bucket, "tpm_remaining"))
         # Copied: what is read again must be what was looked at.
         good[name] = DiscoveredBucket(
             name, *limits, *(each if _is_limit(each) else None for each in left)
         )
-    return good
+    return good, wrong
 
 
 def _limit_of(bucket: object, name: str) -> Any:

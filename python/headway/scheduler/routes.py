@@ -9,6 +9,7 @@ from typing import Any, final
 
 from headway.errors import BucketNotFoundError, ProviderError
 from headway.providers import ProviderInterface
+from headway.scheduler.arguments import check_metadata
 from headway.scheduler.buckets import MOST_BUCKETS, Bucket, Buckets
 from headway.scheduler.user_code import UserCode, method_of
 from headway.types import RequestMetadata
@@ -43,6 +44,7 @@ class Routes:
 
     def known(self, metadata: RequestMetadata) -> Bucket | None:
         """The bucket, if nobody needs to be asked for it."""
+        check_metadata(metadata)
         if not metadata.requires_model or not metadata.model_id:
             # The provider was not asked, so it need not list it.
             return self._buckets.make_unlisted(f"default_{metadata.resource_type}")
@@ -50,7 +52,7 @@ class Routes:
         if bucket is not None:
             return bucket
         if self._provider is None:
-            return self._remember(metadata, self._buckets.find(metadata.model_id))
+            return self._remember(metadata, self._buckets.make_unlisted(metadata.model_id))
         return None
 
     async def find(self, metadata: RequestMetadata) -> Bucket:
@@ -83,8 +85,11 @@ class Routes:
             )
             if not isinstance(given, str) or not given:
                 raise self._user_code.nonsense(origin, given, "must be the id of a bucket, a str")
-        except BucketNotFoundError:
-            raise
+        except BucketNotFoundError as error:
+            if error.provider is not None or error.model_id is not None:
+                raise
+            name = self._provider_name()
+            raise BucketNotFoundError(error.bucket_id, name, model) from error
         except ProviderError:
             # It has been logged and counted. The request goes on with what is known.
             bucket = self._buckets.make_unlisted(model)
@@ -93,7 +98,7 @@ class Routes:
             self._assumed[(model, kind)] = (bucket, monotonic() + ASK_AGAIN)
             return bucket
         self._assumed.pop((model, kind), None)
-        return self._remember(metadata, self._buckets.find(given))
+        return self._remember(metadata, self._buckets.find(given, self._provider_name(), model))
 
     def _remember(self, metadata: RequestMetadata, bucket: Bucket) -> Bucket:
         # Names come from outside; what is not known any more is asked again.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -24,7 +26,9 @@ from headway.errors import (
 from headway.limiter import Explanation, explain
 from headway.metrics import publish
 from headway.providers import ProviderInterface
+from headway.scheduler import _rules as rules
 from headway.scheduler.accounts import Account, read_accounts
+from headway.scheduler.arguments import check_arguments, check_metadata, read_types
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.choice import read_strategy
@@ -76,6 +80,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         retry_on: Iterable[type[BaseException]] = (),
     ) -> None:
         config = RateLimiterConfig() if config is None else config
+        check_arguments(
+            config, provider, test_rate_multiplier, metrics_enabled, state_config, clock
+        )
+        retried = read_types(retry_on)
         config.validate()
         super().__init__(config.max_concurrent_executions, clock)
         self.client = client
@@ -96,10 +104,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         )
         self.state_config = state_config
         self._questions = Questions(self)
-        self._verdicts = Verdicts(self, tuple(retry_on))
+        self._verdicts = Verdicts(self, retried)
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
+        self._supplying = threading.Lock()
         self._events: Counter[str] = Counter()
         self._handled: set[asyncio.Task[Any]] = set()
         self._accounts = read_accounts(accounts)
@@ -248,6 +257,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._reset(self.config.max_concurrent_executions)
         self._life.close_server()
         self._life = Life(self)
+        self._supplying = threading.Lock()
         self._buckets.forget_all()
         self._words.after_fork()
         self._make_accounts()
@@ -323,6 +333,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         groups: dict[str, tuple[Bucket, list[int]]] = {}
         by_bucket: dict[str, float | None] = {}
         latest: tuple[float, Limit | None] | None = (0.0, None)
+        if not isinstance(costs, Iterable):
+            raise TypeError(
+                f"costs {type(costs).__name__}: must be an iterable of requests, for one: [request]"
+            )
         for metadata in costs:
             bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
             _, more = groups.get(bucket.name, (bucket, [0] * len(self._words.resources)))
@@ -340,7 +354,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     async def schedule_rate_limit_reset(self, bucket_id: str, reset_timestamp: float) -> None:
         """Admits nothing in this bucket before that instant, seconds since the epoch."""
-        wait = float(reset_timestamp) - time.time()
+        if not rules.is_number(reset_timestamp) or math.isnan(reset_timestamp):
+            raise ConfigurationError(
+                f"reset_timestamp {reset_timestamp!r}: must be a number of seconds since the epoch"
+            )
+        wait = reset_timestamp - time.time()
         if wait > 0:
             self._buckets.make_unlisted(bucket_id).cool(min(wait, 1e9))
 
@@ -349,12 +367,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     async def _prepare(self, given: Any) -> tuple[Any, Bucket]:
         """A request's metadata, and its bucket."""
         metadata = await self._questions.classify(given) if isinstance(given, dict) else given
-        for name in ("model_id", "resource_type"):
-            if not isinstance(getattr(metadata, name, None), str):
-                raise TypeError(
-                    f"metadata {type(metadata).__name__}: must be a RequestMetadata, whose {name} "
-                    "is a str"
-                )
+        check_metadata(metadata)
         breaker = self._circuit_breaker
         if breaker is not None:
             await self._questions.ask_breaker(breaker, metadata)
@@ -381,13 +394,17 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     def _supply(self, remote: RemoteBucket) -> None:
         """Begins to ask the backend for that bucket, or begins again where the loop has gone."""
-        if self._chores.loop_is_gone:
-            if _in_loop():
-                self._chores.on_this_loop()
-            else:
-                self._chores.on_own_loop()
-        remote.begun = True
-        self._chores.start(remote.run)
+        # Of several threads that find that, one begins: a second loop would be nobody's to end.
+        with self._supplying:
+            if self._chores.loop_is_gone:
+                if _in_loop():
+                    self._chores.on_this_loop()
+                else:
+                    self._chores.on_own_loop()
+            elif remote.begun:
+                return
+            remote.begun = True
+            self._chores.start(remote.run)
 
     def _overflow(self, bucket: Bucket) -> NoReturn:
         self._events["queue_overflows"] += 1

@@ -12,13 +12,23 @@ from headway.streaming import RateLimitedAsyncIterator, StreamingReservationCont
 
 @final
 class _Ends:
-    """Settles the reservation of one stream: all that a stream's context asks of its backend."""
+    """Settles the reservation of one stream: all that a stream's context asks of its backend.
 
-    __slots__ = ("_bucket", "_counts", "_reservation")
+    reserved: by resource. counts: the resource of the tokens that a stream says it has used.
+    """
 
-    def __init__(self, bucket: Bucket, reservation: Reservation, counts: str | None) -> None:
+    __slots__ = ("_bucket", "_counts", "_reservation", "_reserved")
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        reservation: Reservation,
+        reserved: dict[str, int],
+        counts: str | None,
+    ) -> None:
         self._bucket = bucket
         self._reservation = reservation
+        self._reserved = reserved
         self._counts = counts
 
     async def release_streaming_reservation(
@@ -26,10 +36,20 @@ class _Ends:
     ) -> bool:
         """Requests stay spent; of the tokens, what was not used is given back."""
         used = {} if self._counts is None else {self._counts: actual_tokens}
-        ended = self._reservation.settle_used(used)
+        ended = self._settle(used)
         if ended and self._bucket.remote is not None:
             self._bucket.remote.ended(reserved_tokens, actual_tokens)
         return ended
+
+    def _settle(self, used: dict[str, int]) -> bool:
+        ended = self._reservation.settle_used(used)
+        if ended:
+            self._bucket._settled(self._reserved, used)
+        return ended
+
+    def __del__(self) -> None:
+        # A stream whose loop has gone is released by nobody; the estimate is what it has used.
+        self._settle({})
 
 
 def _is_stream(kind: type) -> bool:
@@ -62,17 +82,18 @@ def wrap_stream(call: Call, result: Any) -> Any:
     if reservation is None:
         return None
     reservation.answered()
+    reserved = dict(zip(resources(call.bucket), call.amounts, strict=True))
     place = call.bucket.tokens_place
-    reserved = call.amounts[place] if place >= 0 else 0
+    tokens = call.amounts[place] if place >= 0 else 0
     # Where only what goes in is counted, what came out says nothing of it.
-    counts = resources(call.bucket)[place] if place >= 0 else None
+    counts = "tokens" if place >= 0 and resources(call.bucket)[place] == "tokens" else None
     metadata = call.metadata
     context = StreamingReservationContext(
         reservation_id=str(metadata.request_id),
         bucket_id=call.bucket.name,
         request_id=str(metadata.request_id),
-        reserved_tokens=reserved,
-        backend=_Ends(call.bucket, reservation, "tokens" if counts == "tokens" else None),
+        reserved_tokens=tokens,
+        backend=_Ends(call.bucket, reservation, reserved, counts),
     )
     stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
     if not replaced:

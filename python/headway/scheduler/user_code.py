@@ -59,7 +59,7 @@ class UserCode:
             raise ProviderError(f"{origin} did not answer within {patience:g} s") from error
         except Exception as error:  # contained: this is what the method is for
             self.note(origin, error)
-            raise ProviderError(f"{origin} raised {_told(error)}") from error
+            raise ProviderError(f"{origin} raised {told(error)}") from error
         return given
 
     def call_here(self, origin: str, method: Callable[..., Any], *args: Any) -> Any:
@@ -81,7 +81,7 @@ class UserCode:
                 return
             if len(self._told) < 1000:
                 self._told.add(kind)
-        _logger.warning("%s raised %s; more of the same is counted only", origin, _told(error))
+        _logger.warning("%s raised %s; more of the same is counted only", origin, told(error))
 
     def nonsense(self, origin: str, given: object, rule: str) -> ProviderError:
         """Counts and logs that `origin` gave something that it must not; the error to raise."""
@@ -131,7 +131,8 @@ def _seen(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Its name and text, without what looks like a secret."""
     name = "CancelledError" if isinstance(error, _GaveUp) else type(error).__name__
     try:
         text = _short(str(error), 500)

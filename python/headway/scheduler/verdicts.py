@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from typing import TYPE_CHECKING, Any, final
 
 from headway.errors import RequestTimeoutError
 from headway.retry import RetryBudget, told_wait
-from headway.scheduler.answers import Answer, read_answer
+from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.buckets import Bucket
-from headway.scheduler.failures import REFUSED, is_retried
+from headway.scheduler.failures import REFUSED, is_retried, is_spent
 from headway.scheduler.streams import wrap_stream
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("headway.scheduler")
 
 _FIRST_BACKOFF = 0.5
+_SPENT = "not tried again: the provider says that the credit is spent"
+_USED_UP = (
+    "not tried again: the budget for retries is used up (10, and one for every five requests)"
+)
 
 
 @final
@@ -30,6 +35,7 @@ class Verdicts:
         self._scheduler = scheduler
         self._retry_on = retry_on
         self._budget = RetryBudget()
+        self._logged: set[str] = set()
 
     def judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
         """What an attempt has come to: None where that is final, else what says if it goes on."""
@@ -57,6 +63,8 @@ class Verdicts:
             if error is None and (answer.status is None or answer.status < 400):
                 self._went_well(call)
             elif refused:
+                if is_spent(answer):
+                    self._say(_SPENT, error)
                 self._cool(bucket, answer, call.attempt)
             self._scheduler._questions.read_later(answer)
             return None
@@ -71,7 +79,7 @@ class Verdicts:
                 self._scheduler.config.failure_window,
             )
         self._scheduler._events["failed_attempts"] += 1
-        return self._again(call, answer)
+        return self._again(call, answer, error)
 
     def _went_well(self, call: Any) -> None:
         bucket: Bucket = call.bucket
@@ -79,7 +87,18 @@ class Verdicts:
             bucket.guarded = bucket.remote is not None
             _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
 
-    async def _again(self, call: Any, answer: Answer) -> bool:
+    def _say(self, why: str, error: BaseException | None) -> None:
+        """Why a request is not tried again: once in the log, and on its exception."""
+        if why not in self._logged:
+            self._logged.add(why)
+            _logger.warning("%s; more of the same is not logged", why)
+        add_note = look(error, "add_note")  # from Python 3.11 on
+        # One that is raised again and again needs it once.
+        if add_note is not None and why not in (look(error, "__notes__") or ()):
+            with contextlib.suppress(Exception):  # somebody's own exception
+                add_note(why)
+
+    async def _again(self, call: Any, answer: Answer, error: BaseException | None) -> bool:
         """Whether the request is tried again, when the time has come."""
         info = await self._scheduler._questions.read(answer)
         bucket: Bucket = call.bucket
@@ -94,6 +113,7 @@ class Verdicts:
         self._budget.at_least(sum(each.submitted for each in self._scheduler._buckets))
         if not self._budget.take():
             self._scheduler._events["retry_budget_used_up"] += 1
+            self._say(_USED_UP, error)
             return False
         self._scheduler._events["retries"] += 1
         if not refused:

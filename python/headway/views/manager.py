@@ -138,7 +138,7 @@ class StateManager:
         bucket = await self._bucket(model_id, resource_type)
         listed = (await self.provider.discover_limits()).get(bucket)
         if listed is None:
-            raise BucketNotFoundError(bucket)
+            raise BucketNotFoundError(bucket, self.provider.name, model_id)
         limits = {"rpm_limit": listed.rpm_limit, "tpm_limit": listed.tpm_limit}
         known = {name: limit for name, limit in limits.items() if limit is not None}
         took: tuple[bool, str | None] = await self._ask(

@@ -1,0 +1,69 @@
+"""What is handed to a scheduler, looked at before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import NoneType
+from typing import Any
+
+from headway._core import ManualClock
+from headway.errors import ConfigurationError
+from headway.scheduler import _rules as rules
+from headway.scheduler.config import RateLimiterConfig, StateConfig
+
+
+def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
+    config: object,
+    provider: object,
+    multiplier: object,
+    metrics_enabled: object,
+    state_config: object,
+    clock: object,
+) -> None:
+    """Raises ConfigurationError for the first that is not what it must be."""
+    if not isinstance(config, RateLimiterConfig):
+        raise ConfigurationError(f"config {_kind(config)}: must be a RateLimiterConfig or None")
+    # Whoever has its methods will do; a name or a class has none that can be called.
+    if isinstance(provider, (str, type)):
+        raise ConfigurationError(
+            f"provider {_kind(provider)}: must be an object like a ProviderInterface, or None"
+        )
+    for name, value, rule in (
+        ("test_rate_multiplier", multiplier, rules.positive),
+        ("metrics_enabled", metrics_enabled, rules.true_or_false),
+    ):
+        wrong = rule(value)
+        if wrong is not None:
+            raise ConfigurationError(f"{name} {wrong}, got {value!r}")
+    if not isinstance(state_config, (StateConfig, NoneType)):
+        raise ConfigurationError(
+            f"state_config {_kind(state_config)}: must be a StateConfig or None"
+        )
+    if not isinstance(clock, (ManualClock, NoneType)):
+        raise ConfigurationError(f"clock {clock!r}: must be a ManualClock or None")
+
+
+def _kind(value: object) -> str:
+    """Not its repr: what people pass by mistake may be a key."""
+    return f"of type {type(value).__name__}"
+
+
+def read_types(retry_on: object) -> tuple[type[BaseException], ...]:
+    """The exceptions that are worth another attempt, or ConfigurationError."""
+    given = list(retry_on) if isinstance(retry_on, Iterable) else [None]
+    types = [each for each in given if isinstance(each, type) and issubclass(each, BaseException)]
+    if len(types) != len(given):
+        raise ConfigurationError(
+            f"retry_on {retry_on!r}: must be a list of types of exceptions, as in [MyError]"
+        )
+    return tuple(types)
+
+
+def check_metadata(metadata: Any) -> None:
+    """Raises TypeError for what says nothing of a model."""
+    for name in ("model_id", "resource_type"):
+        if not isinstance(getattr(metadata, name, None), str):
+            raise TypeError(
+                f"metadata {type(metadata).__name__}: must be a RequestMetadata, whose {name} "
+                "is a str"
+            )
