@@ -77,42 +77,80 @@ PyObject* CooledFor(PyObject* object, void* /*unused*/) {
       Seconds(std::max<Nanos>(0, state.bucket->cooled_until() - state.Now())));
 }
 
-// _count(in_flight, outcome): of a call in its caller's own thread.
-PyObject* Count(PyObject* object, PyObject* args) {
+// Of calls in their callers' own threads, which are counted as they go along.
+
+// _count(what): a request was "submitted", an attempt met a "refusal", or how a request has ended;
+// "refused": it was not admitted, and _admit has counted why.
+PyObject* Count(PyObject* object, PyObject* what) {
   BucketObject* self = AsBucket(object);
-  int in_flight = 0;
-  const char* outcome = nullptr;
-  if (PyArg_ParseTuple(args, "iz", &in_flight, &outcome) == 0) return nullptr;
-  self->AddInFlight(in_flight);
-  if (in_flight > 0) {
-    ++self->attempts;
-    if (self->counts != nullptr) self->counts->Count(BucketEvent::kAttempt);
+  const char* text = PyUnicode_AsUTF8(what);
+  if (text == nullptr) return nullptr;
+  const std::string name = text;
+  if (name == "submitted") {
+    ++self->submitted;
+    Py_RETURN_NONE;
   }
-  const std::string what = outcome == nullptr ? "" : outcome;
-  if (what == "submitted") ++self->submitted;
-  if (what == "succeeded") ++self->succeeded;
-  if (what == "failed") ++self->failed;
-  if (what == "cancelled") ++self->cancelled;
+  if (name == "refusal") {
+    if (self->counts != nullptr) self->counts->Count(BucketEvent::kRefusal);
+    Py_RETURN_NONE;
+  }
+  ++(name == "succeeded" ? self->succeeded : self->failed);
+  if (self->counts == nullptr || name == "refused") Py_RETURN_NONE;
+  self->counts->Count(name == "succeeded" ? RequestOutcome::kSucceeded
+                      : name == "breaker" ? RequestOutcome::kBreaker
+                      : name == "stopped" ? RequestOutcome::kStopped
+                                          : RequestOutcome::kFailed);
   Py_RETURN_NONE;
 }
 
-// _settled(reserved, used): of a reservation that its call has let go, both by resource.
+// _began(reserved, retry): an attempt.
+PyObject* Began(PyObject* object, PyObject* args) {
+  BucketObject* self = AsBucket(object);
+  PyObject* reserved = nullptr;
+  int retry = 0;
+  Amounts amounts;
+  if (PyArg_ParseTuple(args, "Op", &reserved, &retry) == 0 ||
+      !ReadTuple(self->state(), reserved, amounts))
+    return nullptr;
+  self->AddInFlight(1);
+  ++self->attempts;
+  if (self->counts == nullptr) Py_RETURN_NONE;
+  self->counts->Count(BucketEvent::kAttempt);
+  if (retry != 0) self->counts->Count(BucketEvent::kRetry);
+  self->counts->Reserved(amounts.span(self->state()));
+  Py_RETURN_NONE;
+}
+
+// _returned(): the function of an attempt has.
+PyObject* Returned(PyObject* object, PyObject* /*unused*/) {
+  AsBucket(object)->AddInFlight(-1);
+  Py_RETURN_NONE;
+}
+
+// _settled(reserved, used): of a reservation. used: by name; None: nothing, it is given back.
 PyObject* Settled(PyObject* object, PyObject* args) {
   PyObject* reserved = nullptr;
   PyObject* used = nullptr;
   if (PyArg_ParseTuple(args, "OO", &reserved, &used) == 0) return nullptr;
   const BucketObject* self = AsBucket(object);
+  const State& state = self->state();
   Amounts amounts;
   Amounts actual;
-  if (!ReadUsed(self->state(), reserved, amounts) || !ReadUsed(self->state(), used, actual))
-    return nullptr;
-  if (self->counts != nullptr)
-    self->counts->Ended(amounts.span(self->state()), actual.span(self->state()));
+  if (!ReadTuple(state, reserved, amounts)) return nullptr;
+  if (used != Py_None && !ReadUsed(state, used, actual)) return nullptr;
+  if (self->counts == nullptr) Py_RETURN_NONE;
+  if (used == Py_None) {
+    self->counts->Cancelled(amounts.span(state));
+  } else {
+    self->counts->Ended(amounts.span(state), actual.span(state));
+  }
   Py_RETURN_NONE;
 }
 
 PyMethodDef methods[] = {
-    {"_count", &Count, METH_VARARGS, nullptr},
+    {"_count", &Count, METH_O, nullptr},
+    {"_began", &Began, METH_VARARGS, nullptr},
+    {"_returned", &Returned, METH_NOARGS, nullptr},
     {"_settled", &Settled, METH_VARARGS, nullptr},
     {"cool", &Cool, METH_O,
      "cool($self, seconds, /)\n--\n\n"

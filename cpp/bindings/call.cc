@@ -1068,11 +1068,7 @@ PyObject* Waited(PyObject* object, void* /*unused*/) {
 PyObject* Amounts(PyObject* object, void* /*unused*/) {
   CallObject* self = Self(object);
   if (self->amounts == nullptr) return PyTuple_New(0);
-  const auto wanted = Wanted(self);
-  PyObject* out = PyTuple_New(static_cast<Py_ssize_t>(wanted.size()));
-  for (std::size_t i = 0; out != nullptr && i < wanted.size(); ++i)
-    PyTuple_SET_ITEM(out, static_cast<Py_ssize_t>(i), PyLong_FromLongLong(wanted[i]));
-  return out;
+  return TupleOf(Wanted(self));
 }
 
 int Traverse(PyObject* object, visitproc visit, void* arg) {

@@ -345,7 +345,8 @@ PyObject* Forget(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
-// _admit(bucket, metadata, submitted, retry): blocks.
+// _admit(bucket, metadata, submitted, retry): blocks. Gives the reservation and what it reserves.
+// Whatever else it comes to is counted here.
 PyObject* Admit(PyObject* object, PyObject* args) {
   BucketObject* bucket = nullptr;
   PyObject* metadata = nullptr;
@@ -355,26 +356,47 @@ PyObject* Admit(PyObject* object, PyObject* args) {
     return nullptr;
   SchedulerParts& parts = PartsOf(object);
   Request request;
-  if (!ReadRequest(parts, bucket, metadata, request)) return nullptr;
+  BucketCounts* counts = bucket->counts;
+  // The error that the second has set, counted as the first.
+  const auto fail = [counts](RequestOutcome outcome, PyObject* null) {
+    if (counts != nullptr) counts->Count(outcome);
+    return null;
+  };
+  if (!ReadRequest(parts, bucket, metadata, request)) return fail(RequestOutcome::kFailed, nullptr);
   PyObject* client = Get(metadata, str_client_id);
   const Path* path = client == nullptr ? nullptr : parts.PathOf(bucket, client);
   Py_XDECREF(client);
-  if (path == nullptr) return nullptr;
+  if (path == nullptr) return fail(RequestOutcome::kFailed, nullptr);
   State& state = bucket->state();
   const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
   const Nanos now = state.Now();
-  if (!parts.Runs()) return RaiseError("SchedulerStoppedError", "Scheduler is not running");
+  const auto admitted = [&](std::unique_ptr<Reservation> reservation, Nanos at) -> PyObject* {
+    if (counts != nullptr && retry == 0) counts->Waited(at - submitted);
+    PyObject* made = MakeReservation(&state, std::move(reservation), path);
+    PyObject* reserved = made == nullptr ? nullptr : TupleOf(amounts);
+    if (reserved == nullptr) {
+      Py_XDECREF(made);
+      return nullptr;
+    }
+    return Py_BuildValue("NN", made, reserved);
+  };
+  if (!parts.Runs())
+    return fail(RequestOutcome::kStopped,
+                RaiseError("SchedulerStoppedError", "Scheduler is not running"));
   if (request.deadline != kNever && now - submitted > request.deadline)
-    return RaiseDeadline(request.deadline, kUntold);
+    return fail(RequestOutcome::kDeadline, RaiseDeadline(request.deadline, kUntold));
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =
       path->TryReserve(now, amounts, /*privileged=*/false, *reservation);
-  if (!refusal) return MakeReservation(&state, std::move(reservation), path);
+  if (!refusal) return admitted(std::move(reservation), now);
   state.Serve();
-  if (refusal->denial.never()) return RaiseTooLarge(object, bucket, path, amounts, now);
+  if (refusal->denial.never())
+    return fail(RequestOutcome::kNeverFits, RaiseTooLarge(object, bucket, path, amounts, now));
+  if (counts != nullptr && refusal->by == state.bucket) counts->Denied(refusal->denial.meter);
   if (retry == 0 && bucket->queued >= parts.max_queue_size && parts.overflow != Overflow::kWait) {
     if (parts.overflow == Overflow::kReject)
-      return PyObject_CallMethod(object, "_overflow", "O", bucket);
+      return fail(RequestOutcome::kOverflowed,
+                  PyObject_CallMethod(object, "_overflow", "O", bucket));
     state.scheduler().DropOldest(*state.bucket, now);
   }
   Mailbox* mailbox = MailboxOfThread();
@@ -397,19 +419,27 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   bucket->AddQueued(-1);
   if (!over) {
     state.scheduler().Cancel(waiter, state.Now());
+    fail(RequestOutcome::kCancelled, nullptr);
   } else if (waiter->outcome() == Outcome::kAdmitted) {
     // Whoever stopped it just then has given it back already.
-    std::unique_ptr<Reservation> claimed = waiter->Claim(state.Now());
-    result =
-        claimed == nullptr ? RaiseStopped() : MakeReservation(&state, std::move(claimed), path);
+    const Nanos goes_on = state.Now();
+    std::unique_ptr<Reservation> claimed = waiter->Claim(goes_on);
+    if (claimed == nullptr) {
+      fail(RequestOutcome::kStopped, RaiseStopped());
+    } else {
+      if (counts != nullptr) counts->Late(goes_on - waiter->at());
+      result = admitted(std::move(claimed), waiter->at());
+    }
   } else if (waiter->outcome() == Outcome::kDeadline) {
-    RaiseDeadline(request.deadline, waiter->at() >= kUntold ? kUntold : waiter->at() - submitted);
+    fail(RequestOutcome::kDeadline,
+         RaiseDeadline(request.deadline,
+                       waiter->at() >= kUntold ? kUntold : waiter->at() - submitted));
   } else if (waiter->outcome() == Outcome::kNever) {
-    RaiseTooLarge(object, bucket, path, amounts, state.Now());
+    fail(RequestOutcome::kNeverFits, RaiseTooLarge(object, bucket, path, amounts, state.Now()));
   } else if (waiter->outcome() == Outcome::kDropped) {
-    PyObject_CallMethod(object, "_dropped", "O", bucket);
+    fail(RequestOutcome::kDropped, PyObject_CallMethod(object, "_dropped", "O", bucket));
   } else {
-    RaiseStopped();
+    fail(RequestOutcome::kStopped, RaiseStopped());
   }
   waiter->Unref();
   state.Serve();
@@ -750,6 +780,24 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
   Py_XDECREF(raised);
   if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_too_large() must raise");
   return nullptr;
+}
+
+PyObject* TupleOf(absl::Span<const std::int64_t> amounts) {
+  PyObject* out = PyTuple_New(static_cast<Py_ssize_t>(amounts.size()));
+  for (std::size_t i = 0; out != nullptr && i < amounts.size(); ++i)
+    PyTuple_SET_ITEM(out, static_cast<Py_ssize_t>(i), PyLong_FromLongLong(amounts[i]));
+  return out;
+}
+
+bool ReadTuple(const State& state, PyObject* tuple, Amounts& out) {
+  const std::size_t n = state.resources.size();
+  if (!PyTuple_Check(tuple) || static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)) != n) {
+    PyErr_SetString(PyExc_TypeError, "amounts: must be a tuple of one for each resource");
+    return false;
+  }
+  for (std::size_t i = 0; i < n; ++i)
+    out.values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i)));
+  return PyErr_Occurred() == nullptr;
 }
 
 bool AddScheduler(PyObject* module) {

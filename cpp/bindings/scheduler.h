@@ -117,6 +117,10 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
 PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const Path* path,
                         absl::Span<const std::int64_t> amounts, Nanos now);
 
+// Amounts by resource as a tuple, new; and read back. False with a Python error set.
+PyObject* TupleOf(absl::Span<const std::int64_t> amounts);
+bool ReadTuple(const State& state, PyObject* tuple, Amounts& out);
+
 // No call is on its way any more, or no blocking wait is left.
 void TellIdle(SchedulerObject* scheduler);
 

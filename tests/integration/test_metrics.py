@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import threading
+import time
 import urllib.request
 import uuid
 import warnings
@@ -17,7 +18,16 @@ from typing import Any
 import prometheus_client
 import pytest
 
-from headway import ManualClock, RateLimiterConfig, RequestMetadata, create_scheduler, metrics
+from headway import (
+    CapacityExceededError,
+    ManualClock,
+    QueueOverflowError,
+    RateLimiterConfig,
+    RequestMetadata,
+    SchedulerStoppedError,
+    create_scheduler,
+    metrics,
+)
 from headway.scheduler import Scheduler, StateConfig
 
 
@@ -122,6 +132,63 @@ EXPECTED = {
     'headway_remaining_units{bucket="m",limit="tokens/min",resource="tokens"}': 986,
     'headway_capacity_units{bucket="m",limit="tokens/min",resource="tokens"}': 1000,
 }
+
+
+def test_what_threads_do_is_counted_as_well() -> None:
+    attempts = 0
+
+    class Refused(Exception):
+        status_code = 429
+        headers = {"retry-after": "0"}  # noqa: RUF012
+
+    def refused_once() -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise Refused
+        return 1
+
+    def fails() -> None:
+        raise ValueError
+
+    scheduler, name = make(
+        limits=["60 requests/min bucket burst 6", "1_000 tokens/min"],
+        clock=ManualClock(),
+        max_queue_size=1,
+    )
+    scheduler.start_sync()
+    scheduler.submit_sync(asks(estimated_tokens=10), lambda: 1)
+    scheduler.submit_sync(asks(estimated_tokens=10), lambda: {"usage": {"total_tokens": 4}})
+    with pytest.raises(ValueError):
+        scheduler.submit_sync(asks(), fails)
+    scheduler.submit_sync(asks(), refused_once)
+    with pytest.raises(CapacityExceededError):
+        scheduler.submit_sync(asks(cost={"requests": 7}), lambda: 1)
+    scheduler.submit_sync(asks(), lambda: 1)
+    stopped: list[BaseException] = []
+
+    def waits() -> None:
+        try:
+            scheduler.submit_sync(asks(), lambda: 1)
+        except SchedulerStoppedError as error:
+            stopped.append(error)
+
+    waiting = threading.Thread(target=waits)
+    waiting.start()
+    while scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 0:
+        time.sleep(0.001)
+    for deadline in (None, 0.1):
+        with pytest.raises(QueueOverflowError):
+            scheduler.submit_sync(asks(deadline=deadline), lambda: 1)
+    scheduler.stop_sync(0)
+    waiting.join(10)
+    assert len(stopped) == 1
+    found = samples(metrics.exposition(), name)
+    expected = EXPECTED | {
+        'headway_requests_total{bucket="m",outcome="cancelled"}': 0,
+        'headway_requests_total{bucket="m",outcome="stopped"}': 1,
+    }
+    assert {each: found.get(each) for each in expected} == expected
 
 
 def test_everything_is_counted_and_all_ways_out_tell_the_same() -> None:

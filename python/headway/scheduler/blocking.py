@@ -27,36 +27,53 @@ class BlockingCall:
         self.attempt = 0
         self.result: Any = None
         self.over = False
+        self.outcome = "failed"
         self._reservation: Reservation | None = None
+        self._reserved: tuple[int, ...] = ()
         self._told = False  # of its end
 
-    def admitted(self, reservation: Reservation) -> None:
+    def admitted(self, reservation: Reservation, reserved: tuple[int, ...]) -> None:
         """The next attempt may begin."""
         self._reservation = reservation
+        self._reserved = reserved
         self._told = False
         self.attempt += 1
 
     def make(self, function: Callable[[], Any] | WithReservation) -> Any:
         """Calls the request function."""
-        if isinstance(function, WithReservation):
-            return function.function(self._reservation)  # type: ignore[arg-type]
-        return function()
+        self.bucket._began(self._reserved, self.attempt > 1)
+        try:
+            if isinstance(function, WithReservation):
+                return function.function(self._reservation)  # type: ignore[arg-type]
+            return function()
+        finally:
+            self.bucket._returned()
 
     def refused(self) -> bool:
         """The provider did not admit the attempt."""
+        self.bucket._count("refusal")
         return self._reservation is not None and self._reservation.answered(refused=True)
 
     def settle(self, used: dict[str, int]) -> bool:
         """Ends the reservation with what was used, by resource."""
         if self._reservation is None or not self._reservation.settle_used(used):
             return False
-        self._tell_remote(used.get("tokens"))
+        self._tell(used)
         return True
 
     def cancel_reservation(self) -> bool:
         """Gives it back: nothing was sent."""
+        if self._reservation is None or not self._reservation.cancel():
+            return False
         self._told = True
-        return self._reservation is not None and self._reservation.cancel()
+        self.bucket._settled(self._reserved, None)
+        return True
+
+    def give_up(self) -> None:
+        """The attempt is not to begin after all."""
+        if self._reservation is not None:
+            self._reservation.cancel()
+        self._told = True
 
     def detach(self) -> None:
         """A stream cannot be kept beyond a blocking call: it settles as it is returned."""
@@ -73,13 +90,14 @@ class BlockingCall:
         # A function that was given it may have ended it by itself.
         ended = reservation.settle() if answered else reservation.expire()
         if ended or not self._told:
-            self._tell_remote(None)
+            self._tell({})
 
-    def _tell_remote(self, used: int | None) -> None:
+    def _tell(self, used: dict[str, int]) -> None:
         self._told = True
+        self.bucket._settled(self._reserved, used)
         if self.bucket.remote is not None:
             reserved = self.metadata.estimated_tokens or 0
-            self.bucket.remote.ended(reserved, reserved if used is None else used)
+            self.bucket.remote.ended(reserved, used.get("tokens", reserved))
 
 
 def submit_sync(
@@ -96,15 +114,14 @@ def submit_sync(
     if bucket is None:
         metadata, bucket = _wait_for(scheduler, scheduler._prepare(metadata))
     call = BlockingCall(metadata, bucket)
-    bucket._count(0, "submitted")
-    outcome = "failed"
+    bucket._count("submitted")
     try:
         result = _attempts(scheduler, call, function, submitted)
-        outcome = "succeeded"
+        call.outcome = "succeeded"
         return result
     finally:
         call.over = True
-        bucket._count(0, outcome)
+        bucket._count(call.outcome)
 
 
 def _attempts(
@@ -115,18 +132,21 @@ def _attempts(
 ) -> _T:
     bucket = call.bucket
     while True:
+        call.outcome = "breaker"
         if bucket.guarded:
             scheduler._guard(bucket, None)
-        call.admitted(scheduler._admit(bucket, call.metadata, submitted, call.attempt > 0))
+        call.outcome = "refused"
+        call.admitted(*scheduler._admit(bucket, call.metadata, submitted, call.attempt > 0))
+        call.outcome = "breaker"
         if bucket.guarded:
             try:
                 scheduler._guard(bucket, call)
             except BaseException:
-                call.cancel_reservation()
+                call.give_up()
                 raise
+        call.outcome = "failed"
         result: Any = None
         error: Exception | None = None
-        bucket._count(1, None)
         try:
             result = call.make(function)
             if inspect.isawaitable(result):
@@ -141,8 +161,6 @@ def _attempts(
         except BaseException:
             call.land()
             raise
-        finally:
-            bucket._count(-1, None)
         call.result = result
         verdict = scheduler._judge(call, result, error)
         call.land(answered=error is None)

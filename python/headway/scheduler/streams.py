@@ -14,7 +14,7 @@ from headway.streaming import RateLimitedAsyncIterator, StreamingReservationCont
 class _Ends:
     """Settles the reservation of one stream: all that a stream's context asks of its backend.
 
-    reserved: by resource. counts: the resource of the tokens that a stream says it has used.
+    reserved: by number of the resource. counts: the resource of the tokens that a stream says it has used.
     """
 
     __slots__ = ("_bucket", "_counts", "_reservation", "_reserved")
@@ -23,7 +23,7 @@ class _Ends:
         self,
         bucket: Bucket,
         reservation: Reservation,
-        reserved: dict[str, int],
+        reserved: tuple[int, ...],
         counts: str | None,
     ) -> None:
         self._bucket = bucket
@@ -82,7 +82,6 @@ def wrap_stream(call: Call, result: Any) -> Any:
     if reservation is None:
         return None
     reservation.answered()
-    reserved = dict(zip(resources(call.bucket), call.amounts, strict=True))
     place = call.bucket.tokens_place
     tokens = call.amounts[place] if place >= 0 else 0
     # Where only what goes in is counted, what came out says nothing of it.
@@ -93,7 +92,7 @@ def wrap_stream(call: Call, result: Any) -> Any:
         bucket_id=call.bucket.name,
         request_id=str(metadata.request_id),
         reserved_tokens=tokens,
-        backend=_Ends(call.bucket, reservation, reserved, counts),
+        backend=_Ends(call.bucket, reservation, call.amounts, counts),
     )
     stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
     if not replaced:
