@@ -14,7 +14,8 @@ from headway.streaming import RateLimitedAsyncIterator, StreamingReservationCont
 class _Ends:
     """Settles the reservation of one stream: all that a stream's context asks of its backend.
 
-    reserved: by number of the resource. counts: the resource of the tokens that a stream says it has used.
+    reserved: by number of the resource. counts: the resource of the tokens that a stream says it
+    has used.
     """
 
     __slots__ = ("_bucket", "_counts", "_reservation", "_reserved")
