@@ -28,12 +28,10 @@ class BlockingCall:
         self.result: Any = None
         self.over = False
         self._reservation: Reservation | None = None
-        self._told = False  # of its end
 
     def admitted(self, reservation: Reservation) -> None:
         """The next attempt may begin."""
         self._reservation = reservation
-        self._told = False
         self.attempt += 1
 
     def make(self, function: Callable[[], Any] | WithReservation) -> Any:
@@ -50,12 +48,11 @@ class BlockingCall:
         """Ends the reservation with what was used, by resource."""
         if self._reservation is None or not self._reservation.settle_used(used):
             return False
-        self._tell_remote(used.get("tokens"))
+        self.bucket._ended()
         return True
 
     def cancel_reservation(self) -> bool:
         """Gives it back: nothing was sent."""
-        self._told = True
         return self._reservation is not None and self._reservation.cancel()
 
     def detach(self) -> None:
@@ -70,16 +67,11 @@ class BlockingCall:
         reservation, self._reservation = self._reservation, None
         if reservation is None:
             return
-        # A function that was given it may have ended it by itself.
-        ended = reservation.settle() if answered else reservation.expire()
-        if ended or not self._told:
-            self._tell_remote(None)
-
-    def _tell_remote(self, used: int | None) -> None:
-        self._told = True
-        if self.bucket.remote is not None:
-            reserved = self.metadata.estimated_tokens or 0
-            self.bucket.remote.ended(reserved, reserved if used is None else used)
+        if answered:
+            reservation.settle()
+        else:
+            reservation.expire()
+        self.bucket._ended()  # whoever ended it: a function that was given it may have
 
 
 def submit_sync(
@@ -164,6 +156,8 @@ async def _awaited(verdict: Any) -> bool:
 def _wait_for(scheduler: Scheduler, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What it gives: on the loop where the provider lives, or where that is gone on one of ours."""
     chores = scheduler._chores
+    if scheduler.provider is not None and chores.loop_is_gone:
+        scheduler._life.adopt_chores()  # not on the one below, which is gone at once
     if not chores.loop_runs or chores.is_this_loop():
         return asyncio.run(coroutine)
     return chores.wait_for(coroutine)

@@ -27,8 +27,8 @@ class _Ends:
         """Requests stay spent; of the tokens, what was not used is given back."""
         used = {} if self._counts is None else {self._counts: actual_tokens}
         ended = self._reservation.settle_used(used)
-        if ended and self._bucket.remote is not None:
-            self._bucket.remote.ended(reserved_tokens, actual_tokens)
+        if ended:
+            self._bucket._ended()
         return ended
 
 
