@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
+import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from own_backend import Own, asks, call, make
+
+from headway import Reservation
+from headway._core import WithReservation
+
+
+@pytest.fixture(autouse=True)
+def keeps_credit_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.scheduler.remote._KEPT", 0.05)
 
 
 async def told(backend: Own, count: int) -> None:
@@ -159,3 +170,178 @@ def test_it_goes_on_when_the_loop_that_it_was_started_on_has_gone_and_from_threa
         thread.join(10)
     assert results == [1] * 5
     asyncio.run(scheduler.stop(0))
+
+
+def threads_of_chores() -> int:
+    return sum(thread.name == "headway-chores" for thread in threading.enumerate())
+
+
+def test_of_all_threads_that_find_the_loop_gone_one_makes_another() -> None:
+    backend = Own()
+    scheduler = make(backend)
+    asyncio.run(scheduler.start())
+    before = threads_of_chores()
+    together = threading.Barrier(8)
+    results: list[int] = []
+
+    def work() -> None:
+        together.wait(10)
+        results.append(scheduler.submit_sync(asks(), lambda: 1))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert results == [1] * 8
+    assert threads_of_chores() == before + 1
+    assert len([task for task in scheduler._chores._tasks if "Supply.run" in repr(task)]) == 1
+    asyncio.run(scheduler.stop(0))
+    assert threads_of_chores() == before
+
+
+def test_a_thread_that_waits_is_served_though_the_loop_goes() -> None:
+    backend = Own()
+    scheduler = make(backend)
+    results: list[int] = []
+    thread = threading.Thread(
+        target=lambda: results.append(scheduler.submit_sync(asks(), lambda: 1))
+    )
+
+    async def run() -> None:
+        backend.failing = True
+        await scheduler.start()
+        thread.start()
+        await asyncio.wait_for(backend.entered.wait(), 10)
+
+    asyncio.run(run())
+    backend.failing = False
+    thread.join(10)
+    assert results == [1]
+    asyncio.run(scheduler.stop(0))
+
+
+def test_many_buckets_need_one_descriptor_and_those_that_are_forgotten_leave_nothing() -> None:
+    async def run() -> None:
+        backend = Own()
+        async with make(backend) as scheduler:
+            await scheduler.submit_request(asks(model="first"), call)
+            descriptors = len(os.listdir("/proc/self/fd"))
+            for number in range(200):
+                # Cancelled while the backend is asked: what it grants is nobody's.
+                backend.entered.clear()
+                task = asyncio.ensure_future(
+                    scheduler.submit_request(asks(model=f"m{number}"), call)
+                )
+                await backend.entered.wait()
+                task.cancel()
+                await asyncio.wait([task])
+            buckets = weakref.WeakSet(scheduler._buckets)
+            assert len(buckets) == 201
+            del task
+            scheduler._buckets._forget()
+            assert len(os.listdir("/proc/self/fd")) <= descriptors
+            await asyncio.wait_for(told(backend, 201), 10)
+            supply = scheduler._remote
+            assert supply is not None
+            while supply._holding:  # noqa: ASYNC110 - looked at by a timer
+                await asyncio.sleep(0.01)
+            assert scheduler._chores.count == 1, "one task for all of them"
+            assert not list(buckets)
+            assert not len(supply._buckets)
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_another_limit_is_not_asked_for_and_holds_up_nobody_else() -> None:
+    async def run() -> None:
+        backend = Own()
+        async with make(backend, limits=["100 images/hour"]) as scheduler:
+            await scheduler.submit_request(asks(cost={"images": 90}), call)
+            images = [
+                asyncio.ensure_future(scheduler.submit_request(asks(0, cost={"images": 50}), call))
+                for _ in range(60)
+            ]
+            await asyncio.sleep(0)
+            assert await asyncio.wait_for(scheduler.submit_request(asks(), call), 5) == 42
+            await asyncio.sleep(0.1)
+            assert sum(requests for _, requests, _ in backend.asked) == 2
+            for task in images:
+                task.cancel()
+            await asyncio.gather(*images, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_gate_holds_up_no_question_for_somebody_else() -> None:
+    async def run() -> None:
+        backend = Own()
+        hold = asyncio.Event()
+        async with make(backend, at_once=1) as scheduler:
+            first = asyncio.ensure_future(
+                scheduler.submit_request(asks(0, "first", cost={"requests": 0}), hold.wait)
+            )
+            await asyncio.sleep(0)
+            free = asyncio.ensure_future(
+                scheduler.submit_request(asks(0, cost={"requests": 0}), call)
+            )
+            await asyncio.sleep(0.02)
+            asking = asyncio.ensure_future(scheduler.submit_request(asks(priority=5), call))
+            await asyncio.wait_for(backend.entered.wait(), 5)
+            hold.set()
+            await asyncio.gather(first, free, asking)
+
+    asyncio.run(run())
+
+
+def test_credit_that_waits_for_its_turn_at_the_gate_is_kept() -> None:
+    async def run() -> None:
+        backend = Own()
+        hold = asyncio.Event()
+        async with make(backend, at_once=1) as scheduler:
+            first = asyncio.ensure_future(scheduler.submit_request(asks(), hold.wait))
+            await asyncio.wait_for(backend.entered.wait(), 5)
+            second = asyncio.ensure_future(scheduler.submit_request(asks(model="n"), call))
+            await asyncio.sleep(0.3)  # longer than unused credit is kept
+            assert [key for key, _, _ in backend.asked] == ["m", "n"]
+            hold.set()
+            await asyncio.gather(first, second)
+            assert len(backend.asked) == 2
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_under_way_at_the_stop_counts_as_used() -> None:
+    async def run() -> None:
+        backend = Own()
+
+        async def stream() -> AsyncIterator[int]:
+            yield 1
+            yield 2
+
+        async with make(backend) as scheduler:
+            given = await scheduler.submit_request(asks(30), stream)  # type: ignore[arg-type]
+            await anext(given)
+        assert backend.told == [("used", 30, 30)]
+        assert [each async for each in given] == [2]
+        async with scheduler:
+            await scheduler.submit_request(asks(7), call)
+        assert backend.told[1:] == [("used", 7, 7)]
+
+    asyncio.run(run())
+
+
+def test_a_function_that_gives_its_reservation_back_has_used_nothing() -> None:
+    async def run() -> None:
+        backend = Own()
+
+        async def thinks_better(reservation: Reservation) -> None:
+            assert reservation.cancel()
+
+        async with make(backend) as scheduler:
+            await scheduler.submit_request(asks(30), WithReservation(thinks_better))
+            await scheduler.submit_request(asks(30), call)
+            assert len(backend.asked) == 1, "what was given back is there for the next"
+        assert backend.told == [("used", 30, 30)]
+
+    asyncio.run(run())

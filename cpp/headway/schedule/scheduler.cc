@@ -318,7 +318,11 @@ void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
 
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
   Bucket& bucket = *queue.bucket;
-  if (queue.gate != nullptr) queue.gate->Unpark(&queue);
+  if (queue.gate != nullptr) {
+    // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
+    if (!choosers_.empty()) MarkDirty(*queue.gate);
+    queue.gate->Unpark(&queue);
+  }
   const Nanos ageing = queue.ageing != 0 ? queue.ageing : ageing_;
   while (queue.depth() > 0) {
     const absl::Span<ClassQueue* const> order = queue.Ordered(now, ageing);

@@ -89,12 +89,14 @@ def submit_sync(
     call = BlockingCall(metadata, bucket)
     bucket._count(0, "submitted")
     outcome = "failed"
+    scheduler._blocking.add(call)
     try:
         result = _attempts(scheduler, call, function, submitted)
         outcome = "succeeded"
         return result
     finally:
         call.over = True
+        scheduler._blocking.discard(call)
         bucket._count(0, outcome)
 
 

@@ -40,16 +40,23 @@ class Chores:
             self._wanted = True
             self._loop = self._make_loop()
 
-    def adopt(self, begin: Callable[[], object]) -> None:
+    def leave(self) -> None:
+        """The running loop is about to end; where it is theirs, they have none from now on."""
+        with self._lock:
+            if self.is_this_loop() and self._own is None:
+                self._loop = None
+
+    def adopt(self, begin: Callable[[], object], own: bool = False) -> None:
         """Where their loop is gone, takes the running one or makes one; then `begin()` starts them.
 
-        Of all who find it gone at once, one does. Nobody does once they have been stopped.
+        Of all who find it gone at once, one does. Nobody does once they have been stopped. own: on
+        no running one.
         """
         with self._lock:
             if not self._wanted or not self.loop_is_gone:
                 return
             self._tasks.clear()  # those of a loop that was closed under them end no more
-            self._loop = running_loop() or self._make_loop()
+            self._loop = (None if own else running_loop()) or self._make_loop()
             begin()
 
     def _make_loop(self) -> asyncio.AbstractEventLoop:
@@ -95,6 +102,9 @@ class Chores:
             return
 
         def begin() -> None:
+            if self._loop is not loop:  # it ends, and they have gone elsewhere since
+                self.start(make)
+                return
             task = loop.create_task(make())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

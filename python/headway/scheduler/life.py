@@ -97,6 +97,17 @@ class Life:
         """Where their loop is gone, they go on here: on the running one, or on one of their own."""
         self.chores.adopt(self._begin_chores)
 
+    def leave_loop(self) -> None:
+        """The running loop ends. The chores go on at once where somebody elsewhere waits for them.
+
+        Else whoever comes next sees to it: he finds the loop gone, or is seen here.
+        """
+        self.chores.leave()
+        here = running_loop()
+        scheduler = self._scheduler
+        if scheduler._blocking or any(call.loop is not here for call in scheduler._live()):
+            self.chores.adopt(self._begin_chores, own=True)
+
     def _begin_chores(self) -> None:
         """What goes on beside the requests, on the chores' loop."""
         scheduler = self._scheduler

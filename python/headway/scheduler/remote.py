@@ -13,9 +13,10 @@ import random
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakValueDictionary
 
@@ -142,6 +143,11 @@ class RemoteBucket:
             if not held.is_over:
                 self._grants.append(held)
 
+    @property
+    def count_over(self) -> int:
+        """How many grants the backend is to be told of now."""
+        return len(self._over)
+
     def next_over(self) -> _Grant | None:
         """A grant that the backend is to be told of, once."""
         with contextlib.suppress(IndexError):
@@ -228,14 +234,11 @@ class Supply:
             calls = [over for over, loop in self._calls.items() if loop.is_running()]
         if calls:
             await asyncio.wait([asyncio.wrap_future(over) for over in calls], timeout=_GRACE)
-        releases = []
+        tellings = []
         for remote in self._all():
             remote.close()
-            while (grant := remote.next_over()) is not None:
-                releases.append(self._release(remote.name, grant))
-            if not remote.holds:
-                self._holding.discard(remote)
-        await asyncio.gather(*releases)
+            tellings += [self._tell_next(remote) for _ in range(remote.count_over)]
+        await asyncio.gather(*tellings)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -254,24 +257,21 @@ class Supply:
         look_at = loop.time() + _KEPT
         try:
             # Who has asked while nobody was here, or was left by somebody who has gone.
-            for remote in self._all():
-                self._begin(remote, supplying)
+            self._begin(self._all(), supplying)
             while True:
                 left = look_at - loop.time() if self._holding else math.inf
                 await until_set(asked, max(0.0, left))
                 mailbox.clear()
                 asked.clear()
-                for which in self._scheduler._asked():
-                    asking = self._buckets.get(which)
-                    if asking is not None:
-                        self._begin(asking, supplying)
+                asking = map(self._buckets.get, self._scheduler._asked())
+                self._begin(asking, supplying)
                 if loop.time() >= look_at:
                     look_at = loop.time() + _KEPT
-                    for remote in tuple(self._holding):
-                        self._look(remote, supplying)
+                    self._look(supplying)
         finally:
             self._signal_no_more(mailbox)
             loop.remove_reader(mailbox.fileno())
+            self._scheduler._life.leave_loop()
 
     def hold(self, remote: RemoteBucket) -> None:
         """Keeps it until the backend has been told of all that it holds."""
@@ -279,7 +279,7 @@ class Supply:
 
     def tell_later(self, remote: RemoteBucket) -> None:
         """Tells the backend of what has come to its end there. From any thread."""
-        self._scheduler._chores.start(lambda: self._tell(remote))
+        self._scheduler._chores.start(partial(self._tell, remote))
 
     def _all(self) -> set[RemoteBucket]:
         alive = {reference() for reference in self._buckets.valuerefs()}
@@ -297,26 +297,27 @@ class Supply:
                 self._mailbox = None
                 self._scheduler._supply_by(None)
 
-    def _begin(self, remote: RemoteBucket, supplying: set[RemoteBucket]) -> None:
-        if remote in supplying:
-            return
-        supplying.add(remote)
-        self.hold(remote)
-        self._scheduler._chores.start(lambda: self._supply(remote, supplying))
+    def _begin(self, remotes: Iterable[RemoteBucket | None], supplying: set[RemoteBucket]) -> None:
+        for remote in remotes:
+            if remote is not None and remote not in supplying:
+                supplying.add(remote)
+                self.hold(remote)
+                self._scheduler._chores.start(partial(self._supply, remote, supplying))
 
-    def _look(self, remote: RemoteBucket, supplying: set[RemoteBucket]) -> None:
+    def _look(self, supplying: set[RemoteBucket]) -> None:
         """Takes back what nobody uses; whoever waits for something else asks anew when he may go.
 
         What a head at the gate holds stays its own, or somebody else would go in its turn.
         """
-        remote.ended()
-        if not remote.asking and remote.has_idle_credit():
-            _, at_gate, _ = self._scheduler._demand(remote.words, 1)
-            if not at_gate:
-                remote.give_back()
-                remote.ended()
-        if not remote.holds and remote not in supplying:
-            self._holding.discard(remote)
+        for remote in tuple(self._holding):
+            remote.ended()
+            if not remote.asking and remote.has_idle_credit():
+                _, at_gate, _ = self._scheduler._demand(remote.words, 1)
+                if not at_gate:
+                    remote.give_back()
+                    remote.ended()
+            if not remote.holds and remote not in supplying:
+                self._holding.discard(remote)
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[bool]:
@@ -421,32 +422,29 @@ class Supply:
         return longest * (0.5 + random.random() / 2)
 
     async def _tell(self, remote: RemoteBucket) -> None:
+        """Tells the backend of all that has come to its end there."""
         with self._calling() as may:
-            while may and (grant := remote.next_over()) is not None:
-                await self._release(remote.name, grant)
+            while may and remote.count_over:
+                await self._tell_next(remote)
 
-    async def _release(self, name: str, grant: _Grant) -> None:
-        """Tells the backend what has become of a grant."""
-        if grant.reservation_id is None:
-            return
-        backend = self._backend
-        with contextlib.suppress(RateLimiterError):  # logged and counted
-            if not grant.begun:
-                await self._scheduler._user_code.call(
-                    f"release_reservation of {self._whose}",
-                    backend.release_reservation,
-                    name,
-                    grant.reservation_id,
-                )
+    async def _tell_next(self, remote: RemoteBucket) -> None:
+        """Tells the backend what has become of one grant."""
+        user_code = self._scheduler._user_code
+
+        async def tell() -> None:
+            # Taken in the step that tells: where its task is cancelled before, it is left here.
+            grant = remote.next_over()
+            if grant is None or grant.reservation_id is None:
+                return
+            name, given = remote.name, grant.reservation_id
+            if grant.begun:
+                release = self._backend.release_streaming_reservation
+                await user_code.run(release, name, given, grant.tokens, grant.used)
             else:
-                await self._scheduler._user_code.call(
-                    f"release_streaming_reservation of {self._whose}",
-                    backend.release_streaming_reservation,
-                    name,
-                    grant.reservation_id,
-                    grant.tokens,
-                    grant.used,
-                )
+                await user_code.run(self._backend.release_reservation, name, given)
+
+        with contextlib.suppress(RateLimiterError):  # logged and counted
+            await user_code.call(f"release of {self._whose}", tell)
 
 
 def _is_answer(given: object) -> bool:

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from headway import _core
 from headway._core import Limit, ManualClock
@@ -38,6 +38,9 @@ from headway.scheduler.routes import Routes
 from headway.scheduler.user_code import UserCode
 from headway.scheduler.verdicts import Verdicts
 from headway.types import RequestMetadata
+
+if TYPE_CHECKING:
+    from headway.scheduler.blocking import BlockingCall
 
 _T = TypeVar("_T")
 
@@ -103,6 +106,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
         self._events: Counter[str] = Counter()
+        self._blocking: set[BlockingCall] = set()
         self._handled: set[asyncio.Task[Any]] = set()
         self._accounts = read_accounts(accounts)
         given = read_limits(limits if limits is not None else default_rate_limits)
@@ -252,6 +256,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if self._remote is not None:
             self._remote.is_open = False  # its grants are the parent's
             self._remote = Supply(self, self.backend)
+        self._blocking.clear()
         self._buckets.forget_all()
         self._words.after_fork()
         self._make_accounts()
