@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -188,7 +189,7 @@ def test_of_all_threads_that_find_the_loop_gone_one_makes_another() -> None:
         together.wait(10)
         results.append(scheduler.submit_sync(asks(), lambda: 1))
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -205,7 +206,7 @@ def test_a_thread_that_waits_is_served_though_the_loop_goes() -> None:
     scheduler = make(backend)
     results: list[int] = []
     thread = threading.Thread(
-        target=lambda: results.append(scheduler.submit_sync(asks(), lambda: 1))
+        target=lambda: results.append(scheduler.submit_sync(asks(), lambda: 1)), daemon=True
     )
 
     async def run() -> None:
@@ -345,3 +346,24 @@ def test_a_function_that_gives_its_reservation_back_has_used_nothing() -> None:
         assert backend.told == [("used", 30, 30)]
 
     asyncio.run(run())
+
+
+def test_a_loop_that_was_closed_under_it_takes_nobody_along() -> None:
+    backend = Own()
+    scheduler = make(backend)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(scheduler.start())
+    assert loop.run_until_complete(scheduler.submit_request(asks(), call)) == 42
+    loop.run_until_complete(told(backend, 1))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()  # with the chores on it
+
+    async def run() -> None:
+        for _ in range(3):
+            assert await asyncio.wait_for(scheduler.submit_request(asks(), call), 10) == 42
+            gc.collect()  # what was left on the other loop
+        assert scheduler._chores.is_this_loop()
+        await scheduler.stop()
+
+    asyncio.run(run())
+    assert len(backend.told) == len(backend.asked)

@@ -78,7 +78,7 @@ class Round:
             else:
                 self.ended.append(None)
 
-        self.threads.append(threading.Thread(target=work))
+        self.threads.append(threading.Thread(target=work, daemon=True))
         self.threads[-1].start()
 
     async def run(self, stops: bool) -> None:

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from headway import _core
 from headway.errors import RateLimiterError
-from headway.scheduler.chores import until_set
+from headway.scheduler.chores import running_loop, until_set
 
 if TYPE_CHECKING:
     from headway.backends import BaseBackend
@@ -269,9 +269,11 @@ class Supply:
                     look_at = loop.time() + _KEPT
                     self._look(supplying)
         finally:
-            self._signal_no_more(mailbox)
-            loop.remove_reader(mailbox.fileno())
-            self._scheduler._life.leave_loop()
+            # Else it was closed as garbage, somewhere, after its loop: nothing of it is left.
+            if running_loop() is loop:
+                self._signal_no_more(mailbox)
+                loop.remove_reader(mailbox.fileno())
+                self._scheduler._life.leave_loop()
 
     def hold(self, remote: RemoteBucket) -> None:
         """Keeps it until the backend has been told of all that it holds."""
