@@ -367,3 +367,17 @@ def test_a_loop_that_was_closed_under_it_takes_nobody_along() -> None:
 
     asyncio.run(run())
     assert len(backend.told) == len(backend.asked)
+
+
+def test_what_is_about_to_be_told_as_the_loop_ends_is_told_at_the_stop() -> None:
+    backend = Own()
+    scheduler = make(backend)
+
+    async def run() -> None:
+        await scheduler.start()
+        # The task that tells makes another, which has not begun when all are cancelled.
+        await scheduler.submit_request(asks(), call)
+
+    asyncio.run(run())
+    asyncio.run(scheduler.stop())
+    assert backend.told == [("used", 10, 10)]
