@@ -56,6 +56,8 @@ int Init(PyObject* /*self*/, PyObject* /*args*/, PyObject* /*kwargs*/) { return 
 
 void Dealloc(PyObject* object) {
   BucketObject* self = AsBucket(object);
+  // Nobody can wait here any more: each of them holds it.
+  if (self->remote != 0) self->state().scheduler().SetSupplier(*self->state().bucket, nullptr);
   delete self->counts;
   if (self->path != nullptr) self->path->Unref();
   Py_XDECREF(self->name);

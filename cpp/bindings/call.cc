@@ -72,6 +72,7 @@ namespace {
 PyObject* str_prepare = nullptr;
 PyObject* str_guard = nullptr;
 PyObject* str_judge = nullptr;
+PyObject* str_ended = nullptr;
 PyObject* str_overflow = nullptr;
 PyObject* str_dropped = nullptr;
 PyObject* str_metadata_names[4];  // model_id, resource_type, requires_model, client_id
@@ -169,20 +170,15 @@ void CancelTimer(CallObject* self) {
   Py_DECREF(timer);
 }
 
-// An attempt's reservation has ended: so many tokens had been reserved, and used.
-void TellRemote(CallObject* self, absl::Span<const std::int64_t> actual) {
+// An attempt's reservation has ended: a grant may be used up with it.
+void TellRemote(CallObject* self) {
   BucketObject* bucket = self->bucket;
   if (bucket->remote == 0) return;
-  const auto place = static_cast<std::size_t>(std::max(0, bucket->tokens));
-  const std::int64_t reserved = bucket->tokens < 0 ? 0 : Wanted(self)[place];
-  const std::int64_t used = place < actual.size() && actual[place] >= 0 ? actual[place] : reserved;
   PyObject* type = nullptr;
   PyObject* value = nullptr;
   PyObject* traceback = nullptr;
   PyErr_Fetch(&type, &value, &traceback);
-  PyObject* told =
-      PyObject_CallMethod(reinterpret_cast<PyObject*>(bucket), "_ended", "LL",
-                          static_cast<long long>(reserved), static_cast<long long>(used));
+  PyObject* told = PyObject_CallMethodNoArgs(reinterpret_cast<PyObject*>(bucket), str_ended);
   if (told == nullptr) PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(bucket));
   Py_XDECREF(told);
   PyErr_Restore(type, value, traceback);
@@ -204,7 +200,7 @@ void Land(CallObject* self, bool answered) {
   // A function that was given it may have ended it by itself.
   if (ended || (self->shared != nullptr && !self->told_end)) {
     if (self->bucket->counts != nullptr) self->bucket->counts->Ended(Wanted(self), {});
-    TellRemote(self, {});
+    TellRemote(self);
   }
   if (self->shared != nullptr) {
     Py_CLEAR(self->shared);
@@ -1006,7 +1002,7 @@ PyObject* SettleMethod(PyObject* object, PyObject* used) {
   const bool ended = self->reservation->Settle(state.Now(), actual.span(state));
   if (ended && self->bucket->counts != nullptr)
     self->bucket->counts->Ended(Wanted(self), actual.span(state));
-  if (ended) TellRemote(self, actual.span(state));
+  if (ended) TellRemote(self);
   self->told_end |= ended;
   state.Serve();
   return PyBool_FromLong(ended ? 1 : 0);
@@ -1237,6 +1233,7 @@ bool AddCall(PyObject* module) {
   str_prepare = intern("_prepare");
   str_guard = intern("_guard");
   str_judge = intern("_judge");
+  str_ended = intern("_ended");
   str_overflow = intern("_overflow");
   str_dropped = intern("_dropped");
   str_metadata_names[0] = intern("model_id");

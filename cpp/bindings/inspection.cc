@@ -82,7 +82,7 @@ std::map<std::string, std::int64_t> Credit(const py::object& limiter) {
   return credit;
 }
 
-// Grants so much more; a negative amount takes back what is left of it.
+// Grants so much more.
 void Grant(const py::object& limiter, const py::dict& by_resource) {
   const State& state = StateOf(limiter);
   const auto amounts = by_resource.cast<std::map<std::string, std::int64_t>>();
@@ -90,9 +90,32 @@ void Grant(const py::object& limiter, const py::dict& by_resource) {
     const auto amount = amounts.find(state.limits[i].resource);
     if (state.limits[i].shape != Shape::kCredit || amount == amounts.end()) continue;
     if (amount->second > 0) state.bucket->Deposit(static_cast<int>(i), amount->second);
-    if (amount->second < 0) state.bucket->Withdraw(static_cast<int>(i), -amount->second);
   }
   state.Serve();
+}
+
+// Takes back all that is granted and not used; by resource, how much that was.
+std::map<std::string, std::int64_t> TakeBack(const py::object& limiter) {
+  const State& state = StateOf(limiter);
+  std::map<std::string, std::int64_t> taken;
+  for (std::size_t i = 0; i < state.limits.size(); ++i) {
+    const int meter = static_cast<int>(i);
+    if (state.limits[i].shape == Shape::kCredit)
+      taken[state.limits[i].resource] = state.bucket->Withdraw(meter, state.bucket->Credit(meter));
+  }
+  return taken;
+}
+
+// By resource, what was taken of the credit and has ended, in all, and what of it was used.
+std::map<std::string, std::pair<std::int64_t, std::int64_t>> Spent(const py::object& limiter) {
+  const State& state = StateOf(limiter);
+  std::map<std::string, std::pair<std::int64_t, std::int64_t>> spent;
+  for (std::size_t i = 0; i < state.limits.size(); ++i) {
+    if (state.limits[i].shape != Shape::kCredit) continue;
+    const Bucket::Spent one = state.bucket->spent(static_cast<int>(i));
+    spent[state.limits[i].resource] = {one.taken, one.used};
+  }
+  return spent;
 }
 
 }  // namespace
@@ -104,7 +127,11 @@ void AddInspection(py::module_& m) {
         py::arg("proportional"), "Changes one limit, by its place in limits(limiter).");
   m.def("credit", &Credit, py::arg("limiter"), "By resource, what is granted and not used.");
   m.def("grant", &Grant, py::arg("limiter"), py::arg("amounts"),
-        "Grants so much more of each resource; a negative amount takes back what is left of it.");
+        "Grants so much more of each resource.");
+  m.def("take_back", &TakeBack, py::arg("limiter"),
+        "Takes back all credit that is not used; by resource, how much that was.");
+  m.def("spent", &Spent, py::arg("limiter"),
+        "By resource, what was taken of the credit and has ended, and what of that was used.");
   m.def(
       "limits", [](const py::object& limiter) { return StateOf(limiter).limits; },
       py::arg("limiter"), "The limits as they are now, in the order in which they are taken.");

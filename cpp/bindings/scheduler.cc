@@ -206,6 +206,7 @@ PyObject* Reset(PyObject* object, PyObject* at_once) {
   if (gate == nullptr) return nullptr;
   if (parts.chosen_outside) parts.gate->scheduler().SetChooser(*parts.gate->bucket, nullptr);
   parts.chosen_outside = false;
+  parts.askers = std::make_shared<Askers>();
   parts.gate->Unref();
   parts.gate = gate;
   parts.running = false;
@@ -556,37 +557,59 @@ PyObject* Choose(PyObject* object, PyObject* bucket) {
   return PyBool_FromLong(did ? 1 : 0);
 }
 
-// _supply_by(bucket, mailbox): makes its descriptor readable when the bucket's head waits for
-// credit.
-PyObject* SupplyBy(PyObject* object, PyObject* args) {
-  BucketObject* bucket = nullptr;
-  PyObject* mailbox = nullptr;
-  if (GateOf(object) == nullptr ||
-      PyArg_ParseTuple(args, "O!O", bucket_type, &bucket, &mailbox) == 0)
+// _supply(bucket): from now on it is among those that `_asked` tells of, as long as it lives.
+PyObject* SupplyMethod(PyObject* object, PyObject* bucket) {
+  if (GateOf(object) == nullptr) return nullptr;
+  if (PyObject_TypeCheck(bucket, bucket_type) == 0) {
+    PyErr_SetString(PyExc_TypeError, "_supply() takes a bucket");
     return nullptr;
-  State& state = bucket->state();
-  bucket->remote = 1;
-  if (mailbox == Py_None) {
-    state.scheduler().SetSupplier(*state.bucket, nullptr);
-    Py_RETURN_NONE;
   }
-  Mailbox* told = MailboxOf(mailbox);
-  if (told == nullptr) return nullptr;
-  told->Ref();
-  const std::shared_ptr<Mailbox> held(told, [](Mailbox* m) { m->Unref(); });
-  state.scheduler().SetSupplier(*state.bucket, [held] { held->wake().Signal(); });
+  AsBucket(bucket)->remote = 1;
+  const State& state = AsBucket(bucket)->state();
+  state.scheduler().SetSupplier(*state.bucket, [askers = PartsOf(object).askers,
+                                                which = state.bucket] { askers->Add(which); });
   Py_RETURN_NONE;
 }
 
-// _demand(bucket, most): how many of those wait, and what they ask, by resource.
+// _supply_by(mailbox): makes its descriptor readable when the head of one of them waits for credit;
+// None ends it.
+PyObject* SupplyBy(PyObject* object, PyObject* mailbox) {
+  if (GateOf(object) == nullptr) return nullptr;
+  std::shared_ptr<Mailbox> held;
+  if (mailbox != Py_None) {
+    Mailbox* told = MailboxOf(mailbox);
+    if (told == nullptr) return nullptr;
+    told->Ref();
+    held = std::shared_ptr<Mailbox>(told, [](Mailbox* m) { m->Unref(); });
+  }
+  PartsOf(object).askers->Tell(std::move(held));
+  Py_RETURN_NONE;
+}
+
+// _asked(): which of them have begun to wait for credit since it was called last.
+PyObject* Asked(PyObject* object, PyObject* /*unused*/) {
+  PyObject* out = PyList_New(0);
+  for (Bucket* bucket : PartsOf(object).askers->TakeAll()) {
+    PyObject* which =
+        out == nullptr ? nullptr : PyLong_FromSsize_t(reinterpret_cast<Py_ssize_t>(bucket));
+    if (which == nullptr || PyList_Append(out, which) < 0) Py_CLEAR(out);
+    Py_XDECREF(which);
+  }
+  return out;
+}
+
+// _demand(limiter, most): how many of those wait for credit on its words, whether the head is held
+// up at the gate, and what they ask, by resource.
 PyObject* DemandMethod(PyObject* object, PyObject* args) {
-  BucketObject* bucket = nullptr;
+  PyObject* limiter = nullptr;
   Py_ssize_t most = 0;
-  if (GateOf(object) == nullptr || PyArg_ParseTuple(args, "O!n", bucket_type, &bucket, &most) == 0)
+  if (GateOf(object) == nullptr || PyArg_ParseTuple(args, "On", &limiter, &most) == 0)
     return nullptr;
-  State& state = bucket->state();
+  const State* words = StateOfLimiter(limiter);
+  if (words == nullptr) return nullptr;
+  const State& state = *words;
   std::vector<std::int64_t> amounts(state.resources.size());
-  const std::size_t count = state.scheduler().Demand(
+  const auto [count, at_gate] = state.scheduler().Demand(
       *state.bucket, state.Now(), static_cast<std::size_t>(std::max<Py_ssize_t>(0, most)),
       absl::MakeSpan(amounts));
   state.Serve();
@@ -599,7 +622,8 @@ PyObject* DemandMethod(PyObject* object, PyObject* args) {
     Py_XDECREF(amount);
   }
   return by_resource == nullptr ? nullptr
-                                : Py_BuildValue("nN", static_cast<Py_ssize_t>(count), by_resource);
+                                : Py_BuildValue("nNN", static_cast<Py_ssize_t>(count),
+                                                PyBool_FromLong(at_gate ? 1 : 0), by_resource);
 }
 
 PyObject* WhenIdle(PyObject* object, PyObject* callback) {
@@ -673,7 +697,9 @@ PyMethodDef methods[] = {
     {"_choose_by", &ChooseBy, METH_O, nullptr},
     {"_contenders", &Contenders, METH_NOARGS, nullptr},
     {"_choose", &Choose, METH_O, nullptr},
-    {"_supply_by", &SupplyBy, METH_VARARGS, nullptr},
+    {"_supply", &SupplyMethod, METH_O, nullptr},
+    {"_supply_by", &SupplyBy, METH_O, nullptr},
+    {"_asked", &Asked, METH_NOARGS, nullptr},
     {"_demand", &DemandMethod, METH_VARARGS, nullptr},
     {"_count_errors", &CountErrors, METH_O, nullptr},
     {"_count_error", &CountError, METH_O, nullptr},

@@ -3,11 +3,14 @@
 #define HEADWAY_BINDINGS_SCHEDULER_H_
 
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "bindings/metrics.h"
 #include "bindings/state.h"
 
@@ -56,6 +59,32 @@ struct BucketObject {
 
 enum class Overflow : std::uint8_t { kReject, kDropOldest, kWait };
 
+// Which buckets' heads wait for credit. Filled by whoever drives the core, under its lock and
+// without the GIL; it must not be called back from there.
+class Askers {
+ public:
+  void Add(Bucket* bucket) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    asking_.insert(bucket);
+    if (told_ != nullptr) told_->wake().Signal();
+  }
+  // From now on this mailbox is signalled; null: none.
+  void Tell(std::shared_ptr<Mailbox> mailbox) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    told_ = std::move(mailbox);
+  }
+  // As names only: each may be gone by now.
+  absl::flat_hash_set<Bucket*> TakeAll() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(asking_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  absl::flat_hash_set<Bucket*> asking_;
+  std::shared_ptr<Mailbox> told_;
+};
+
 // The parts of a scheduler that are C++.
 struct SchedulerParts {
   State* gate = nullptr;  // its bucket: how many may be under way at once
@@ -68,6 +97,7 @@ struct SchedulerParts {
   bool prepares = false;  // every request goes through `_prepare`
   bool running = false;
   bool chosen_outside = false;  // which bucket goes next at the gate
+  std::shared_ptr<Askers> askers = std::make_shared<Askers>();  // of its remote buckets
   unsigned fork_generation = 0;
 
   struct Known {

@@ -170,3 +170,46 @@ def test_when_its_loop_has_gone_the_core_decides() -> None:
 
     asyncio.run(start())
     asyncio.run(go_on())
+
+
+class Slow(BaseSchedulingStrategy):
+    """Decides when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.decides = asyncio.Event()
+
+    async def select(self, eligible: list[QueueInfo]) -> QueueInfo | None:
+        self.asked.set()
+        await self.decides.wait()
+        return eligible[0]
+
+
+def test_who_is_left_alone_while_it_decides_goes() -> None:
+    async def run() -> None:
+        strategy = Slow()
+        hold = asyncio.Event()
+
+        async def at_once() -> int:
+            return 1
+
+        async with make(strategy) as scheduler:
+
+            def submit(model: str, function: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
+                metadata = RequestMetadata("r", model, "text")
+                return asyncio.ensure_future(scheduler.submit_request(metadata, function))
+
+            first = submit("first", hold.wait)
+            await asyncio.sleep(0)
+            gone, left = submit("gone", at_once), submit("left", at_once)
+            await asyncio.sleep(0)
+            hold.set()
+            await first
+            await strategy.asked.wait()
+            gone.cancel()
+            await asyncio.wait([gone])
+            strategy.decides.set()
+            assert await asyncio.wait_for(left, 10) == 1
+
+    asyncio.run(run())

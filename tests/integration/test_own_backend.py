@@ -3,99 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import os
 import threading
+import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from own_backend import Own, asks, call, make
 
-from headway import MemoryBackend, RateLimiterConfig, RequestMetadata, create_scheduler
-from headway.backends import BaseBackend, HealthCheckResult
-from headway.scheduler import Scheduler
-
-
-class Own(BaseBackend):
-    """Counts on one MemoryBackend, and writes down what it is asked."""
-
-    def __init__(self, rpm: int = 10**9, tpm: int = 10**9) -> None:
-        super().__init__("own")
-        self.words = MemoryBackend()
-        self.limits = {"rpm_limit": rpm, "tpm_limit": tpm}
-        self.asked: list[tuple[str, int, int]] = []
-        self.told: list[tuple[str, int, int]] = []
-        self.given: Any = None
-        self.failing = False
-        self.entered = asyncio.Event()
-
-    async def check_and_reserve_capacity(  # noqa: PLR0917 - the order is promised
-        self,
-        key: str,
-        requests: int,
-        tokens: int,
-        bucket_limits: dict[str, int] | None = None,
-        safety_margin: float = 1.0,
-        request_id: str | None = None,
-    ) -> tuple[bool, str | None]:
-        self.entered.set()
-        await asyncio.sleep(0.001)
-        if self.failing:
-            raise ConnectionError("the store is gone")
-        self.asked.append((key, requests, tokens))
-        self.given = bucket_limits, safety_margin
-        return await self.words.check_and_reserve_capacity(
-            key, requests, tokens, self.limits, 1.0, request_id
-        )
-
-    async def release_reservation(self, key: str, reservation_id: str) -> bool:
-        self.told.append(("unused", 0, 0))
-        return await self.words.release_reservation(key, reservation_id)
-
-    async def release_streaming_reservation(
-        self, key: str, reservation_id: str, reserved_tokens: int, actual_tokens: int
-    ) -> bool:
-        self.told.append(("used", reserved_tokens, actual_tokens))
-        return await self.words.release_streaming_reservation(
-            key, reservation_id, reserved_tokens, actual_tokens
-        )
-
-    async def health_check(self) -> HealthCheckResult:
-        return HealthCheckResult(True, "own", self.namespace)
-
-    # What a scheduler does not ask.
-    async def get_state(self, key: str) -> Any: ...
-    async def set_state(self, key: str, state: dict[str, Any]) -> None: ...
-    async def get_all_states(self) -> Any: ...
-    async def clear(self) -> None: ...
-    async def check_capacity(self, model: str, request_type: str = "default") -> Any: ...
-    async def record_request(self, *args: Any, **names: Any) -> None: ...
-    async def record_failure(self, *args: Any, **names: Any) -> None: ...
-    async def get_failure_count(self, *args: Any, **names: Any) -> Any: ...
-    async def is_circuit_broken(self) -> Any: ...
-    async def update_rate_limits(self, *args: Any, **names: Any) -> Any: ...
-    async def get_rate_limits(self, model: str) -> Any: ...
-    async def reserve_capacity(self, *args: Any, **names: Any) -> Any: ...
-    async def release_reservation_by_id(self, request_id: str) -> None: ...
-    async def cache_bucket_info(self, *args: Any, **names: Any) -> None: ...
-    async def get_cached_bucket_info(self) -> Any: ...
-    async def cache_model_info(self, *args: Any, **names: Any) -> None: ...
-    async def get_cached_model_info(self, model: str) -> Any: ...
-    async def get_all_stats(self) -> Any: ...
-    async def cleanup(self) -> None: ...
-    async def clear_failures(self) -> None: ...
-    async def force_circuit_break(self, duration: float) -> None: ...
+from headway import Reservation
+from headway._core import WithReservation
 
 
-def make(backend: BaseBackend, **options: Any) -> Scheduler:
-    config = RateLimiterConfig(rate_limit_buffer_ratio=0.9, max_queue_size=10_000)
-    return create_scheduler(object(), config=config, backend=backend, **options)
-
-
-def asks(tokens: int = 10, model: str = "m") -> RequestMetadata:
-    return RequestMetadata("r", model, "text", estimated_tokens=tokens)
-
-
-async def call() -> int:
-    return 42
+@pytest.fixture(autouse=True)
+def keeps_credit_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.scheduler.remote._KEPT", 0.05)
 
 
 async def told(backend: Own, count: int) -> None:
@@ -251,3 +176,213 @@ def test_it_goes_on_when_the_loop_that_it_was_started_on_has_gone_and_from_threa
     assert len(own) == 1
     asyncio.run(scheduler.stop(0))
     assert not own[0].is_alive()
+
+
+def threads_of_chores() -> int:
+    return sum(thread.name == "headway-chores" for thread in threading.enumerate())
+
+
+def test_of_all_threads_that_find_the_loop_gone_one_makes_another() -> None:
+    backend = Own()
+    scheduler = make(backend)
+    asyncio.run(scheduler.start())
+    before = threads_of_chores()
+    together = threading.Barrier(8)
+    results: list[int] = []
+
+    def work() -> None:
+        together.wait(10)
+        results.append(scheduler.submit_sync(asks(), lambda: 1))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert results == [1] * 8
+    assert threads_of_chores() == before + 1
+    assert len([task for task in scheduler._chores._tasks if "Supply.run" in repr(task)]) == 1
+    asyncio.run(scheduler.stop(0))
+    assert threads_of_chores() == before
+
+
+def test_a_thread_that_waits_is_served_though_the_loop_goes() -> None:
+    backend = Own()
+    scheduler = make(backend)
+    results: list[int] = []
+    thread = threading.Thread(
+        target=lambda: results.append(scheduler.submit_sync(asks(), lambda: 1)), daemon=True
+    )
+
+    async def run() -> None:
+        backend.failing = True
+        await scheduler.start()
+        thread.start()
+        await asyncio.wait_for(backend.entered.wait(), 10)
+
+    asyncio.run(run())
+    backend.failing = False
+    thread.join(10)
+    assert results == [1]
+    asyncio.run(scheduler.stop(0))
+
+
+def test_many_buckets_need_one_descriptor_and_those_that_are_forgotten_leave_nothing() -> None:
+    async def run() -> None:
+        backend = Own()
+        async with make(backend) as scheduler:
+            await scheduler.submit_request(asks(model="first"), call)
+            descriptors = len(os.listdir("/proc/self/fd"))
+            for number in range(200):
+                # Cancelled while the backend is asked: what it grants is nobody's.
+                backend.entered.clear()
+                task = asyncio.ensure_future(
+                    scheduler.submit_request(asks(model=f"m{number}"), call)
+                )
+                await backend.entered.wait()
+                task.cancel()
+                await asyncio.wait([task])
+            buckets = weakref.WeakSet(scheduler._buckets)
+            assert len(buckets) == 201
+            del task
+            scheduler._buckets._forget()
+            assert len(os.listdir("/proc/self/fd")) <= descriptors
+            await asyncio.wait_for(told(backend, 201), 10)
+            supply = scheduler._remote
+            assert supply is not None
+            while supply._holding:  # noqa: ASYNC110 - looked at by a timer
+                await asyncio.sleep(0.01)
+            assert scheduler._chores.count == 1, "one task for all of them"
+            assert not list(buckets)
+            assert not len(supply._buckets)
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_another_limit_is_not_asked_for_and_holds_up_nobody_else() -> None:
+    async def run() -> None:
+        backend = Own()
+        async with make(backend, limits=["100 images/hour"]) as scheduler:
+            await scheduler.submit_request(asks(cost={"images": 90}), call)
+            images = [
+                asyncio.ensure_future(scheduler.submit_request(asks(0, cost={"images": 50}), call))
+                for _ in range(60)
+            ]
+            await asyncio.sleep(0)
+            assert await asyncio.wait_for(scheduler.submit_request(asks(), call), 5) == 42
+            await asyncio.sleep(0.1)
+            assert sum(requests for _, requests, _ in backend.asked) == 2
+            for task in images:
+                task.cancel()
+            await asyncio.gather(*images, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_gate_holds_up_no_question_for_somebody_else() -> None:
+    async def run() -> None:
+        backend = Own()
+        hold = asyncio.Event()
+        async with make(backend, at_once=1) as scheduler:
+            first = asyncio.ensure_future(
+                scheduler.submit_request(asks(0, "first", cost={"requests": 0}), hold.wait)
+            )
+            await asyncio.sleep(0)
+            free = asyncio.ensure_future(
+                scheduler.submit_request(asks(0, cost={"requests": 0}), call)
+            )
+            await asyncio.sleep(0.02)
+            asking = asyncio.ensure_future(scheduler.submit_request(asks(priority=5), call))
+            await asyncio.wait_for(backend.entered.wait(), 5)
+            hold.set()
+            await asyncio.gather(first, free, asking)
+
+    asyncio.run(run())
+
+
+def test_credit_that_waits_for_its_turn_at_the_gate_is_kept() -> None:
+    async def run() -> None:
+        backend = Own()
+        hold = asyncio.Event()
+        async with make(backend, at_once=1) as scheduler:
+            first = asyncio.ensure_future(scheduler.submit_request(asks(), hold.wait))
+            await asyncio.wait_for(backend.entered.wait(), 5)
+            second = asyncio.ensure_future(scheduler.submit_request(asks(model="n"), call))
+            await asyncio.sleep(0.3)  # longer than unused credit is kept
+            assert [key for key, _, _ in backend.asked] == ["m", "n"]
+            hold.set()
+            await asyncio.gather(first, second)
+            assert len(backend.asked) == 2
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_under_way_at_the_stop_counts_as_used() -> None:
+    async def run() -> None:
+        backend = Own()
+
+        async def stream() -> AsyncIterator[int]:
+            yield 1
+            yield 2
+
+        async with make(backend) as scheduler:
+            given = await scheduler.submit_request(asks(30), stream)  # type: ignore[arg-type]
+            await anext(given)
+        assert backend.told == [("used", 30, 30)]
+        assert [each async for each in given] == [2]
+        async with scheduler:
+            await scheduler.submit_request(asks(7), call)
+        assert backend.told[1:] == [("used", 7, 7)]
+
+    asyncio.run(run())
+
+
+def test_a_function_that_gives_its_reservation_back_has_used_nothing() -> None:
+    async def run() -> None:
+        backend = Own()
+
+        async def thinks_better(reservation: Reservation) -> None:
+            assert reservation.cancel()
+
+        async with make(backend) as scheduler:
+            await scheduler.submit_request(asks(30), WithReservation(thinks_better))
+            await scheduler.submit_request(asks(30), call)
+            assert len(backend.asked) == 1, "what was given back is there for the next"
+        assert backend.told == [("used", 30, 30)]
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_was_closed_under_it_takes_nobody_along() -> None:
+    backend = Own()
+    scheduler = make(backend)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(scheduler.start())
+    assert loop.run_until_complete(scheduler.submit_request(asks(), call)) == 42
+    loop.run_until_complete(told(backend, 1))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()  # with the chores on it
+
+    async def run() -> None:
+        for _ in range(3):
+            assert await asyncio.wait_for(scheduler.submit_request(asks(), call), 10) == 42
+            gc.collect()  # what was left on the other loop
+        assert scheduler._chores.is_this_loop()
+        await scheduler.stop()
+
+    asyncio.run(run())
+    assert len(backend.told) == len(backend.asked)
+
+
+def test_what_is_about_to_be_told_as_the_loop_ends_is_told_at_the_stop() -> None:
+    backend = Own()
+    scheduler = make(backend)
+
+    async def run() -> None:
+        await scheduler.start()
+        # The task that tells makes another, which has not begun when all are cancelled.
+        await scheduler.submit_request(asks(), call)
+
+    asyncio.run(run())
+    asyncio.run(scheduler.stop())
+    assert backend.told == [("used", 10, 10)]

@@ -138,6 +138,56 @@ def test_a_loop_of_their_own_ends_with_them() -> None:
     chores.stop()
 
 
+def test_who_finds_their_loop_gone_begins_them_here_unless_they_were_stopped() -> None:
+    async def run() -> None:
+        chores = Chores()
+        begun: list[int] = []
+        chores.adopt(lambda: begun.append(0))
+        assert not begun, "nobody has started them"
+        chores.on_this_loop()
+        chores.adopt(lambda: begun.append(1))
+        assert not begun, "their loop is there"
+        chores.leave()
+        assert chores.loop_is_gone
+        chores.adopt(lambda: begun.append(2))
+        assert chores.is_this_loop()
+        chores.leave()
+        chores.adopt(lambda: begun.append(3), own=True)
+        assert chores.loop_runs
+        assert not chores.is_this_loop()
+        chores.leave()
+        assert chores.loop_runs, "that is not theirs"
+        chores.stop()
+        chores.adopt(lambda: begun.append(4))
+        assert chores.loop_is_gone
+        assert begun == [2, 3]
+
+    asyncio.run(run())
+
+
+def test_what_is_on_its_way_to_a_loop_that_they_leave_goes_with_them() -> None:
+    async def run() -> None:
+        chores = Chores()
+        chores.on_this_loop()
+        ran = threading.Event()
+        where: list[str] = []
+
+        async def chore() -> None:
+            where.append(threading.current_thread().name)
+            ran.set()
+
+        thread = threading.Thread(target=chores.start, args=(chore,))
+        thread.start()
+        thread.join(10)
+        chores.leave()
+        chores.adopt(lambda: None, own=True)
+        assert await asyncio.to_thread(ran.wait, 10)
+        assert where == ["headway-chores"]
+        chores.stop()
+
+    asyncio.run(run())
+
+
 def test_after_a_fork_the_parents_loop_is_forgotten() -> None:
     async def run() -> None:
         chores = Chores()

@@ -28,10 +28,13 @@ Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8
   void* memory = ::operator new(sizeof(Bucket) + limits.size() * sizeof(Slot));
   auto* bucket = new (memory) Bucket(static_cast<int>(limits.size()), signal);
   bool cells = false;
+  bool credit = false;
   for (std::size_t i = 0; i < limits.size(); ++i) {
     new (bucket->meters() + i) Slot(limits[i], wall_offset, resources[i]);
     cells |= bucket->meters()[i].meter.has_cells();
+    credit |= limits[i].shape == Shape::kCredit;
   }
+  if (credit) bucket->expenses_ = std::make_unique<Expense[]>(limits.size());
   if (cells) bucket->calls_ = std::make_unique<Calls>();
   bucket->SetTimed();
   return bucket;
@@ -77,6 +80,18 @@ std::int64_t Bucket::Withdraw(int meter, std::int64_t amount) {
     if (this->meter(meter).Take(0, amount, /*pass_waiters=*/true, /*answered=*/true, taken))
       return amount;
   }
+}
+
+Denial Bucket::LookBesideCredit(Nanos now, absl::Span<const std::int64_t> amounts) {
+  Denial denial{Denial::kCooling, cooled_until()};
+  for (int i = 0; i < size_; ++i) {
+    const std::int64_t wanted = amount(i, amounts);
+    if (wanted == 0 || meter(i).shape() == Shape::kCredit) continue;
+    if (const Nanos at = meter(i).ReadyAt(now, wanted); at > denial.ready_at)
+      denial = Denial{i, at};
+  }
+  SignalIfOwed();
+  return denial;
 }
 
 void Bucket::Cool(Nanos until) {

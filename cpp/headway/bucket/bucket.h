@@ -105,6 +105,19 @@ class Bucket {
   std::int64_t Credit(int meter) const {
     return this->meter(meter).Capacity() - Word{this->meter(meter).bits()}.value();
   }
+  // As Look, as far as all but credit goes.
+  Denial LookBesideCredit(Nanos now, absl::Span<const std::int64_t> amounts);
+  // Of credit, what reservations have taken that have been settled since, in all, and what of it
+  // they have used: whoever granted it is to be told. What is neither credit nor spent is held.
+  struct Spent {
+    std::int64_t taken;
+    std::int64_t used;
+  };
+  Spent spent(int meter) const {
+    const Expense& expense = expenses_[static_cast<std::size_t>(meter)];
+    const std::int64_t taken = expense.taken.load(std::memory_order_acquire);
+    return {taken, expense.used.load(std::memory_order_relaxed)};
+  }
 
   // Admits nothing before `until`: a refusal has said so. Only ever moves forward.
   void Cool(Nanos until);
@@ -163,6 +176,10 @@ class Bucket {
     [[no_unique_address]] Meter meter;  // `resource` lies in its padding
     const std::uint8_t resource;
   };
+  struct Expense {
+    std::atomic<std::int64_t> taken{0};
+    std::atomic<std::int64_t> used{0};
+  };
 
   Bucket(int size, WaiterSignal* signal)
       : size_(static_cast<std::uint16_t>(size)), signal_(signal) {}
@@ -198,6 +215,13 @@ class Bucket {
   }
   void SignalOwed();
 
+  // Memory ordering: whoever sees `taken` (acquire) sees what was used of it.
+  void Spend(int meter, std::int64_t taken, std::int64_t used) {
+    Expense& expense = expenses_[static_cast<std::size_t>(meter)];
+    expense.used.fetch_add(used, std::memory_order_relaxed);
+    expense.taken.fetch_add(taken, std::memory_order_release);
+  }
+
   void SetTimed();
   void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool untimed);
 
@@ -212,6 +236,7 @@ class Bucket {
   // Whether one of those is a limit indeed. One that is not known yet (of kMaxAmount) refuses
   // nobody, so nobody need ask when its requests were answered.
   std::atomic<bool> timed_{false};
+  std::unique_ptr<Expense[]> expenses_;  // by meter; only where credit is among them
 };
 
 }  // namespace headway

@@ -121,14 +121,16 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
   for (int i = 0; i < bucket_->size(); ++i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
     Meter& meter = bucket_->meter(i);
-    if (meter.shape() == Shape::kCredit) continue;  // used up, whatever was used of it
+    const auto resource = static_cast<std::size_t>(bucket_->resource(i));
+    const std::int64_t used = resource < actual.size() ? actual[resource] : -1;
+    if (meter.shape() == Shape::kCredit) {  // used up, whatever was used of it
+      bucket_->Spend(i, taken.amount, used < 0 ? taken.amount : used);
+      continue;
+    }
     if (meter.shape() == Shape::kConcurrency) {
       signal |= meter.GiveBack(now, taken, taken.amount, debt, /*cancel=*/false);
       continue;
     }
-    if (actual.empty()) continue;
-    const auto resource = static_cast<std::size_t>(bucket_->resource(i));
-    const std::int64_t used = resource < actual.size() ? actual[resource] : -1;
     if (used < 0) continue;
     if (used < taken.amount) {
       signal |= meter.GiveBack(now, taken, taken.amount - used, debt, /*cancel=*/false);

@@ -83,6 +83,7 @@ void ClassQueue::Unlink(Waiter* w) {
   if (flow->head == nullptr && flow->parked_at == nullptr) --flow->share->flows;
   if (was_head) {
     held = 0;
+    elsewhere = false;
     elected_ = nullptr;
     if (flow->head != nullptr) Push(flow);
   }
@@ -135,6 +136,7 @@ Flow* ClassQueue::Park(AccountPlace* place) {
   --flow->share->flows;  // as if it was idle: it is owed nothing for that time
   elected_ = nullptr;
   held = 0;
+  elsewhere = false;
   return flow;
 }
 
@@ -254,16 +256,27 @@ std::size_t BucketQueue::Demand(Nanos now, Nanos ageing_by_default, std::size_t 
   std::fill(amounts.begin(), amounts.end(), 0);
   std::size_t count = 0;
   const auto add = [&](const Waiter* w) {
-    for (; w != nullptr && count < most; w = w->next_, ++count)
+    for (; w != nullptr && count < most; w = w->next_) {
+      if (w->outcome() != Outcome::kWaiting) continue;  // cancelled: its owner pushes it, or has
+      ++count;
       for (std::size_t i = 0; i < std::min(amounts.size(), w->amounts_.size()); ++i)
         amounts[i] += w->amounts_[i];
+    }
   };
+  // As the scheduler admits: behind a head that something else holds up, credit helps nobody who
+  // asks what that waits for; and whoever does not ask it must not be counted out by them.
+  std::uint32_t blocked = 0;
   for (ClassQueue* c : Ordered(now, ageing != 0 ? ageing : ageing_by_default)) {
+    if ((c->asks() & blocked) != 0) continue;
+    if (c->elsewhere) {
+      blocked |= c->held;
+      continue;
+    }
     // Whose turn it is first: it is what a grant must be enough for.
     const Waiter* head = c->head();
     add(head);
     c->ForEachFlow([&](const Flow& flow) {
-      if (flow.head != head) add(flow.head);
+      if (flow.head != head && flow.parked_at == nullptr) add(flow.head);
     });
   }
   return count;

@@ -108,6 +108,8 @@ class ClassQueue {
   // Resources of the meters that have bound the head so far, as bits. What has bound it once stays
   // reserved for it: else those who ask only one of two could take turns for ever.
   std::uint32_t held = 0;
+  // The head was held up last by what no grant of credit helps against.
+  bool elsewhere = false;
 
  private:
   struct Offer {
@@ -175,7 +177,8 @@ class BucketQueue final : public Place {
   absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
                                              std::size_t resources) const;
 
-  // What the first `most` ask, class by class, by resource; returns how many there are.
+  // What the first `most` ask of those whom credit would let go, class by class, by resource;
+  // returns how many there are.
   std::size_t Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
                      absl::Span<std::int64_t> amounts);
 

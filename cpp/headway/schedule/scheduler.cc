@@ -329,7 +329,11 @@ void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
 
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
   Bucket& bucket = *queue.bucket;
-  if (queue.gate != nullptr) queue.gate->Unpark(&queue);
+  if (queue.gate != nullptr) {
+    // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
+    if (!choosers_.empty()) MarkDirty(*queue.gate);
+    queue.gate->Unpark(&queue);
+  }
   const Nanos ageing = queue.ageing != 0 ? queue.ageing : ageing_;
   while (queue.depth() > 0) {
     const absl::Span<ClassQueue* const> order = queue.Ordered(now, ageing);
@@ -338,6 +342,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     std::int32_t lowest = INT32_MAX;
     Nanos next = kNever;
     bool moved = false;
+    bool lacks_credit = false;
     for (ClassQueue* heads : order) {
       if ((heads->asks() & blocked) != 0) continue;
       Denial denial;
@@ -349,10 +354,24 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
         PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads, ageing);
         SetTimer(queue, kNever);
         bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));
+        // Who was tried before it must not wait for the gate, too.
+        if (lacks_credit) AskForCredit(bucket);
         return;
       }
       moved = tried != Try::kDenied;
       if (moved) break;
+      heads->elsewhere =
+          denial.meter == Denial::kCooling || bucket.meter(denial.meter).shape() != Shape::kCredit;
+      if (!heads->elsewhere) {
+        // Whoever may not go yet anyway asks when he may: what is granted now would be used late.
+        const Denial beside = bucket.LookBesideCredit(now, heads->head()->amounts());
+        heads->elsewhere = beside.ready_at > now;
+        if (heads->elsewhere) {
+          denial = beside;
+          bucket.SetWaiters(denial.meter);
+        }
+      }
+      lacks_credit |= !heads->elsewhere;
       heads->held |= bucket.Binding(denial);
       blocked |= heads->held;
       lowest = std::min(lowest, heads->priority());
@@ -364,12 +383,14 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing));
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
-    if (!suppliers_.empty()) {
-      if (const auto supplier = suppliers_.find(&bucket); supplier != suppliers_.end())
-        supplier->second();
-    }
+    if (lacks_credit) AskForCredit(bucket);
     return;
   }
+}
+
+void Scheduler::AskForCredit(Bucket& bucket) {
+  if (const auto supplier = suppliers_.find(&bucket); supplier != suppliers_.end())
+    supplier->second();
 }
 
 // The buckets at a gate take turns, one head each, until it is full.
@@ -400,14 +421,15 @@ void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask) {
   }
 }
 
-std::size_t Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most,
-                              absl::Span<std::int64_t> amounts) {
+Scheduler::Demanded Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most,
+                                      absl::Span<std::int64_t> amounts) {
   const std::lock_guard<std::mutex> lock(mutex_);
   TakeIn(now);
   PostBatch();
   Nudge();
   BucketQueue* queue = Find(bucket);
-  return queue == nullptr ? 0 : queue->Demand(now, ageing_, most, amounts);
+  if (queue == nullptr) return {0, false};
+  return {queue->Demand(now, ageing_, most, amounts), queue->gate != nullptr};
 }
 
 void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask) {

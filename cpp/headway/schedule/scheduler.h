@@ -112,8 +112,13 @@ class Scheduler final : public WaiterSignal {
   // `ask` is called, from any thread, when the head of this bucket waits for credit; it must not
   // block and must not call back. Null ends that.
   void SetSupplier(Bucket& bucket, std::function<void()> ask);
-  // What the first `most` in this bucket's queue ask, by resource; returns how many there are.
-  std::size_t Demand(Bucket& bucket, Nanos now, std::size_t most, absl::Span<std::int64_t> amounts);
+  // What the first `most` in this bucket's queue ask of those whom credit would let go, by
+  // resource.
+  struct Demanded {
+    std::size_t count;
+    bool at_gate;  // its head is held up there, with the credit that it needs
+  };
+  Demanded Demand(Bucket& bucket, Nanos now, std::size_t most, absl::Span<std::int64_t> amounts);
 
   // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
   // (their owners see kStopped) after `Unlock`.
@@ -141,6 +146,7 @@ class Scheduler final : public WaiterSignal {
   void AdmitAccount(AccountPlace& place, Nanos now);
   void TakeOut(BucketQueue& queue, Waiter* waiter);
   enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
+  void AskForCredit(Bucket& bucket);
   Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
   std::optional<Refusal> Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now);
   void ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until);

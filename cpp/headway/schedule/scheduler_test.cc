@@ -695,5 +695,32 @@ TEST(Scheduler, AMillionWaitsTakeTwoHundredBytesEach) {
   EXPECT_LE(simulate::AllocatedBytes(), before + 100'000);
 }
 
+TEST(Scheduler, CreditIsAskedForWhomItWouldLetGoAndForNobodyElse) {
+  Limit credit;
+  credit.amount = Limit::kMaxAmount;
+  credit.resource = "requests";
+  credit.shape = Shape::kCredit;
+  Office o({Make(Shape::kBucket, 1, 3'600 * kSecond), credit}, {1, 0});
+  int asked = 0;
+  o.scheduler.SetSupplier(*o.bucket, [&asked] { ++asked; });
+  o.bucket->Deposit(1, 1);
+  EXPECT_TRUE(o.TryTake(kStart, {1, 1}));
+  o.Submit(kStart, {1, 1});
+  EXPECT_TRUE(o.Serve(kStart).empty());
+  EXPECT_EQ(asked, 0) << "it may not go for an hour";
+  Waiter* other = o.Submit(kStart, {1, 0});
+  EXPECT_TRUE(o.Serve(kStart).empty());
+  EXPECT_EQ(asked, 1);
+  Amounts amounts(2);
+  EXPECT_EQ(o.scheduler.Demand(*o.bucket, kStart, 50, absl::MakeSpan(amounts)).count, 1U);
+  EXPECT_EQ(amounts, (Amounts{1, 0}));
+  o.bucket->Deposit(1, 1);
+  EXPECT_EQ(o.Serve(kStart), std::vector<Waiter*>{other});
+  EXPECT_EQ(asked, 1);
+  EXPECT_TRUE(o.Serve(kStart + 3'600 * kSecond).empty());
+  EXPECT_EQ(asked, 2) << "now it may";
+  EXPECT_EQ(o.bucket->spent(1).taken, 0) << "nothing has ended";
+}
+
 }  // namespace
 }  // namespace headway

@@ -91,13 +91,13 @@ class BlockingCall:
         ended = reservation.settle() if answered else reservation.expire()
         if ended or not self._told:
             self._tell({})
+        else:
+            self.bucket._ended()
 
     def _tell(self, used: dict[str, int]) -> None:
         self._told = True
         self.bucket._settled(self._reserved, used)
-        if self.bucket.remote is not None:
-            reserved = self.metadata.estimated_tokens or 0
-            self.bucket.remote.ended(reserved, used.get("tokens", reserved))
+        self.bucket._ended()
 
 
 def submit_sync(
@@ -115,12 +115,14 @@ def submit_sync(
         metadata, bucket = _wait_for(scheduler, scheduler._prepare(metadata))
     call = BlockingCall(metadata, bucket)
     bucket._count("submitted")
+    scheduler._blocking.add(call)
     try:
         result = _attempts(scheduler, call, function, submitted)
         call.outcome = "succeeded"
         return result
     finally:
         call.over = True
+        scheduler._blocking.discard(call)
         bucket._count(call.outcome)
 
 
@@ -198,6 +200,8 @@ async def _awaited(verdict: Any) -> bool:
 def _wait_for(scheduler: Scheduler, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What it gives: on the loop where the provider lives, or where that is gone on one of ours."""
     chores = scheduler._chores
+    if scheduler.provider is not None and chores.loop_is_gone:
+        scheduler._life.adopt_chores()  # not on the one below, which is gone at once
     if not chores.loop_runs or chores.is_this_loop():
         return asyncio.run(coroutine)
     return chores.wait_for(coroutine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,7 +17,8 @@ from headway.scheduler.breaker import Breaker
 
 if TYPE_CHECKING:
     from headway.backends.memory import MemoryBackend
-    from headway.scheduler.remote import RemoteBucket
+    from headway.scheduler.remote import RemoteBucket, Supply
+    from headway.scheduler.scheduler import Scheduler
 
 _logger = logging.getLogger("headway.scheduler")
 
@@ -38,10 +39,10 @@ class Bucket(_core.BucketCore):
     stated: dict[int, int]
     remote: RemoteBucket | None = None
 
-    def _ended(self, reserved: int, used: int) -> None:
-        """For the core, where the words are a remote backend's: an attempt has ended."""
+    def _ended(self) -> None:
+        """An attempt has ended; where the words are a remote backend's, that is to be told."""
         if self.remote is not None:
-            self.remote.ended(reserved, used)
+            self.remote.ended()
 
     def limits(self) -> list[Limit]:
         """The limits that it has now, those left out that are unlimited."""
@@ -92,7 +93,7 @@ class Buckets:
 
     def __init__(
         self,
-        scheduler: _core.SchedulerCore,
+        scheduler: Scheduler,
         backend: MemoryBackend,
         given: Mapping[str | None, Sequence[Limit]],
         *,
@@ -100,7 +101,6 @@ class Buckets:
         multiplier: float,
         limited: bool,
         label: str | None,
-        remote: Callable[[Bucket], RemoteBucket] | None,
         most_failures: int,
         failure_window: float,
     ) -> None:
@@ -111,7 +111,6 @@ class Buckets:
         self._multiplier = multiplier
         self._limited = limited
         self._label = label
-        self._remote = remote
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
@@ -188,8 +187,8 @@ class Buckets:
             words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
             return self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         given = self._given.get(bucket_id, self._given.get(None, []))
-        if self._remote is not None:
-            return self._make_remote(bucket_id, given, self._remote)
+        if self._scheduler._remote is not None:
+            return self._make_remote(bucket_id, given, self._scheduler._remote)
         used = [self.used_part(limit) for limit in given]
         words = self._backend.make_words(bucket_id, used)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
@@ -204,16 +203,14 @@ class Buckets:
             self._learn(bucket_id, bucket, found)
         return bucket
 
-    def _make_remote(
-        self, bucket_id: str, given: Sequence[Limit], remote: Callable[[Bucket], RemoteBucket]
-    ) -> Bucket:
+    def _make_remote(self, bucket_id: str, given: Sequence[Limit], supply: Supply) -> Bucket:
         """What the backend counts, it counts; the other limits are kept here."""
         theirs = [limit for limit in given if _is_a_backends(limit)]
         own = [self.used_part(limit) for limit in given if limit not in theirs]
         backend = self._backend
         words = _core.LimiterCore(own, backend.clock, backend.resources, credit=True)
         bucket = self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
-        bucket.remote = remote(bucket)
+        bucket.remote = supply.take_on(bucket, words)
         bucket.guarded = True
         for limit in theirs:
             bucket.remote.limits[_THEIRS[limit.resource]] = limit.amount

@@ -25,13 +25,41 @@ class Chores:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: threading.Thread | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._wanted = False
+        self._lock = threading.Lock()  # whoever chooses a loop, or ends them all
 
     def on_this_loop(self) -> None:
         """From now on they run on the running loop."""
-        self._loop = asyncio.get_running_loop()
+        with self._lock:
+            self._wanted = True
+            self._loop = asyncio.get_running_loop()
 
     def on_own_loop(self) -> None:
         """From now on they run on a loop of their own."""
+        with self._lock:
+            self._wanted = True
+            self._loop = self._make_loop()
+
+    def leave(self) -> None:
+        """The running loop is about to end; where it is theirs, they have none from now on."""
+        with self._lock:
+            if self.is_this_loop() and self._own is None:
+                self._loop = None
+
+    def adopt(self, begin: Callable[[], object], own: bool = False) -> None:
+        """Where their loop is gone, takes the running one or makes one; then `begin()` starts them.
+
+        Of all who find it gone at once, one does. Nobody does once they have been stopped. own: on
+        no running one.
+        """
+        with self._lock:
+            if not self._wanted or not self.loop_is_gone:
+                return
+            self._tasks.clear()  # those of a loop that was closed under them end no more
+            self._loop = (None if own else running_loop()) or self._make_loop()
+            begin()
+
+    def _make_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         ready = threading.Event()
 
@@ -46,7 +74,7 @@ class Chores:
         self._own = threading.Thread(target=serve, name="headway-chores", daemon=True)
         self._own.start()
         ready.wait()
-        self._loop = loop
+        return loop
 
     @property
     def loop_is_gone(self) -> bool:
@@ -74,6 +102,9 @@ class Chores:
             return
 
         def begin() -> None:
+            if self._loop is not loop:  # it ends, and they have gone elsewhere since
+                self.start(make)
+                return
             task = loop.create_task(make())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -91,8 +122,10 @@ class Chores:
 
     def stop(self) -> None:
         """Cancels all of them, from any thread."""
-        loop, self._loop = self._loop, None
-        own, self._own = self._own, None
+        with self._lock:
+            self._wanted = False
+            loop, self._loop = self._loop, None
+            own, self._own = self._own, None
         if loop is None or loop.is_closed():
             self._tasks.clear()
             return
@@ -116,6 +149,8 @@ class Chores:
         self._loop = None
         self._own = None
         self._tasks = set()
+        self._wanted = False
+        self._lock = threading.Lock()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

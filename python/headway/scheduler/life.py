@@ -93,9 +93,26 @@ class Life:
                     self.chores.wait_for(self._end_here())
                     self.chores.stop()
 
-    def begin_chores(self) -> None:
+    def adopt_chores(self) -> None:
+        """Where their loop is gone, they go on here: on the running one, or on one of their own."""
+        self.chores.adopt(self._begin_chores)
+
+    def leave_loop(self) -> None:
+        """The running loop ends. The chores go on at once where somebody elsewhere waits for them.
+
+        Else whoever comes next sees to it: he finds the loop gone, or is seen here.
+        """
+        self.chores.leave()
+        here = running_loop()
+        scheduler = self._scheduler
+        if scheduler._blocking or any(call.loop is not here for call in scheduler._live()):
+            self.chores.adopt(self._begin_chores, own=True)
+
+    def _begin_chores(self) -> None:
         """What goes on beside the requests, on the chores' loop."""
         scheduler = self._scheduler
+        if scheduler._remote is not None:
+            self.chores.start(scheduler._remote.run)
         if scheduler.provider is not None and scheduler.mode is not SchedulerMode.BASIC:
             self.chores.start(scheduler._questions.keep_refreshing)
         if scheduler.scheduling_strategy is not None:
@@ -122,7 +139,9 @@ class Life:
         except BaseException:
             await self._stop_backend()
             raise
-        self.begin_chores()
+        if scheduler._remote is not None:
+            scheduler._remote.open()
+        self._begin_chores()
         scheduler._run(True)
 
     def _serve_metrics(self) -> None:
@@ -140,9 +159,8 @@ class Life:
 
     async def _end_here(self) -> None:
         scheduler = self._scheduler
-        for bucket in scheduler._buckets:
-            if bucket.remote is not None:
-                await bucket.remote.close()
+        if scheduler._remote is not None:
+            await scheduler._remote.close()
         await self._stop_backend()
         self.close_server()
         await scheduler._on_stop()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import threading
 import time
 import warnings
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from headway import _core
 from headway._core import Limit, ManualClock
@@ -37,11 +36,14 @@ from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.life import Life
 from headway.scheduler.questions import Questions
-from headway.scheduler.remote import RemoteBucket
+from headway.scheduler.remote import Supply
 from headway.scheduler.routes import Routes
 from headway.scheduler.user_code import UserCode
 from headway.scheduler.verdicts import Verdicts
 from headway.types import RequestMetadata
+
+if TYPE_CHECKING:
+    from headway.scheduler.blocking import BlockingCall
 
 _T = TypeVar("_T")
 
@@ -98,18 +100,20 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.metrics_enabled = metrics_enabled or config.metrics_enabled
         self.backend = self._backend_of(backend, state_manager, clock)
         # Of a user's own backend, what is local is kept beside it: concurrency, accounts, numbers.
-        own = isinstance(self.backend, MemoryBackend)
-        self._words = (
-            self.backend if isinstance(self.backend, MemoryBackend) else MemoryBackend(clock=clock)
-        )
+        self._remote: Supply | None = None
+        if isinstance(self.backend, MemoryBackend):
+            self._words = self.backend
+        else:
+            self._words = MemoryBackend(clock=clock)
+            self._remote = Supply(self, self.backend)
         self.state_config = state_config
         self._questions = Questions(self)
         self._verdicts = Verdicts(self, retried)
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
-        self._supplying = threading.Lock()
         self._events: Counter[str] = Counter()
+        self._blocking: set[BlockingCall] = set()
         self._handled: set[asyncio.Task[Any]] = set()
         self._accounts = read_accounts(accounts)
         given = read_limits(limits if limits is not None else default_rate_limits)
@@ -125,7 +129,6 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             multiplier=multiplier,
             limited=config.enable_rate_limiting,
             label=self._label() if self.metrics_enabled else None,
-            remote=None if own else lambda bucket: RemoteBucket(self, bucket, self.backend),
             most_failures=config.max_failures,
             failure_window=config.failure_window,
         )
@@ -257,7 +260,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._reset(self.config.max_concurrent_executions)
         self._life.close_server()
         self._life = Life(self)
-        self._supplying = threading.Lock()
+        if self._remote is not None:
+            self._remote.is_open = False  # its grants are the parent's
+            self._remote = Supply(self, self.backend)
+        self._blocking.clear()
         self._buckets.forget_all()
         self._words.after_fork()
         self._make_accounts()
@@ -371,18 +377,15 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         breaker = self._circuit_breaker
         if breaker is not None:
             await self._questions.ask_breaker(breaker, metadata)
-        if self._chores.loop_is_gone and self.provider is not None:
-            # The loop that it was started on has gone; from now on this one does the chores.
-            self._chores.on_this_loop()
-            self._life.begin_chores()
+        if self.provider is not None and self._chores.loop_is_gone:
+            self._life.adopt_chores()
         return metadata, await self._find.find(metadata)
 
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
         now = self._now() / 1e9
-        remote = bucket.remote
-        if remote is not None and (not remote.begun or self._chores.loop_is_gone):
-            self._supply(remote)
+        if bucket.remote is not None and self._chores.loop_is_gone:
+            self._life.adopt_chores()
         try:
             if call is None:
                 bucket.breaker.check(now)
@@ -391,20 +394,6 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         except RateLimiterError:
             self._events["circuit_breaker_rejections"] += 1
             raise
-
-    def _supply(self, remote: RemoteBucket) -> None:
-        """Begins to ask the backend for that bucket, or begins again where the loop has gone."""
-        # Of several threads that find that, one begins: a second loop would be nobody's to end.
-        with self._supplying:
-            if self._chores.loop_is_gone:
-                if _in_loop():
-                    self._chores.on_this_loop()
-                else:
-                    self._chores.on_own_loop()
-            elif remote.begun:
-                return
-            remote.begun = True
-            self._chores.start(remote.run)
 
     def _overflow(self, bucket: Bucket) -> NoReturn:
         self._events["queue_overflows"] += 1

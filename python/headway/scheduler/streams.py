@@ -37,15 +37,13 @@ class _Ends:
     ) -> bool:
         """Requests stay spent; of the tokens, what was not used is given back."""
         used = {} if self._counts is None else {self._counts: actual_tokens}
-        ended = self._settle(used)
-        if ended and self._bucket.remote is not None:
-            self._bucket.remote.ended(reserved_tokens, actual_tokens)
-        return ended
+        return self._settle(used)
 
     def _settle(self, used: dict[str, int]) -> bool:
         ended = self._reservation.settle_used(used)
         if ended:
             self._bucket._settled(self._reserved, used)
+            self._bucket._ended()
         return ended
 
     def __del__(self) -> None:

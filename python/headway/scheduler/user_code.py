@@ -62,6 +62,13 @@ class UserCode:
             raise ProviderError(f"{origin} raised {told(error)}") from error
         return given
 
+    async def run(self, method: Callable[..., Any], *args: Any) -> Any:
+        """What `method(*args)` gives, however it is written; within what is given to `call`."""
+        if inspect.iscoroutinefunction(method):
+            return await method(*args)
+        given = await self._threads.call(lambda: method(*args))
+        return await given if inspect.isawaitable(given) else given
+
     def call_here(self, origin: str, method: Callable[..., Any], *args: Any) -> Any:
         """The same for what must not wait: called on this thread; None where it raises."""
         try:
