@@ -202,17 +202,18 @@ def in_use(scheduler: Scheduler) -> tuple[int, int]:
     return sys.getallocatedblocks(), info.used + info.hblkhd
 
 
-def left_over() -> Counter[str]:
+def kept() -> Counter[str]:
     gc.collect()
     names = {"Call", "Reservation", "Request", "RequestMetadata"}
     found = Counter(type(each).__name__ for each in gc.get_objects())
-    return Counter({name: found[name] for name in names if found[name]})
+    return Counter({name: found[name] for name in names})
 
 
 @pytest.mark.long
 def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order(
     request: pytest.FixtureRequest,
 ) -> None:
+    before = kept()  # of other tests
     scheduler = make(
         mode="account",
         limits=[
@@ -228,7 +229,7 @@ def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order(
     scheduler.start_sync()
     storm(scheduler, 0, REQUESTS)  # what keeps its largest size has it then
     blocks, held = in_use(scheduler)
-    assert not left_over()
+    assert not kept() - before
 
     log = storm(scheduler, REQUESTS, REQUESTS)
     check_limits(log)
@@ -246,7 +247,7 @@ def test_in_a_storm_each_request_ends_once_within_all_limits_and_in_order(
     assert again <= scheduler.get_metrics()["retries"]
 
     del log
-    assert not left_over()
+    assert not kept() - before
     blocks_after, held_after = in_use(scheduler)
     assert blocks_after - blocks < REQUESTS // 50
     assert held_after - held < 10 * REQUESTS
