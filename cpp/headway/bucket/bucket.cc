@@ -225,11 +225,13 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
 }
 
 void Bucket::BeginLate(Nanos now, Reservation& out) {
+  bool signal = false;
   for (int i = 0; i < size_; ++i)
     if (!out.untimed_ || !meter(i).has_cells())
-      meter(i).Begin(now, out.taken_[static_cast<std::size_t>(i)]);
+      signal |= meter(i).Begin(now, out.taken_[static_cast<std::size_t>(i)]);
   out.began_at_ = now;
   if (!out.untimed_ && calls_ != nullptr) BeginCall(now, out);
+  if (signal) Signal();
   SignalIfOwed();
 }
 

@@ -3,7 +3,7 @@
 
 namespace headway {
 
-Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
+Nanos BucketMeter::Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
                             bool answered) {
   for (;;) {
     const Word word{m.word_.load(std::memory_order_acquire)};
@@ -11,14 +11,40 @@ Nanos BucketMeter::Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::
     const Nanos guard = answered ? 0 : p.guard();
     const Nanos increment = p.Increment(amount);
     const Nanos from = answered || IsFull(word, now, p) ? now : RefillFrom(m, now, p.guard());
+    const Nanos unbegun = Unbegun(m, p);
     if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
     if (increment > p.tolerance) return kNever;
     const Nanos before =
         ahead == 0 ? word.value()
                    : std::max(word.value(), now) + std::min(p.Cost(ahead), Word::kMaxValue);
-    if (before + increment <= from + p.tolerance) return now;
-    return std::max(now, before + guard + increment - p.tolerance);
+    if (before + increment > from + p.tolerance)
+      return std::max(now, before + guard + increment - p.tolerance);
+    if (unbegun == 0 || now + unbegun + increment <= from + p.tolerance) return now;
+    // Until enough of it has begun, which signals whoever has said here that he depends on it. Or
+    // until the bucket is full, where that is only for its guard.
+    if ((m.unbegun_.fetch_or(1) & 1) == 0) continue;
+    return unbegun + increment > p.tolerance ? kUntold : std::max(now + 1, word.value() + guard);
   }
+}
+
+bool BucketMeter::Start(Meter& m, Nanos now, Taken& taken) {
+  if (!taken.unbegun) return false;
+  taken.unbegun = false;
+  // Little is let pass, or every wake-up would cost its time.
+  const Nanos late = std::max<Nanos>(0, now - (taken.after - taken.increment));
+  const Nanos from = late > kSoon ? now : now - late;
+  // So that marks which tell when it was sent move the word by what is later still.
+  if (late > kSoon) taken.after = now + taken.increment;
+  std::uint64_t bits = m.word_.load();
+  for (;;) {
+    const Word word{bits};
+    const Nanos owed = from + Unbegun(m, m.slots_.Load(word.generation()));
+    HEADWAY_PAUSE();
+    if (word.value() >= owed || m.word_.compare_exchange_weak(bits, word.with_value(owed).bits))
+      break;
+  }
+  HEADWAY_PAUSE();
+  return CountDown(m, taken.amount);
 }
 
 Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken) {
@@ -53,6 +79,7 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
     taken.full_for_or_lap = 0;
     taken.generation = static_cast<std::uint8_t>(word.generation());
     taken.future = true;
+    taken.unbegun = false;
     return std::max(now, after - p.tolerance);
   }
 }
@@ -75,6 +102,7 @@ Nanos Refund(const Parameters& p, const Taken& taken, std::int64_t amount, Debt 
 
 bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
                            bool cancel) {
+  const bool signal = taken.unbegun && CountDown(m, taken.amount);
   const bool slot = taken.future && cancel;  // one that was used is refunded like any other
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   for (;;) {
@@ -107,7 +135,8 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
     if (const Nanos promised = m.promised_.load(); !slot && promised - p.tolerance > now)
       after = std::max(after, std::min(before, promised));
     HEADWAY_PAUSE();
-    if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) return word.waiters();
+    if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits))
+      return signal || word.waiters();
   }
 }
 

@@ -32,13 +32,21 @@ namespace headway {
 //
 // With D = 0 the two are the same.
 //
+// Calls that were admitted for whoever waits may all begin at once, when a busy event loop goes on,
+// long after the refill that let them in. So what has not begun is owed as of now: with u units of
+// that, nothing is taken on top of less than now + increment(u), which never exceeds the burst. And
+// when one begins late the word is moved up to there, so that its refill begins with it.
+//
 // Memory ordering: the word is the whole state, so each verb is one successful compare-and-swap on
 // it, and that is where it takes effect. Compare-and-swaps are sequentially consistent because the
-// waiters flag takes part in a store-then-load handshake with the scheduler (see Meter).
+// waiters flag takes part in a store-then-load handshake with the scheduler (see Meter). What has
+// not begun is counted up before the word's compare-and-swap, and down after the word was moved up
+// for it; whoever reads it does so after the word, and takes by a compare-and-swap on that: so
+// whatever he has not seen counted makes that fail.
 class BucketMeter {
  public:
   static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
-                   Taken& taken) {
+                   bool begins, Taken& taken) {
     std::uint64_t bits = m.word_.load(std::memory_order_acquire);
     for (;;) {
       const Word word{bits};
@@ -48,7 +56,9 @@ class BucketMeter {
       const Nanos increment = p.Increment(amount);
       const bool full = IsFull(word, now, p);
       const Nanos from = full || answered ? now : RefillFrom(m, now, p.guard());
-      if (increment > p.tolerance || word.value() + increment > from + p.tolerance) {
+      const Nanos unbegun = Unbegun(m, p);
+      const Nanos before = unbegun == 0 ? word.value() : std::max(word.value(), now + unbegun);
+      if (increment > p.tolerance || before + increment > from + p.tolerance) {
         // The parameters were those of this word only if it still stands.
         const std::uint64_t again = m.word_.load(std::memory_order_acquire);
         if (again == bits) return false;
@@ -57,8 +67,9 @@ class BucketMeter {
       }
       // Before the word, so that whoever finds the bucket no longer full knows since when.
       if (full) Begin(m, now);
-      const Nanos after = std::max(word.value(), now) + increment;
+      const Nanos after = std::max(before, now) + increment;
       const Nanos shifted = m.shifted_.load(std::memory_order_relaxed);
+      if (!begins) m.unbegun_.fetch_add(2 * amount);
       HEADWAY_PAUSE();
       if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) {
         taken.amount = amount;
@@ -68,12 +79,16 @@ class BucketMeter {
         taken.period = p.period;
         taken.generation = static_cast<std::uint8_t>(word.generation());
         taken.future = false;
+        taken.unbegun = !begins;
         taken.full_for_or_lap = static_cast<std::uint32_t>(
             std::clamp<Nanos>(now - word.value(), 0, std::numeric_limits<std::uint32_t>::max()));
         return true;
       }
+      if (!begins) CountDown(m, amount);
     }
   }
+  // What was taken so begins. Returns whether to signal.
+  static bool Start(Meter& m, Nanos now, Taken& taken);
 
   static Nanos ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static bool GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t amount, Debt debt,
@@ -82,7 +97,7 @@ class BucketMeter {
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Raise(Meter& m, Nanos bound);
   static bool Lower(Meter& m, Nanos bound);
-  static Nanos Estimate(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
+  static Nanos Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
                         bool answered);
   static std::int64_t Used(const Meter& m, Nanos now);
 
@@ -108,6 +123,22 @@ class BucketMeter {
   // that take in it reads that instant, or a later one.
   static Nanos RefillFrom(const Meter& m, Nanos now, Nanos guard) {
     return std::max(now - guard, std::min(m.began_.load(std::memory_order_relaxed), now));
+  }
+
+  // How long what has not begun takes to be paid for, beyond a lateness that is let pass where a
+  // whole burst takes less than that.
+  static Nanos Unbegun(const Meter& m, const Parameters& p) {
+    const std::int64_t units = m.unbegun_.load() >> 1;
+    if (units == 0) return 0;
+    return std::max<Nanos>(
+        0, std::min(p.Cost(units), Word::kMaxValue / 4) - std::max<Nanos>(0, kSoon - p.tolerance));
+  }
+  // So many units less have not begun. Returns whether somebody depends on that.
+  static bool CountDown(Meter& m, std::int64_t amount) {
+    if ((m.unbegun_.fetch_sub(2 * amount) & 1) == 0) return false;
+    HEADWAY_PAUSE();
+    m.unbegun_.fetch_and(~std::int64_t{1});
+    return true;
   }
 
   // Time as units that are not yet paid for, rounded up.

@@ -1,6 +1,8 @@
 // headway/meter/bucket_meter_test.cc: a bucket admits what the oracle admits, to the nanosecond.
 #include "headway/meter/bucket_meter.h"
 
+#include <array>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -634,6 +636,76 @@ TEST(BucketMeter, ABurstThatIsSentLaterThanTheGuardIsOwedFromThen) {
     for (Taken& t : taken) ASSERT_TRUE(meter.Take(kDay, 1, false, false, t));
     for (const Taken& t : taken) EXPECT_FALSE(meter.Sent(t, kDay + sent));
     EXPECT_EQ(meter.ReadyAt(kDay, 10), kDay + refilled);
+  }
+}
+
+// Some wait, and go on when their event loops do: those of one that was busy all at once. The
+// server counts when they begin, and allows for no more than is let pass.
+TEST(BucketMeter, AServerRefusesNobodyHoweverLateAnybodyGoesOn) {
+  for (std::uint64_t run = 0; run < 400; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    const std::int64_t amount = random.From(1, 1'000);
+    const Limit limit = Make(amount, random.From(1, 60) * kSecond,
+                             random.OneIn(3) ? random.From(1, 10) : random.From(1, amount));
+    const Nanos step = (limit.period + limit.amount - 1) / limit.amount;
+    const Nanos burst = step * *limit.burst;
+    if (burst < kSoon) continue;
+    Meter meter(limit, 0);
+    Nanos now = kDay;
+    Nanos paid = 0;  // by then, in the server's books
+    const auto begins = [&](std::int64_t units) {
+      paid = std::max(paid, now) + units * step;
+      ASSERT_LE(paid, now + burst + kSoon);
+    };
+    std::multimap<Nanos, Taken> waiting;  // by when they go on
+    const auto go_on = [&] {
+      while (!waiting.empty() && waiting.begin()->first <= now) {
+        Taken taken = waiting.begin()->second;
+        waiting.erase(waiting.begin());
+        if (random.OneIn(10)) {
+          // Somebody has looked, and perhaps depends on it.
+          static_cast<void>(
+              meter.GiveBack(now, taken, taken.amount, Debt::kAbsolute, /*cancel=*/true));
+        } else {
+          static_cast<void>(meter.Begin(now, taken));
+          ASSERT_NO_FATAL_FAILURE(begins(taken.amount));
+        }
+      }
+    };
+    std::array<Nanos, 3> busy_until{};
+    for (int op = 0; op < 300; ++op) {
+      const std::int64_t cost = random.OneIn(8)
+                                    ? *limit.burst
+                                    : random.From(1, std::max<std::int64_t>(1, *limit.burst / 6));
+      for (;;) {
+        const Nanos ready = meter.ReadyAt(now, cost);
+        if (ready <= now) break;
+        const Nanos next = waiting.empty() ? kNever : waiting.begin()->first;
+        ASSERT_LT(std::min(next, ready), kUntold) << "nobody is left who could begin";
+        now = std::max(now, std::min(next, ready));
+        ASSERT_NO_FATAL_FAILURE(go_on());
+      }
+      Nanos& busy = busy_until[static_cast<std::size_t>(random.From(0, 2))];
+      if (random.OneIn(20)) busy = now + random.From(kSoon, 3 * burst);
+      const bool waits = random.OneIn(2);
+      Taken taken;
+      ASSERT_TRUE(meter.Take(now, cost, true, false, taken, !waits));
+      if (!waits) {
+        ASSERT_NO_FATAL_FAILURE(begins(cost));
+      } else {
+        waiting.emplace(std::max(now, busy), taken);
+      }
+      if (random.OneIn(4)) now += random.From(0, burst / 4);
+      ASSERT_NO_FATAL_FAILURE(go_on());
+    }
+    while (!waiting.empty()) {
+      now = std::max(now, waiting.begin()->first);
+      ASSERT_NO_FATAL_FAILURE(go_on());
+    }
+    now += 2 * burst + 2 * kSecond;
+    EXPECT_EQ(meter.Used(now), 0);
+    EXPECT_TRUE(Take(meter, now, *limit.burst)) << "nothing is left behind";
   }
 }
 

@@ -323,7 +323,7 @@ void ServeCalls(Random& random, Shape shape, How how) {
       EXPECT_FALSE(Cancel(meter, now, call.taken));
       return;
     }
-    meter.Begin(now, call.taken);
+    EXPECT_FALSE(meter.Begin(now, call.taken));
     begin(call);
   };
   int served = 0;

@@ -67,7 +67,7 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
   if (amount == 0) return true;
   switch (shape_) {
     case Shape::kBucket:
-      return BucketMeter::Take(*this, now, amount, pass_waiters, answered, taken);
+      return BucketMeter::Take(*this, now, amount, pass_waiters, answered, begins, taken);
     case Shape::kConcurrency:
     case Shape::kCredit:
       return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
@@ -76,10 +76,10 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
   }
 }
 
-void Meter::Begin(Nanos now, Taken& taken) {
-  if (taken.amount == 0) return;
-  if (has_cells()) return CellMeter::Begin(*this, now, taken);
-  if (shape_ == Shape::kBucket) BucketMeter::Sent(*this, taken, now - kSoon);
+bool Meter::Begin(Nanos now, Taken& taken) {
+  if (taken.amount == 0) return false;
+  if (has_cells()) CellMeter::Begin(*this, now, taken);
+  return shape_ == Shape::kBucket && BucketMeter::Start(*this, now, taken);
 }
 
 Nanos Meter::ReserveAt(Nanos now, std::int64_t amount, Taken& taken) {

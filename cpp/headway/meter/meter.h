@@ -19,7 +19,7 @@ class Cells;
 inline constexpr Nanos kCrowdSpan = 50 * kMillisecond;
 
 // So long may pass between an admission and the call that was waiting for it before a `bucket`
-// takes note.
+// takes note: no longer than what any network varies by.
 inline constexpr Nanos kSoon = 20 * kMillisecond;
 
 // What an answer tells about the instant at which the server counted the request.
@@ -50,6 +50,7 @@ struct Taken {
   std::uint16_t cell_generation;  // its low bits
   std::uint8_t generation;        // of the parameters
   bool future;                    // bucket: taken by ReserveAt
+  bool unbegun;                   // bucket: taken for somebody who waits, and who has not gone on
 };
 
 // One limit's live state. The verbs are the same for all shapes; a shape's own file says how.
@@ -89,10 +90,9 @@ class Meter {
   // is in use, whatever others are answered.
   bool Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answered, Taken& taken,
             bool begins = true);
-  // What was taken so begins at `now`. By whoever owns `taken`, once, before he says more of it. A
-  // `bucket` that had counted with less than so late a beginning admits less until that is made
-  // up for.
-  void Begin(Nanos now, Taken& taken);
+  // What was taken so begins at `now`. By whoever owns `taken`, once, before he says more of it.
+  // Returns whether to signal.
+  [[nodiscard]] bool Begin(Nanos now, Taken& taken);
 
   // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken
   // and reserved before, and returns that instant (`now` or later), or kNever and takes nothing.
@@ -176,6 +176,9 @@ class Meter {
   std::atomic<Nanos> promised_{
       0};                        // bucket: what the latest slot ever reserved for later stands on
   std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full
+  // bucket: twice the units that were admitted and have not begun; plus 1: somebody depends on
+  // their beginning, who is to be signalled.
+  std::atomic<std::int64_t> unbegun_{0};
   const Shape shape_;
 };
 

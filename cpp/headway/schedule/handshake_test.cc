@@ -152,12 +152,14 @@ TEST(Handshake, TheDriverIsWokenByAnAnswer) {
 // The unit that somebody waits for was admitted for another, who goes on only now.
 TEST(Handshake, TheDriverIsWokenByWhoeverGoesOnLate) {
   for (const bool stays : {false, true})
-    for (const Shape shape : {Shape::kWindow, Shape::kFixed})
+    for (const Shape shape : {Shape::kBucket, Shape::kWindow, Shape::kFixed})
       Explore(std::string(stays ? "goes on, is answered, " : "goes on, cancels, ") +
                   std::string(ShapeName(shape)),
               4, [&] {
                 auto n = std::make_shared<Night>(Make(shape, 1));
-                if (n->bucket->TryReserve(kNow, Amounts{1}, /*privileged=*/true, n->held))
+                // Of a `bucket` the refill has let the next one in by now.
+                const Nanos admitted = shape == Shape::kBucket ? kNow - 10 * kSecond : kNow;
+                if (n->bucket->TryReserve(admitted, Amounts{1}, /*privileged=*/true, n->held))
                   std::abort();
                 n->Submit(0);
                 return Interleaving{{[n] { n->DriveUntilAsleep(); },
