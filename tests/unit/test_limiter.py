@@ -277,15 +277,48 @@ def test_a_reservation_that_is_dropped_keeps_its_rate_and_gives_its_concurrency_
 
 
 def test_a_denial_that_only_an_answer_can_end_names_its_limit_and_makes_nobody_spin() -> None:
-    limiter = Limiter(["1000 tokens/s bucket", "3 requests/min window"], clock=ManualClock())
-    held = [limiter.try_reserve(0, 1), limiter.try_reserve(0, 1)]
-    denial = limiter.try_reserve(0, 1)  # the last one waits until a call has told how long it takes
-    assert denial.limit == Limit.parse("3 requests/min window")
+    clock = ManualClock()
+    limiter = Limiter(["1000 tokens/s bucket", "1 requests/min window"], clock=clock)
+    held = limiter.try_reserve(0, 1)
+    denial = limiter.try_reserve(0, 1)
+    assert denial.limit == Limit.parse("1 requests/min window")
     assert denial.retry_after == 0.1
     look = limiter.explain(0, 1)
     assert (look.binds, look.ready_in) == (denial.limit, None)
-    assert all(each.settle() for each in held)
+    assert held.settle()
+    clock.advance(60)
     assert limiter.try_reserve(0, 1)
+
+
+def test_the_last_slot_of_a_first_burst_is_kept_for_the_others_but_not_for_ever() -> None:
+    clock = ManualClock()
+    limiter = Limiter(["1000 tokens/s bucket", "3 requests/min window"], clock=clock)
+    held = [limiter.try_reserve(0, 1), limiter.try_reserve(0, 1)]
+    denial = limiter.try_reserve(0, 1)
+    assert denial.limit == Limit.parse("3 requests/min window")
+    assert denial.retry_after == 10.0
+    look = limiter.explain(0, 1)
+    assert (look.binds, look.ready_in) == (denial.limit, 10.0)
+    clock.advance(10)  # the others may be waiting for it
+    last = limiter.try_reserve(0, 1)
+    assert last.cancel()
+    assert all(each.settle() for each in held)
+
+    limiter = Limiter("3 requests/min window", clock=clock)
+    held = [limiter.try_reserve(), limiter.try_reserve()]
+    assert not limiter.try_reserve()
+    assert all(each.settle() for each in held)
+    assert limiter.try_reserve()
+
+
+@pytest.mark.parametrize("limit", ["2 requests/s window", "3 requests/s"])
+def test_acquiring_within_what_was_acquired_comes_to_an_end(limit: str) -> None:
+    async def nest(limiter: Limiter, depth: int) -> None:
+        async with limiter.acquire():
+            if depth > 1:
+                await nest(limiter, depth - 1)
+
+    asyncio.run(asyncio.wait_for(nest(Limiter(limit), int(limit[0])), 10))
 
 
 def test_each_acquire_is_for_one_await() -> None:

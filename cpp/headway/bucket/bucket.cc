@@ -140,8 +140,10 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
     // Until the others are back, which signals, or until another such request would fit behind it:
     // it is not the last one then.
     const Nanos at = 2 * wanted > capacity ? kUntold : meter(i).ReadyAt(now, 2 * wanted);
-    if (at > now) {
-      denial = Denial{i, std::min(at, kUntold)};
+    // And not for ever: whoever is out may be waiting for this one.
+    const Nanos until = calls_->LatestBegan(now) + Calls::HoldFor(meter(i).parameters().period);
+    if (at > now && until > now) {
+      denial = Denial{i, std::min(at, until)};
       return true;
     }
   }

@@ -27,7 +27,7 @@ namespace headway {
 //   clients in Python use a call. That holds before its own answer, too, once a later call has been
 //   answered (Meter::Begun).
 //   Until a quiet call has told, the last one that a window admits waits until the others are back,
-//   so that one does.
+//   so that one does; but no longer than HoldFor, for they may be waiting for it.
 //
 // Thread-safe. Memory ordering: independent counters; `in_flight` reaching 0 is part of the waiters
 // handshake and so sequentially consistent, like all of them here.
@@ -112,6 +112,15 @@ class Calls {
     if (quiet == kNever) return 0;
     return std::max<Nanos>(
         0, std::min(quiet, least_.load()) - std::max(kLeastNetworkDelay, variation_.load()));
+  }
+
+  // For how long the last one is held back after the latest has begun: a sixth of the period, 1 s
+  // at least.
+  static Nanos HoldFor(Nanos period) { return std::max(kSecond, period / 6); }
+  // When the latest call began; `now` where none has. Long ago where that is just being written.
+  Nanos LatestBegan(Nanos now) {
+    const std::uint64_t begun = begun_.load();
+    return begun == 0 ? now : Time(begun).load();
   }
 
   // Nothing is known yet of how long a call takes, and calls are out.
