@@ -434,8 +434,8 @@ bool CallLater(CallObject* self, Nanos wait, PyObject* method) {
   return self->timer != nullptr;
 }
 
-// There is no room in the queue: rejects, or makes room. One that waits for room does so in the
-// queue itself: two of them would have two orders.
+// There is no room in the queue: rejects, or makes room. (Under "wait" there always is: whoever
+// waits for room does so in the queue itself, for two of them would have two orders.)
 int Overflowed(CallObject* self, Nanos now) {
   SchedulerParts& parts = *self->scheduler->parts;
   auto* scheduler = reinterpret_cast<PyObject*>(self->scheduler);
@@ -445,11 +445,8 @@ int Overflowed(CallObject* self, Nanos now) {
     if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_overflow() must raise");
     return FailAs(self, RequestOutcome::kOverflowed);
   }
-  if (parts.overflow == Overflow::kDropOldest) {
-    State& state = self->bucket->state();
-    state.scheduler().DropOldest(*state.bucket, now);
-    return kGoOn;
-  }
+  State& state = self->bucket->state();
+  state.scheduler().DropOldest(*state.bucket, self->path->gate(), now);
   return kGoOn;
 }
 
@@ -484,7 +481,7 @@ int Admit(CallObject* self, PyObject** result) {
   if (bucket->counts != nullptr && refusal->by == state.bucket)
     bucket->counts->Denied(refusal->denial.meter);
   // A retry has been in the queue before.
-  if (self->attempt == 0 && bucket->queued >= parts.max_queue_size) {
+  if (self->attempt == 0 && QueueIsFull(parts, bucket, now)) {
     if (const int done = Overflowed(self, now); done != kGoOn) return done;
   }
   if (!KnowLoop(self)) return Fail(self);
@@ -506,7 +503,7 @@ int Admit(CallObject* self, PyObject** result) {
   // A retry has waited for its turn before.
   const std::int32_t priority = self->attempt > 1 ? self->priority + 1 : self->priority;
   self->wait.waiter = state.scheduler().Submit(self->path, Wanted(self), priority, now, deadline,
-                                               mailbox, &self->wait);
+                                               mailbox, &self->wait, self->attempt > 1);
   bucket->AddQueued(1);
   state.Serve();
   return Yield(future, result);

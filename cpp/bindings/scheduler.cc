@@ -394,11 +394,11 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   if (refusal->denial.never())
     return fail(RequestOutcome::kNeverFits, RaiseTooLarge(object, bucket, path, amounts, now));
   if (counts != nullptr && refusal->by == state.bucket) counts->Denied(refusal->denial.meter);
-  if (retry == 0 && bucket->queued >= parts.max_queue_size && parts.overflow != Overflow::kWait) {
+  if (retry == 0 && QueueIsFull(parts, bucket, now)) {
     if (parts.overflow == Overflow::kReject)
       return fail(RequestOutcome::kOverflowed,
                   PyObject_CallMethod(object, "_overflow", "O", bucket));
-    state.scheduler().DropOldest(*state.bucket, now);
+    state.scheduler().DropOldest(*state.bucket, path->gate(), now);
   }
   Mailbox* mailbox = MailboxOfThread();
   if (mailbox == nullptr || !StartDispatcher(state)) return nullptr;
@@ -407,8 +407,8 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   Py_INCREF(bucket);
   // A retry has waited for its turn before.
   const std::int32_t priority = retry != 0 ? request.priority + 1 : request.priority;
-  Waiter* waiter =
-      state.scheduler().Submit(path, amounts, priority, now, deadline, mailbox, nullptr);
+  Waiter* waiter = state.scheduler().Submit(path, amounts, priority, now, deadline, mailbox,
+                                            nullptr, retry != 0);
   state.Serve();
   bucket->AddQueued(1);
   parts.blocked.emplace_back(waiter, mailbox);
@@ -806,6 +806,13 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
   Py_XDECREF(raised);
   if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "_too_large() must raise");
   return nullptr;
+}
+
+bool QueueIsFull(const SchedulerParts& parts, const BucketObject* bucket, Nanos now) {
+  if (parts.overflow == Overflow::kWait || bucket->queued < parts.max_queue_size) return false;
+  State& state = bucket->state();
+  return static_cast<std::int64_t>(state.scheduler().Depth(*state.bucket, now)) >=
+         parts.max_queue_size;
 }
 
 PyObject* TupleOf(absl::Span<const std::int64_t> amounts) {

@@ -151,6 +151,9 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
 PyObject* TupleOf(absl::Span<const std::int64_t> amounts);
 bool ReadTuple(const State& state, PyObject* tuple, Amounts& out);
 
+// Whether no more may wait there. What was admitted and has not gone on yet does not wait.
+bool QueueIsFull(const SchedulerParts& parts, const BucketObject* bucket, Nanos now);
+
 // No call is on its way any more, or no blocking wait is left.
 void TellIdle(SchedulerObject* scheduler);
 

@@ -905,6 +905,60 @@ def test_a_full_queue_drops_the_oldest() -> None:
     asyncio.run(run())
 
 
+def test_a_queue_is_not_full_of_those_who_have_been_admitted_and_not_gone_on() -> None:
+    async def run() -> None:
+        limits = ["20 requests/s bucket burst 1"]
+        async with make(limits=limits, max_queue_size=1) as scheduler:
+            tasks = [
+                asyncio.ensure_future(scheduler.submit_request(asks(), at_once)) for _ in range(2)
+            ]
+            await until(lambda: bool(scheduler._buckets) and tasks[0].done())
+            time.sleep(0.2)  # noqa: ASYNC251 - a loop that somebody blocks
+            tasks.append(asyncio.ensure_future(scheduler.submit_request(asks(), at_once)))
+            assert await asyncio.gather(*tasks) == [42] * 3
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_drops_nobody_who_has_had_an_attempt() -> None:
+    class Unavailable(Exception):
+        status_code = 503
+
+    async def run() -> None:
+        clock = ManualClock()
+        attempts = 0
+
+        async def unavailable_once() -> int:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                raise Unavailable
+            return 1
+
+        async with make(
+            limits=["60 requests/min bucket burst 1"],
+            clock=clock,
+            max_queue_size=1,
+            overflow_policy="drop_oldest",
+        ) as scheduler:
+            first = asyncio.ensure_future(scheduler.submit_request(asks(), unavailable_once))
+            await until(
+                lambda: (
+                    attempts == 1 and scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 1
+                )
+            )
+            late = asyncio.ensure_future(scheduler.submit_request(asks(), at_once))
+            await asyncio.sleep(0.01)
+            assert not first.done()
+            for _ in range(2):
+                clock.advance(1)
+                await asyncio.sleep(0.01)
+            assert await first == 1
+            assert await late == 42
+
+    asyncio.run(run())
+
+
 async def _awaited(handle: Awaitable[Any]) -> Any:
     return await handle
 

@@ -519,6 +519,32 @@ TEST(Gate, AdmitsNoMoreAtOnceThanItSaysAndAlwaysThatMany) {
   }
 }
 
+TEST(Gate, NoPriorityAndNoAgeingIsTooLargeForTheOrder) {
+  Exchange x(1);
+  constexpr Nanos kYear = 365 * 24 * 3'600 * kSecond;
+  std::vector<const Path*> paths;
+  for (int i = 0; i < 3; ++i)
+    paths.push_back(new Path(x.MakeBucket({"9 concurrency"}), x.gate, nullptr, kYear));
+  Waiter* running = x.Submit(kStart, x.MakeBucket({"9 concurrency"}), nullptr, 0);
+  x.Serve(kStart);
+  const Amounts amounts = {1, 0, 1};
+  std::vector<Waiter*> expected(3);
+  for (const int i : {1, 0, 2}) {
+    const std::int32_t priority = i == 0 ? INT32_MAX : i == 1 ? 1'000 : INT32_MIN;
+    expected[static_cast<std::size_t>(i)] = x.scheduler.Submit(
+        paths[static_cast<std::size_t>(i)], amounts, priority, kStart, kNever, x.mailbox, nullptr);
+  }
+  x.Serve(kStart);
+  for (Waiter* w : expected) {
+    x.End(running, kStart);
+    EXPECT_EQ(x.Serve(kStart), std::vector<Waiter*>{w});
+    running = w;
+  }
+  x.End(running, kStart);
+  for (Waiter* w : expected) w->Unref();
+  for (const Path* path : paths) path->Unref();
+}
+
 TEST(Gate, BucketsTakeTurnsByPriorityThenByAge) {
   Exchange x(1);
   Bucket* left = x.MakeBucket({"1_000 concurrency"});
@@ -739,13 +765,39 @@ TEST(Overflow, DropsTheOneThatWasSubmittedFirst) {
   Account* b = x.MakeAccount(1);
   x.Submit(kStart, bucket, a, 0);
   x.Serve(kStart);
-  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, kStart));
+  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, x.gate, kStart));
   Waiter* oldest = x.Submit(kStart, bucket, b, 0);
   Waiter* urgent = x.Submit(kStart, bucket, a, 0, 9);
-  EXPECT_TRUE(x.scheduler.DropOldest(*bucket, kStart));
+  EXPECT_TRUE(x.scheduler.DropOldest(*bucket, x.gate, kStart));
   EXPECT_EQ(oldest->outcome(), Outcome::kDropped);
   EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{urgent});
-  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, kStart + kSecond));
+  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, x.gate, kStart + kSecond));
+}
+
+TEST(Overflow, DropsNobodyWhoHasHadATurnNorWhoComesThroughAnotherGate) {
+  Exchange x;
+  Exchange y;  // its gate
+  Bucket* bucket = x.MakeBucket({"1 requests/min bucket burst 1"});
+  x.Submit(kStart, bucket, nullptr, 0);
+  ASSERT_EQ(x.Serve(kStart).size(), 1U);
+  auto* elsewhere = new Path(bucket, y.gate);
+  const Amounts amounts = {1, 0, 1};
+  Waiter* other = x.scheduler.Submit(elsewhere, amounts, 0, kStart, kNever, x.mailbox, nullptr);
+  Waiter* again = x.scheduler.Submit(x.PathOf(bucket, nullptr), amounts, 0, kStart, kNever,
+                                     x.mailbox, nullptr, /*again=*/true);
+  EXPECT_FALSE(x.scheduler.DropOldest(*bucket, x.gate, kStart));
+  Waiter* first = x.Submit(kStart, bucket, nullptr, 0);
+  Waiter* second = x.Submit(kStart, bucket, nullptr, 0);
+  EXPECT_TRUE(x.scheduler.DropOldest(*bucket, x.gate, kStart));
+  EXPECT_EQ(first->outcome(), Outcome::kDropped);
+  for (Waiter* w : {other, again, second}) {
+    EXPECT_EQ(w->outcome(), Outcome::kWaiting);
+    x.scheduler.Cancel(w, kStart);
+  }
+  x.Serve(kStart);
+  other->Unref();
+  again->Unref();
+  elsewhere->Unref();
 }
 
 TEST(Path, TakesAllOrNothingThroughGateAccountAndBucket) {

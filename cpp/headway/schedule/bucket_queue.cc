@@ -291,12 +291,27 @@ Waiter* BucketQueue::Oldest() const {
   return oldest;
 }
 
+Waiter* BucketQueue::OldestNewcomer(const Bucket* gate) const {
+  Waiter* oldest = nullptr;
+  ForEachFlow([&](const Flow& flow) {
+    for (Waiter* w = flow.head; w != nullptr; w = w->next_) {
+      if (oldest != nullptr && oldest->sequence_ < w->sequence_) return;
+      if (w->again_ || (w->path_ == nullptr ? nullptr : w->path_->gate()) != gate) continue;
+      oldest = w;
+      return;
+    }
+  });
+  return oldest;
+}
+
+Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing) {
+  return {head.submitted() - static_cast<__int128>(priority) * ageing, BucketQueue::Sequence(head)};
+}
+
 void GateQueue::Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing) {
-  const Waiter& head = *heads.head();
-  const Nanos as_if_submitted = head.submitted() - Nanos{heads.priority()} * ageing;
   queue->gate = this;
   queue->at_gate_for = &heads;
-  queue->at_gate = {as_if_submitted, BucketQueue::Sequence(head)};
+  queue->at_gate = TurnOf(*heads.head(), heads.priority(), ageing);
   parked_.insert({queue->at_gate, queue});
 }
 

@@ -153,6 +153,12 @@ struct Place {
   Nanos wake_at = kNever;  // the timer that is set for this place
 };
 
+// An order of heads of several queues: when they were submitted, a step of priority counting as
+// much as what it is aged by, then who was taken in first. Wide, because priorities have all 32
+// bits and ageing may be a year.
+using Turn = std::pair<__int128, std::uint64_t>;
+Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing);
+
 // All that waits on one bucket. Not thread-safe: the scheduler's lock guards it.
 class BucketQueue final : public Place {
  public:
@@ -182,7 +188,9 @@ class BucketQueue final : public Place {
   std::size_t Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
                      absl::Span<std::int64_t> amounts);
 
+  // Who was taken in first; of those only who come through this gate and for the first time.
   Waiter* Oldest() const;
+  Waiter* OldestNewcomer(const Bucket* gate) const;
   static std::uint64_t Sequence(const Waiter& w) { return w.sequence_; }
 
   template <typename Each>
@@ -195,7 +203,7 @@ class BucketQueue final : public Place {
   // At the gate: its place there (see GateQueue), and whether it is its turn.
   GateQueue* gate = nullptr;
   ClassQueue* at_gate_for = nullptr;  // whose head it is there with
-  std::pair<Nanos, std::uint64_t> at_gate;
+  Turn at_gate;
   bool turn = false;
   bool contends = false;  // other buckets may be able to go at the same instant
 
@@ -237,7 +245,7 @@ class GateQueue final : public Place {
   bool full = false;  // the last look found it so, with its waiters flag set
 
  private:
-  absl::btree_set<std::pair<std::pair<Nanos, std::uint64_t>, BucketQueue*>> parked_;
+  absl::btree_set<std::pair<Turn, BucketQueue*>> parked_;
 };
 
 // The accounts that are held up by their own limits, in whatever buckets they wait.

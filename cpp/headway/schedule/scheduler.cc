@@ -25,8 +25,8 @@ Scheduler::~Scheduler() { Forget(); }
 
 Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
                         std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox,
-                        void* cookie) {
-  auto* waiter = new Waiter(bucket, path, amounts, priority, now, deadline, mailbox, cookie);
+                        void* cookie, bool again) {
+  auto* waiter = new Waiter(bucket, path, amounts, priority, now, deadline, mailbox, cookie, again);
   const std::uint32_t asks = Asks(amounts);
   // From now on nobody passes by on the meter that binds, even if what is asked comes free before
   // the driver has taken this in. The driver takes the flag away again when nobody waits any more.
@@ -488,33 +488,23 @@ bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
 // step of priority counting as much as what it is aged by: else one of several buckets could always
 // be the last.
 void Scheduler::AdmitAccount(AccountPlace& place, Nanos now) {
-  struct Held {
-    Nanos as_if_submitted;
-    std::uint64_t sequence;
-    BucketQueue* queue;
-    bool operator<(const Held& other) const {
-      return as_if_submitted != other.as_if_submitted ? as_if_submitted < other.as_if_submitted
-                                                      : sequence < other.sequence;
-    }
-  };
-  std::vector<Held> order;
+  std::vector<std::pair<Turn, BucketQueue*>> order;
   const std::vector<Flow*> parked = std::move(place.parked);
   place.parked.clear();
   for (Flow* flow : parked) {
     BucketQueue* queue = flow->of->queue();
     if (const Waiter* head = flow->head; head != nullptr) {
       const Nanos ageing = queue->ageing != 0 ? queue->ageing : ageing_;
-      order.push_back({head->submitted() - Nanos{flow->of->priority()} * ageing,
-                       BucketQueue::Sequence(*head), queue});
+      order.emplace_back(TurnOf(*head, flow->of->priority(), ageing), queue);
     } else {
       MarkDirty(*queue);
     }
     flow->of->Unpark(flow);
   }
   std::sort(order.begin(), order.end());
-  for (const Held& held : order) {
-    Admit(*held.queue, now);
-    if (held.queue->depth() == 0) MarkDirty(*held.queue);
+  for (const auto& [turn, queue] : order) {
+    Admit(*queue, now);
+    if (queue->depth() == 0) MarkDirty(*queue);
   }
 }
 
@@ -619,13 +609,13 @@ std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {
   return queue == nullptr ? 0 : queue->depth();
 }
 
-bool Scheduler::DropOldest(Bucket& bucket, Nanos now) {
+bool Scheduler::DropOldest(Bucket& bucket, const Bucket* gate, Nanos now) {
   const std::lock_guard<std::mutex> lock(mutex_);
   TakeIn(now);
   bool dropped = false;
   if (BucketQueue* queue = Find(bucket)) {
     while (!dropped) {
-      Waiter* oldest = queue->Oldest();
+      Waiter* oldest = queue->OldestNewcomer(gate);
       if (oldest == nullptr) break;
       TakeOut(*queue, oldest);
       dropped = oldest->Finish(Outcome::kDropped);

@@ -59,8 +59,8 @@ class Scheduler final : public WaiterSignal {
   }
   // The same through a gate and on an account.
   Waiter* Submit(const Path* path, absl::Span<const std::int64_t> amounts, std::int32_t priority,
-                 Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie) {
-    return Push(path->bucket(), path, amounts, priority, now, deadline, mailbox, cookie);
+                 Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie, bool again = false) {
+    return Push(path->bucket(), path, amounts, priority, now, deadline, mailbox, cookie, again);
   }
 
   // Ends a wait. Afterwards it is not admitted, or what it was admitted to is given back. `now` is
@@ -90,8 +90,9 @@ class Scheduler final : public WaiterSignal {
   // How many wait on this bucket.
   std::size_t Depth(Bucket& bucket, Nanos now);
 
-  // Ends the wait on this bucket that was submitted first, as kDropped. False where nobody waits.
-  bool DropOldest(Bucket& bucket, Nanos now);
+  // Ends the wait on this bucket that was submitted first, as kDropped: of those that come through
+  // the same gate, and not for another turn. False where there is none.
+  bool DropOldest(Bucket& bucket, const Bucket* gate, Nanos now);
 
   // From now on somebody else decides which bucket goes next at this gate. `ask` is called when two
   // or more wait there and there is room, from any thread; it must not block and must not call
@@ -130,7 +131,8 @@ class Scheduler final : public WaiterSignal {
   Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
                   absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
   Waiter* Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
-               std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie);
+               std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie,
+               bool again = false);
   template <typename T>
   T& PlaceOf(Bucket* bucket);
   BucketQueue& QueueOf(Bucket* bucket) { return PlaceOf<BucketQueue>(bucket); }

@@ -5,7 +5,7 @@ namespace headway {
 
 Waiter::Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
                std::int32_t priority, Nanos submitted, Nanos deadline, Mailbox* mailbox,
-               void* cookie)
+               void* cookie, bool again)
     : cookie(cookie),
       bucket_(bucket),
       path_(path),
@@ -13,6 +13,7 @@ Waiter::Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> 
       submitted_(submitted),
       deadline_(deadline),
       priority_(priority),
+      again_(again),
       amounts_(amounts.begin(), amounts.end()) {
   path_ != nullptr ? path_->Ref() : bucket_->Ref();
   mailbox_->Ref();

@@ -38,7 +38,8 @@ class Waiter {
  public:
   // On `path`, or, where that is null, through nothing but `bucket`.
   Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
-         std::int32_t priority, Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie);
+         std::int32_t priority, Nanos submitted, Nanos deadline, Mailbox* mailbox, void* cookie,
+         bool again);
 
   void Unref() {
     if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
@@ -94,6 +95,7 @@ class Waiter {
   std::uint64_t sequence_ = 0;  // in the order in which waits were taken in
   float cost_ = 0;              // while queued, on an account: see Share
   const std::int32_t priority_;
+  const bool again_;  // it has had its turn before: it makes no room for others
   std::atomic<std::uint16_t> references_{2};
   std::atomic<Outcome> outcome_{Outcome::kWaiting};
   absl::InlinedVector<std::int64_t, 2> amounts_;
