@@ -44,12 +44,25 @@ class Bucket(_core.BucketCore):
         if self.remote is not None:
             self.remote.ended()
 
+    def theirs(self) -> list[Limit]:
+        """The limits that a user's own backend was told; none where that is not who counts."""
+        told = {} if self.remote is None else self.remote.limits
+        return [
+            Limit(told[name], resource, 60.0) for resource, name in _THEIRS.items() if name in told
+        ]
+
     def limits(self) -> list[Limit]:
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
 
 
 _THEIRS = {"requests": "rpm_limit", "tokens": "tpm_limit"}
+
+
+def _share(amount: int, ratio: float) -> int:
+    if amount == 0:
+        return 0
+    return min(UNLIMITED - 1, max(1, floor(amount * ratio + 1e-9)))
 
 
 def _is_a_backends(limit: Limit) -> bool:
@@ -173,14 +186,26 @@ class Buckets:
             self._part(limit.amount), limit.resource, limit.per, limit.shape, burst, limit.anchor
         )
 
+    def too_large(self, bucket: Bucket, amounts: Sequence[int]) -> tuple[Limit, int, int] | None:
+        """Of a user's own backend's limits, one that never admits so much; what is wanted; its use.
+
+        A backend is told the limit and the ratio, and keeps that part of it, as this does.
+        """
+        if bucket.remote is None:
+            return None
+        wanted = dict(zip(self._backend.resources, amounts, strict=False))
+        for limit in bucket.theirs():
+            admits = _share(limit.amount, self._ratio)
+            if wanted[limit.resource] > admits:
+                return limit, wanted[limit.resource], admits
+        return None
+
     def forget_all(self) -> None:
         """After a fork: what was counted was the parent's."""
         self._buckets.clear()
 
     def _part(self, amount: int) -> int:
-        if amount == 0:
-            return 0
-        return min(UNLIMITED - 1, max(1, floor(amount * self._ratio * self._multiplier + 1e-9)))
+        return _share(amount, self._ratio * self._multiplier)
 
     def _make(self, bucket_id: str) -> Bucket:
         if not self._limited:

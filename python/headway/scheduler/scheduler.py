@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from headway import _core
-from headway._core import Limit, ManualClock
+from headway._core import Limit, ManualClock, Reservation
 from headway.backends import BaseBackend, MemoryBackend
 from headway.errors import (
     CapacityExceededError,
@@ -176,7 +176,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             overflow_policy=config.overflow_policy,
             priorities=config.enable_priority_scheduling and not basic,
             accounts=self.mode is SchedulerMode.ACCOUNT,
-            prepares=self._circuit_breaker is not None,
+            # What a user's own backend could never admit is seen before it is asked.
+            prepares=self._circuit_breaker is not None or self._remote is not None,
             ageing=config.priority_ageing,
         )
         unused = list(config.unused())
@@ -319,7 +320,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
         if bucket is None:
             return None
-        wait, _, _ = self._estimate(bucket, metadata, None)
+        wait, _, amounts = self._estimate(bucket, metadata, None)
+        if self._buckets.too_large(bucket, amounts) is not None:
+            return math.inf
         return None if wait is None else float(wait)
 
     def explain(self, metadata: RequestMetadata) -> Explanation | None:
@@ -347,6 +350,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
             _, more = groups.get(bucket.name, (bucket, [0] * len(self._words.resources)))
             wait, meter, amounts = self._estimate(bucket, metadata, more)
+            if self._buckets.too_large(bucket, amounts) is not None:
+                wait = math.inf
             by_bucket[bucket.name] = wait
             groups[bucket.name] = (bucket, [a + b for a, b in zip(more, amounts, strict=False)])
             if wait is None:
@@ -379,7 +384,30 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             await self._questions.ask_breaker(breaker, metadata)
         if self.provider is not None and self._chores.loop_is_gone:
             self._life.adopt_chores()
-        return metadata, await self._find.find(metadata)
+        bucket = await self._find.find(metadata)
+        self._check_granted(bucket, metadata)
+        return metadata, bucket
+
+    def _admit(
+        self, bucket: _core.BucketCore, metadata: Any, submitted: int, retry: bool, /
+    ) -> tuple[Reservation, tuple[int, ...]]:
+        """For a thread; see SchedulerCore."""
+        if not retry and isinstance(bucket, Bucket):
+            self._check_granted(bucket, metadata)
+        return super()._admit(bucket, metadata, submitted, retry)
+
+    def _check_granted(self, bucket: Bucket, metadata: Any) -> None:
+        """CapacityExceededError for what a user's own backend can never grant, by its limits.
+
+        It would refuse for ever, and nothing in its answer says so.
+        """
+        if bucket.remote is None:
+            return
+        _, _, amounts = self._estimate(bucket, metadata, None)
+        found = self._buckets.too_large(bucket, amounts)
+        if found is not None:
+            limit, needs, admits = found
+            raise self._never_fits(bucket, limit, needs, admits, limit.amount)
 
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
@@ -412,10 +440,22 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             )
         limit = _core.limits(bucket)[meter]
         stated = bucket.stated.get(meter, limit.amount)
+        if admits != limit.amount:
+            raise self._never_fits(bucket, limit, needs, admits, admits, f"burst of '{limit}'")
+        raise self._never_fits(bucket, limit, needs, admits, stated)
+
+    def _never_fits(  # noqa: PLR0917 - as they stand in the text
+        self,
+        bucket: Bucket,
+        limit: Limit,
+        needs: int,
+        admits: int,
+        stated: int,
+        what: str = "limit",
+    ) -> CapacityExceededError:
         ratio = self.config.rate_limit_buffer_ratio
-        what = "limit" if admits == limit.amount else f"burst of '{limit}'"
-        after = f" ({stated} at ratio {ratio:g})" if admits == limit.amount != stated else ""
-        raise CapacityExceededError(
+        after = f" ({stated} at ratio {ratio:g})" if admits != stated else ""
+        return CapacityExceededError(
             f"can never fit in bucket {bucket.name!r}: needs {needs} {limit.resource}, "
             f"the {what} is {admits}{after}",
             bucket.name,
