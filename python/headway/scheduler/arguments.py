@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any
 
 from headway._core import ManualClock
+from headway.backends import MemoryBackend
 from headway.errors import ConfigurationError
 from headway.scheduler import _rules as rules
 from headway.scheduler.config import RateLimiterConfig, StateConfig
@@ -41,6 +42,31 @@ def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
         )
     if not isinstance(clock, (ManualClock, NoneType)):
         raise ConfigurationError(f"clock {clock!r}: must be a ManualClock or None")
+
+
+# What a scheduler asks of a backend whose words it does not have.
+_ASKED = (
+    "check_and_reserve_capacity",
+    "release_reservation",
+    "release_streaming_reservation",
+    "check_capacity",
+)
+
+
+def check_memory(backend: MemoryBackend) -> None:
+    """ConfigurationError where a verb was overridden that would not be asked.
+
+    The words of a MemoryBackend are admitted by in the core, past its methods: what was written
+    in one of them would be silently without effect.
+    """
+    for name in _ASKED:
+        if name in vars(backend) or getattr(type(backend), name) is not getattr(
+            MemoryBackend, name
+        ):
+            raise ConfigurationError(
+                f"backend of type {type(backend).__name__}: overrides {name}, which a scheduler "
+                "does not ask of a MemoryBackend; subclass BaseBackend instead"
+            )
 
 
 def _kind(value: object) -> str:

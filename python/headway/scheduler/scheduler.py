@@ -27,7 +27,12 @@ from headway.metrics import publish
 from headway.providers import ProviderInterface
 from headway.scheduler import _rules as rules
 from headway.scheduler.accounts import Account, read_accounts
-from headway.scheduler.arguments import check_arguments, check_metadata, read_types
+from headway.scheduler.arguments import (
+    check_arguments,
+    check_memory,
+    check_metadata,
+    read_types,
+)
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.choice import read_strategy
@@ -158,8 +163,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise ConfigurationError(
                 f"backend: must be a BaseBackend, not a {type(chosen).__name__}"
             )
-        if isinstance(chosen, MemoryBackend) and clock is not None and chosen.clock is not clock:
-            raise ConfigurationError("clock: must be that of the backend")
+        if isinstance(chosen, MemoryBackend):
+            check_memory(chosen)
+            if clock is not None and chosen.clock is not clock:
+                raise ConfigurationError("clock: must be that of the backend")
         return chosen
 
     def _label(self) -> str:
