@@ -9,7 +9,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from headway import _core
@@ -22,7 +22,7 @@ from headway.errors import (
     RateLimiterError,
     SchedulerStoppedError,
 )
-from headway.limiter import Explanation, explain
+from headway.limiter import Explanation
 from headway.metrics import publish
 from headway.providers import ProviderInterface
 from headway.scheduler import _rules as rules
@@ -40,6 +40,7 @@ from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.life import Life
+from headway.scheduler.outlook import Outlook
 from headway.scheduler.questions import Questions
 from headway.scheduler.remote import Supply
 from headway.scheduler.routes import Routes
@@ -114,6 +115,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.state_config = state_config
         self._questions = Questions(self)
         self._verdicts = Verdicts(self, retried)
+        self._outlook = Outlook(self)
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
@@ -206,6 +208,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             limits = _limits_of(account)
             own = _core.LimiterCore(limits, self._words.clock, self._words.resources)
             self._set_account(client_id, float(account.weight), own if limits else None)
+            if limits:
+                self._outlook.know_account(client_id, own)
 
     @property
     def circuit_breaker(self) -> Any:
@@ -274,6 +278,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._blocking.clear()
         self._buckets.forget_all()
         self._words.after_fork()
+        self._outlook = Outlook(self)
         self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(
@@ -298,15 +303,22 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise SchedulerStoppedError("Scheduler is not running")
         call = self.submit_request(metadata, request_func)
         call._enlist()
+        bucket: Bucket | None = None
         start: float | None = None
+        cost: Sequence[int] = ()
         try:
-            start = self.estimate(metadata)
+            bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
+            if bucket is not None:
+                start, cost = self._outlook.submitted(bucket, metadata)
         except RateLimiterError:
-            start = None  # awaiting the handle raises it
+            bucket = None  # awaiting the handle raises it
         except BaseException:
             call.close()
             raise
-        return Handle(self, metadata, call, start)
+        handle = Handle(self, metadata, call, start)
+        if bucket is not None and call.bucket is None:  # else the loop has begun it already
+            self._outlook.begins(bucket, metadata, cost)
+        return handle
 
     def submit_sync(
         self,
@@ -323,13 +335,15 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         return submit_sync(self, metadata, request_func)
 
     def estimate(self, metadata: RequestMetadata) -> float | None:
-        """Seconds until such a request would be admitted now; None where that cannot be told."""
+        """Seconds until such a request would be admitted now; None where that cannot be told.
+
+        That is where only answers can tell, as with `max_concurrent_executions` under way, or only
+        the provider (which bucket?) or a backend of the user's own.
+        """
         bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
         if bucket is None:
             return None
-        wait, _, amounts = self._estimate(bucket, metadata, None)
-        if self._buckets.too_large(bucket, amounts) is not None:
-            return math.inf
+        wait, _, _ = self._outlook.wait(bucket, metadata)
         return None if wait is None else float(wait)
 
     def explain(self, metadata: RequestMetadata) -> Explanation | None:
@@ -337,8 +351,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         bucket = self._find.known(metadata)
         if bucket is None:
             return None
-        _, _, amounts = self._estimate(bucket, metadata, None)
-        return explain(bucket, amounts)
+        return self._outlook.explanation(bucket, metadata)
 
     def preview(self, costs: Iterable[RequestMetadata]) -> Preview:
         """When all of these would have been admitted, if they were submitted now.
@@ -346,29 +359,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         costs: the metadata of each request. Only what is known is looked at: a provider is not
         asked. Nothing is taken.
         """
-        groups: dict[str, tuple[Bucket, list[int]]] = {}
-        by_bucket: dict[str, float | None] = {}
-        latest: tuple[float, Limit | None] | None = (0.0, None)
-        if not isinstance(costs, Iterable):
-            raise TypeError(
-                f"costs {type(costs).__name__}: must be an iterable of requests, for one: [request]"
-            )
-        for metadata in costs:
-            bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
-            _, more = groups.get(bucket.name, (bucket, [0] * len(self._words.resources)))
-            wait, meter, amounts = self._estimate(bucket, metadata, more)
-            if self._buckets.too_large(bucket, amounts) is not None:
-                wait = math.inf
-            by_bucket[bucket.name] = wait
-            groups[bucket.name] = (bucket, [a + b for a, b in zip(more, amounts, strict=False)])
-            if wait is None:
-                latest = None
-            elif latest is not None and wait > latest[0]:
-                known = _core.limits(bucket)
-                latest = (wait, known[meter] if 0 <= meter < len(known) else None)
-        if latest is None:
-            return Preview(None, by_bucket, None)
-        return Preview(latest[0], by_bucket, latest[1])
+        return self._outlook.preview(costs)
 
     async def schedule_rate_limit_reset(self, bucket_id: str, reset_timestamp: float) -> None:
         """Admits nothing in this bucket before that instant, seconds since the epoch."""
