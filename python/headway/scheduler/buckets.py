@@ -128,6 +128,8 @@ class Buckets:
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
         self._forget_at = MOST_BUCKETS
+        self._told_unlimited = False
+        self._told_unestimated = False
         for limits in given.values():
             backend.number(*(limit.resource for limit in limits))
 
@@ -212,6 +214,7 @@ class Buckets:
             words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
             return self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         given = self._given.get(bucket_id, self._given.get(None, []))
+        self._tell_unlimited(bucket_id)
         if self._scheduler._remote is not None:
             return self._make_remote(bucket_id, given, self._scheduler._remote)
         used = [self.used_part(limit) for limit in given]
@@ -227,6 +230,39 @@ class Buckets:
         if found is not None:
             self._learn(bucket_id, bucket, found)
         return bucket
+
+    def _tell_unlimited(self, bucket_id: str) -> None:
+        """Once: a model that is in no dict of limits has none, and may just be misspelt in it."""
+        names = [name for name in self._given if name is not None]
+        known = bucket_id in self._given or bucket_id in self._discovered
+        # A backend of the user's own may have limits for it, and what needs no model has no name.
+        if not names or known or self._scheduler._remote is not None or self._told_unlimited:
+            return
+        if bucket_id.startswith("default_"):
+            return
+        self._told_unlimited = True
+        _logger.warning(
+            "bucket %r has no limits: they were given for %s only; more such are not logged",
+            bucket_id,
+            ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else ""),
+        )
+
+    def first_seen(self, bucket: Bucket, metadata: Any) -> None:
+        """Once: where tokens are limited, and a model's first request does not say how many."""
+        said = getattr(metadata, "estimated_tokens", None), getattr(metadata, "cost", None)
+        if self._told_unestimated or said != (None, None):
+            return
+        for limit in (*bucket.limits(), *bucket.theirs()):
+            if limit.resource not in ("tokens", "input_tokens"):
+                continue
+            self._told_unestimated = True
+            _logger.warning(
+                "bucket %r: a request without estimated_tokens reserves none of '%s', which then "
+                "counts only what answers say was used; more such are not logged",
+                bucket.name,
+                limit,
+            )
+            return
 
     def _make_remote(self, bucket_id: str, given: Sequence[Limit], supply: Supply) -> Bucket:
         """What the backend counts, it counts; the other limits are kept here."""

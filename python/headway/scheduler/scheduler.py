@@ -89,7 +89,15 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     ) -> None:
         config = RateLimiterConfig() if config is None else config
         check_arguments(
-            config, provider, test_rate_multiplier, metrics_enabled, state_config, clock
+            config,
+            provider,
+            test_rate_multiplier,
+            metrics_enabled,
+            state_config,
+            clock,
+            classifier,
+            state_manager,
+            scheduling_strategy,
         )
         retried = read_types(retry_on)
         config.validate()
@@ -194,6 +202,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             unused += [f"state_config.{name}" for name in self.state_config.unused()]
         if self._accounts and self.mode is not SchedulerMode.ACCOUNT:
             unused.append(f"accounts (in mode {self.mode.value})")
+        if self.provider is not None and basic:
+            unused.append("the provider's limits (in mode basic; its buckets have)")
         if unused and warn:
             warnings.warn(
                 f"these options have no meaning in headway: {', '.join(unused)}",
