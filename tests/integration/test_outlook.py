@@ -13,6 +13,7 @@ from users import Provider
 from headway import (
     TEXT,
     Account,
+    CapacityExceededError,
     ManualClock,
     RateLimiterConfig,
     RequestMetadata,
@@ -184,6 +185,24 @@ def test_a_preview_names_the_accounts_limit_that_never_fits() -> None:
             assert str(scheduler.preview([theirs]).binds) == "9 tokens/min"
 
     asyncio.run(run())
+
+
+def test_what_never_fits_an_accounts_own_limit_says_which_and_whose() -> None:
+    async def run(*others: str) -> str:
+        own = Account(limits=["2 tokens/hour", "5 requests/min"])
+        accounts = dict.fromkeys(["a", *others], own)
+        async with make(["60 requests/min"], mode="account", accounts=accounts) as scheduler:
+            with pytest.raises(CapacityExceededError) as raised:
+                await scheduler.submit_request(asks(client_id="a", estimated_tokens=3), call)
+            return str(raised.value)
+
+    assert asyncio.run(run()) == (
+        "can never fit: needs 3 tokens, the account's own limit is 2 "
+        "('2 tokens/hour' of account 'a')"
+    )
+    assert asyncio.run(run("b")) == (
+        "can never fit: needs 3 tokens, the account's own limit is 2 ('2 tokens/hour')"
+    )
 
 
 def test_without_limits_an_explanation_says_so() -> None:

@@ -81,6 +81,26 @@ class Outlook:
             found = dataclasses.replace(found, binds=theirs.binds, ready_in=ready_in)
         return found
 
+    def own_limit_of(self, admits: int) -> str:
+        """The end of the sentence that says that an account's own limit admits no more than that.
+
+        The core says how much that is, and not whose: what the accounts have in common is named.
+        """
+        found = [
+            (each["limit"], client_id)
+            for client_id, own in self._own.items()
+            for each in _core.snapshot(own)["limits"]
+            if each["capacity"] == admits
+        ]
+        limits = {limit for limit, _ in found}
+        accounts = sorted({client_id for _, client_id in found})
+        resources = {limit.resource for limit in limits}
+        what = f" {resources.pop()}" if len(resources) == 1 else ""
+        named = [f"'{limits.pop()}'"] if len(limits) == 1 else []
+        named += [f"of account {accounts[0]!r}"] if len(accounts) == 1 else []
+        which = f" ({' '.join(named)})" if named else ""
+        return f"{what}, the account's own limit is {admits}{which}"
+
     # -- several ---------------------------------------------------------------------------------
 
     def preview(self, costs: Iterable[RequestMetadata]) -> Preview:

@@ -444,7 +444,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     ) -> NoReturn:
         if not of_bucket:
             raise CapacityExceededError(
-                f"can never fit: needs {needs}, the account's own limit is {admits}", bucket.name
+                f"can never fit: needs {needs}{self._outlook.own_limit_of(admits)}", bucket.name
             )
         limit = _core.limits(bucket)[meter]
         stated = bucket.stated.get(meter, limit.amount)
