@@ -64,8 +64,23 @@ int Clear(PyObject* object) {
   return 0;
 }
 
+// One whose task was cancelled before its first step has been thrown at, and says nothing.
+void Finalize(PyObject* object) {
+  if (Self(object)->step != Step::kNew) return;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  if (PyErr_WarnEx(PyExc_RuntimeWarning, "an acquire() was never awaited: nothing was acquired",
+                   1) < 0)
+    PyErr_WriteUnraisable(object);
+  PyErr_Restore(type, value, traceback);
+}
+
 void Dealloc(PyObject* object) {
   AcquireObject* self = Self(object);
+  // Asked here, too: those that were awaited need not pay for the call.
+  if (self->step == Step::kNew && PyObject_CallFinalizerFromDealloc(object) < 0) return;
   PyObject_GC_UnTrack(object);
   Clear(object);
   if (self->amounts != self->inline_amounts) delete[] self->amounts;
@@ -256,6 +271,7 @@ PyMethodDef methods[] = {
 
 PyType_Slot slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(&Dealloc)},
+    {Py_tp_finalize, reinterpret_cast<void*>(&Finalize)},
     {Py_tp_traverse, reinterpret_cast<void*>(&Traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(&Clear)},
     {Py_am_await, reinterpret_cast<void*>(&Await)},

@@ -1,7 +1,9 @@
 // bindings/limit.cc: Limit and ManualClock.
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include <pybind11/operators.h>
 #include <pybind11/pybind11.h>
@@ -12,9 +14,46 @@
 namespace headway::python {
 namespace {
 
+// Arguments of which we say ourselves what is wrong with them: pybind11 would list signatures.
+bool Any(PyObject* /*given*/) { return true; }
+struct Text : py::object {
+  PYBIND11_OBJECT_DEFAULT(Text, py::object, Any)
+};
+struct Period : py::object {
+  PYBIND11_OBJECT_DEFAULT(Period, py::object, Any)
+};
+
 Limit Check(absl::StatusOr<Limit> limit) {
   if (!limit.ok()) throw py::value_error(std::string(limit.status().message()));
   return *std::move(limit);
+}
+
+// What people write for a period, and what the text form has for it.
+constexpr struct {
+  std::string_view written;
+  std::string_view meant;
+} kPeriods[] = {
+    {"secs", "s"},  {"seconds", "s"}, {"m", "min"},      {"mins", "min"}, {"minutes", "min"},
+    {"hr", "hour"}, {"hrs", "hour"},  {"hours", "hour"}, {"d", "day"},    {"days", "day"},
+};
+
+// The limit that a text says; where only its period is misspelt, the error says what to write.
+Limit Parse(const std::string& text) {
+  absl::StatusOr<Limit> limit = Limit::Parse(text);
+  const std::size_t slash = text.find('/');
+  if (limit.ok() || slash == std::string::npos) return Check(std::move(limit));
+  const std::size_t begin = text.find_first_not_of("0123456789_. ", slash + 1);
+  const std::size_t end = std::min(text.find(' ', std::min(begin, text.size())), text.size());
+  for (const auto& [written, meant] : kPeriods) {
+    if (begin == std::string::npos || text.compare(begin, end - begin, written) != 0) continue;
+    std::string instead = text.substr(0, begin);
+    instead.append(meant).append(text, end);
+    if (!Limit::Parse(instead).ok()) continue;
+    std::string why = "limit '";
+    why.append(text).append("': write '").append(instead).append("'");
+    throw py::value_error(why);
+  }
+  return Check(std::move(limit));
 }
 
 Nanos ToNanos(double seconds, const char* what) {
@@ -45,27 +84,57 @@ std::optional<Shape> ShapeOf(const std::string& name) {
   return std::nullopt;
 }
 
-Limit MakeLimit(const py::object& amount, const std::string& resource, double per,
-                const std::optional<std::string>& shape, const py::object& burst,
-                const std::optional<double>& anchor) {
+std::string ToText(const py::object& value, const char* what) {
+  if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+  throw py::type_error(std::string(what) + " " + py::repr(value).cast<std::string>() +
+                       ": must be a text (str)");
+}
+
+double ToSeconds(const py::object& value, const char* what) {
+  const double seconds = PyFloat_AsDouble(value.ptr());
+  if (seconds != -1.0 || PyErr_Occurred() == nullptr) return seconds;
+  PyErr_Clear();
+  throw py::type_error(std::string(what) + " " + py::repr(value).cast<std::string>() +
+                       ": must be a number of seconds, as 60 for a minute");
+}
+
+Limit MakeLimit(const py::object& amount, const Text& resource, const Period& per,
+                const std::optional<Text>& shape, const py::object& burst,
+                const std::optional<Period>& anchor) {
   Limit limit;
   limit.amount = ToAmount(amount, "amount");
-  limit.resource = resource;
-  limit.period = ToNanos(per, "per");
+  limit.resource = ToText(resource, "resource");
+  limit.period = ToNanos(ToSeconds(per, "per"), "per");
   if (shape) {
-    const std::optional<Shape> known = ShapeOf(*shape);
+    const std::string name = ToText(*shape, "shape");
+    const std::optional<Shape> known = ShapeOf(name);
     if (!known)
-      throw py::value_error("shape '" + *shape + "': must be 'bucket', 'fixed', 'window' or None");
+      throw py::value_error("shape '" + name + "': must be 'bucket', 'fixed', 'window' or None");
     limit.shape = *known;
   }
   if (!burst.is_none()) limit.burst = ToAmount(burst, "burst");
-  if (anchor) limit.anchor = ToNanos(*anchor, "anchor");
+  if (anchor) limit.anchor = ToNanos(ToSeconds(*anchor, "anchor"), "anchor");
   return Check(Limit::Make(std::move(limit)));
 }
 
 std::string Repr(const Limit& l) { return "Limit('" + l.Format() + "')"; }
 
 }  // namespace
+}  // namespace headway::python
+
+namespace pybind11::detail {
+// What signatures, and so the stub, show of them.
+template <>
+struct handle_type_name<headway::python::Text> {
+  static constexpr auto name = const_name("str");
+};
+template <>
+struct handle_type_name<headway::python::Period> {
+  static constexpr auto name = const_name("typing.SupportsFloat | typing.SupportsIndex");
+};
+}  // namespace pybind11::detail
+
+namespace headway::python {
 
 void AddLimitAndClock(py::module_& m) {
   py::class_<Limit>(m, "Limit",
@@ -85,8 +154,7 @@ Immutable and hashable. Also written as text, wherever a Limit is taken:
            py::arg("per") = 60.0, py::arg("shape") = py::none(), py::arg("burst") = py::none(),
            py::arg("anchor") = py::none())
       .def_static(
-          "parse", [](const std::string& text) { return Check(Limit::Parse(text)); },
-          py::arg("text"),
+          "parse", &Parse, py::arg("text"),
           "The limit that `text` says; ValueError quotes the text. str(limit) gives it back.")
       .def_readonly("amount", &Limit::amount, "Units per period.")
       .def_readonly("resource", &Limit::resource, "What is counted.")

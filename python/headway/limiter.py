@@ -20,6 +20,7 @@ class LimitState:
     used, capacity and available are units of the limit's resource; capacity is what it admits at
     once (the burst of a `bucket`). ready_in: seconds until the cost that was asked about would fit
     into this limit by itself; inf where it never does, None where only answers still out can tell.
+    account: the `client_id` whose own limit it is, None for the provider's.
     """
 
     limit: Limit
@@ -27,6 +28,7 @@ class LimitState:
     capacity: int
     available: int
     ready_in: float | None
+    account: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Explanation:
 
     amounts: the cost asked about, in the order of resources. binds: the limit that admits it last,
     or None where it fits now. ready_in: seconds until its turn behind all that wait. waiting: how
-    many do.
+    many do. elsewhere: limits that a user's own backend counts: how full they are, only that knows.
     """
 
     resources: tuple[str, ...]
@@ -44,6 +46,7 @@ class Explanation:
     binds: Limit | None
     ready_in: float | None
     waiting: int
+    elsewhere: tuple[Limit, ...] = ()
 
     @property
     def fits_now(self) -> dict[str, int]:
@@ -58,18 +61,24 @@ class Explanation:
         cost = ", ".join(
             f"{amount} {name}" for name, amount in zip(self.resources, self.amounts, strict=True)
         )
-        if self.binds is None:
-            head = f"{cost}: {_when(self.ready_in)}"
-        else:
-            head = f"{cost}: '{self.binds}' binds, {_when(self.ready_in)}"
+        when = _when(self.ready_in)
+        if self.ready_in is None and self.elsewhere:
+            when = "fits when the backend, or an answer, says so"
+        head = f"{cost}: {when}" if self.binds is None else f"{cost}: '{self.binds}' binds, {when}"
         lines = [f"{head}; {self.waiting} waiting"]
         for state in self.limits:
             share = state.used / state.capacity if state.capacity else 1.0
+            whose = "" if state.account is None else f" of account {state.account!r}"
             lines.append(
-                f"  {state.limit}: {state.used} of {state.capacity} used ({share:.0%}), "
+                f"  {state.limit}{whose}: {state.used} of {state.capacity} used ({share:.0%}), "
                 f"{state.available} left, {_when(state.ready_in)}"
             )
-        lines.append("  fits now: " + ", ".join(f"{n} {name}" for name, n in self.fits_now.items()))
+        lines += [f"  {limit}: counted by the backend" for limit in self.elsewhere]
+        fits = ", ".join(f"{n} {name}" for name, n in self.fits_now.items())
+        if fits:
+            lines.append(f"  fits now: {fits}")
+        elif not self.elsewhere:
+            lines.append("  no limits")
         return "\n".join(lines)
 
 
@@ -187,7 +196,8 @@ def explain(limiter: _core.LimiterCore, amounts: Sequence[int]) -> Explanation:
         resources=_core.resources(limiter),
         amounts=tuple(look["amounts"]),
         limits=tuple(state for state in states if state.limit.amount < UNLIMITED),
-        binds=states[binds].limit if known else None,
+        # One that is unlimited is there for what may be learnt, and is nobody's business.
+        binds=states[binds].limit if known and states[binds].limit.amount < UNLIMITED else None,
         ready_in=look["ready_in"],
         waiting=look["waiting"],
     )

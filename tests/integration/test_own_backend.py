@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
+import re
 import threading
 import weakref
 from collections.abc import AsyncIterator
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from own_backend import Own, asks, call, make
 
-from headway import Reservation
+from headway import CapacityExceededError, Reservation
 from headway._core import WithReservation
 
 
@@ -389,3 +391,27 @@ def test_what_is_about_to_be_told_as_the_loop_ends_is_told_at_the_stop() -> None
     asyncio.run(run())
     asyncio.run(scheduler.stop())
     assert backend.told == [("used", 10, 10)]
+
+
+def test_what_its_limits_never_admit_fails_at_once() -> None:
+    text = "can never fit in bucket 'm': needs 46 tokens, the limit is 45 (50 at ratio 0.9)"
+
+    async def run() -> None:
+        backend = Own()
+        scheduler = make(backend, limits=["50 tokens/min"])
+        async with scheduler:
+            await scheduler.submit_request(asks(45), call)
+            asked = len(backend.asked)
+            for _ in range(2):  # the second finds its bucket without being asked for it
+                with pytest.raises(CapacityExceededError, match=re.escape(text)) as raised:
+                    await asyncio.wait_for(scheduler.submit_request(asks(46), call), 10)
+                assert raised.value.bucket_id == "m"
+            with pytest.raises(CapacityExceededError, match=re.escape(text)):
+                await asyncio.wait_for(
+                    asyncio.to_thread(scheduler.submit_sync, asks(46), lambda: 42), 10
+                )
+            assert scheduler.estimate(asks(46)) == math.inf
+            assert scheduler.preview([asks(46)]).fits is False
+            assert len(backend.asked) == asked
+
+    asyncio.run(run())

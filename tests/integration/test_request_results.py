@@ -57,6 +57,7 @@ RESULTS = [
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=range(len(RESULTS)))
+@pytest.mark.filterwarnings("ignore:these options have no meaning:UserWarning")  # basic
 @pytest.mark.parametrize("mode", ["basic", "intelligent"])
 def test_an_odd_result_is_given_as_it_is_and_what_it_does_not_say_stays_estimated(
     mode: str, result: Any, caplog: pytest.LogCaptureFixture

@@ -215,6 +215,11 @@ def test_wrong_arguments_raise_and_take_nothing(backend: MemoryBackend) -> None:
     for options in (
         {"safety_margin": 1.5},
         {"bucket_limits": {"rpm_limit": -1}},
+        {"bucket_limits": {"rpm_limit": "60"}},
+        {"bucket_limits": {"tpm_limit": True}},
+        {"bucket_limits": {"tpm_limit": math.nan}},
+        {"bucket_limits": {"rpm": 60}},
+        {"bucket_limits": [60]},
         {"requests": -1},
         {"tokens": 2**60},
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,38 @@ def test_bad_values_are_named_with_the_rule(arguments: dict[str, object], names:
         Limit(**arguments)  # type: ignore[arg-type]
     for name in names:
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((5, "tokens", "min"), "per 'min': must be a number of seconds, as 60 for a minute"),
+        ((5, 5), "resource 5: must be a text"),
+        ((5, "tokens", 60, 3), "shape 3: must be a text"),
+        ((5, "tokens", 60, "fixed", None, "noon"), "anchor 'noon': must be a number of seconds"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(arguments: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says) as raised:
+        Limit(*arguments)
+    assert "incompatible" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("60 requests/minutes", "60 requests/min"),
+        ("60 requests/m", "60 requests/min"),
+        ("60 requests/hr", "60 requests/hour"),
+        ("60 requests / 2 hrs window", "60 requests / 2 hour window"),
+        ("60 requests/30 seconds bucket burst 2", "60 requests/30 s bucket burst 2"),
+        ("60 requests/days", "60 requests/day"),
+    ],
+)
+def test_a_period_that_is_nearly_one_says_what_to_write(text: str, instead: str) -> None:
+    with pytest.raises(ValueError, match=f"limit '{text}': write '{instead}'$"):
+        Limit.parse(text)
+    Limit.parse(instead)
 
 
 @pytest.mark.parametrize("amount", [1.5, 2.0, "3", None, True])

@@ -139,6 +139,7 @@ def records(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     assert not [text for text in shown if KEY in text or PASSWORD in text]
 
 
+@pytest.mark.filterwarnings("ignore:these options have no meaning:UserWarning")  # basic
 @pytest.mark.parametrize("mode", ["basic", "intelligent", "account"])
 @pytest.mark.parametrize("secret", [f"401 for {KEY}", f"no route to {URL}"])
 def test_no_log_repr_metric_or_health_answer_holds_one(

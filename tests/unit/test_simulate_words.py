@@ -182,6 +182,11 @@ def test_a_latency_that_cannot_be_read_is_named(text: str) -> None:
     assert f"latency {text!r}" in str(caught.value)
 
 
+def test_a_latency_with_a_unit_says_what_to_write() -> None:
+    with pytest.raises(ValueError, match=r"'50ms': neither SECONDS, as in 0\.05, nor lognormal"):
+        Latency.parse("50ms")
+
+
 def test_failures_come_in_the_shares_that_were_asked_for() -> None:
     draw = failure_draws([Failure.parse("500:0.2"), Failure.parse("drop:0.1")], 3)
     drawn = [draw() for _ in range(10_000)]

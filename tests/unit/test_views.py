@@ -206,6 +206,12 @@ def test_a_state_that_is_not_there_is_none_and_nothing_is_made_up() -> None:
     asyncio.run(main())
 
 
+def test_a_state_that_is_none_is_refused_with_its_type() -> None:
+    manager = StateManager(MemoryBackend())
+    with pytest.raises(TypeError, match="state of type str: must be a RateLimitState or a dict"):
+        asyncio.run(manager.set_state("m", "junk"))  # type: ignore[arg-type]
+
+
 def test_a_written_state_is_what_is_read_and_what_can_be_reserved() -> None:
     async def main() -> None:
         manager = StateManager(MemoryBackend(), provider=Provider())

@@ -18,7 +18,8 @@ if not TYPE_CHECKING:  # where it would make every misspelt name look like one o
     def __getattr__(name: str) -> object:
         if name in _OF_REDIS:
             raise ImportError(
-                f"'{name}' needs the extra headway[redis] and is not part of this version yet"
+                f"'{name}' needs the extra headway[redis], which is not there yet either: nothing "
+                "that could be installed brings it. Use MemoryBackend, or write a BaseBackend"
             )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -100,14 +100,10 @@ class Shared(Remembered):
     def _give_limits(
         self, words: KeyWords, limits: Mapping[str, int | None], margin: float, now: float
     ) -> None:
+        _check_limits(limits)
         given = (limits.get("rpm_limit"), limits.get("tpm_limit"), margin)
         if given == words.given:
             return  # what was learnt since stays
-        for name, amount in zip(RESOURCES, given, strict=False):
-            if amount is not None and amount < 0:
-                raise ConfigurationError(
-                    f"{RESOURCES[name]}_limit must be non-negative, got {amount}"
-                )
         words.given, words.margin = given, margin
         for name, amount in zip(RESOURCES, given, strict=False):
             if amount is not None:
@@ -150,3 +146,22 @@ class Shared(Remembered):
     def _sweep(self, now: float) -> None:
         self._held.expire(now)
         self._words.expire(now, self._held.is_open)
+
+
+def _check_limits(limits: object) -> None:
+    """ConfigurationError for what is no limit: one that is not known would limit nothing."""
+    if not isinstance(limits, Mapping):
+        raise ConfigurationError(
+            f"bucket_limits must be a dict of rpm_limit and tpm_limit, got {limits!r}"
+        )
+    for name, amount in limits.items():
+        if name not in ("rpm_limit", "tpm_limit"):
+            raise ConfigurationError(
+                f"bucket_limits must have no names but rpm_limit and tpm_limit, got {name!r}"
+            )
+        if amount is None:
+            continue
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+            raise ConfigurationError(f"{name} must be a whole number or None, got {amount!r}")
+        if not amount >= 0:
+            raise ConfigurationError(f"{name} must be non-negative, got {amount}")

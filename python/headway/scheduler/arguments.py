@@ -7,9 +7,12 @@ from types import NoneType
 from typing import Any
 
 from headway._core import ManualClock
+from headway.backends import MemoryBackend
 from headway.errors import ConfigurationError
 from headway.scheduler import _rules as rules
 from headway.scheduler.config import RateLimiterConfig, StateConfig
+
+_OF_PROVIDERS = ("discover_limits", "get_bucket_for_model", "parse_rate_limit_response")
 
 
 def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
@@ -19,6 +22,9 @@ def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
     metrics_enabled: object,
     state_config: object,
     clock: object,
+    classifier: object,
+    state_manager: object,
+    strategy: object,
 ) -> None:
     """Raises ConfigurationError for the first that is not what it must be."""
     if not isinstance(config, RateLimiterConfig):
@@ -27,6 +33,21 @@ def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
     if isinstance(provider, (str, type)):
         raise ConfigurationError(
             f"provider {_kind(provider)}: must be an object like a ProviderInterface, or None"
+        )
+    for name, value, methods, like in (
+        ("provider", provider, _OF_PROVIDERS, "an object like a ProviderInterface"),
+        ("classifier", classifier, ("classify",), "an object with `async classify(request)`"),
+        ("state_manager", state_manager, ("start", "stop"), "an object like a StateManager"),
+    ):
+        # One that has some of them works in part, and what it lacks is told of when it is asked.
+        if value is not None and not any(_has(value, each) for each in methods):
+            raise ConfigurationError(
+                f"{name} {_kind(value)}: must be {like}, or None; it has no {methods[0]}()"
+            )
+    if isinstance(strategy, type):
+        raise ConfigurationError(
+            f"scheduling_strategy {strategy.__name__}: must be an object and not a class, as in "
+            f"{strategy.__name__}()"
         )
     for name, value, rule in (
         ("test_rate_multiplier", multiplier, rules.positive),
@@ -41,6 +62,41 @@ def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
         )
     if not isinstance(clock, (ManualClock, NoneType)):
         raise ConfigurationError(f"clock {clock!r}: must be a ManualClock or None")
+
+
+# What a scheduler asks of a backend whose words it does not have.
+_ASKED = (
+    "check_and_reserve_capacity",
+    "release_reservation",
+    "release_streaming_reservation",
+    "check_capacity",
+)
+
+
+def check_memory(backend: MemoryBackend) -> None:
+    """ConfigurationError where a verb was overridden that would not be asked.
+
+    The words of a MemoryBackend are admitted by in the core, past its methods: what was written
+    in one of them would be silently without effect.
+    """
+    for name in _ASKED:
+        if name in vars(backend) or getattr(type(backend), name) is not getattr(
+            MemoryBackend, name
+        ):
+            raise ConfigurationError(
+                f"backend of type {type(backend).__name__}: overrides {name}, which a scheduler "
+                "does not ask of a MemoryBackend; subclass BaseBackend instead"
+            )
+
+
+def _has(value: object, method: str) -> bool:
+    """A class has methods as well, but not one that could be called like this."""
+    if isinstance(value, type):
+        return False
+    try:
+        return callable(getattr(value, method, None))
+    except Exception:  # somebody else's object; what it raises when it is asked is contained then
+        return True
 
 
 def _kind(value: object) -> str:

@@ -44,12 +44,25 @@ class Bucket(_core.BucketCore):
         if self.remote is not None:
             self.remote.ended()
 
+    def theirs(self) -> list[Limit]:
+        """The limits that a user's own backend was told; none where that is not who counts."""
+        told = {} if self.remote is None else self.remote.limits
+        return [
+            Limit(told[name], resource, 60.0) for resource, name in _THEIRS.items() if name in told
+        ]
+
     def limits(self) -> list[Limit]:
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
 
 
 _THEIRS = {"requests": "rpm_limit", "tokens": "tpm_limit"}
+
+
+def _share(amount: int, ratio: float) -> int:
+    if amount == 0:
+        return 0
+    return min(UNLIMITED - 1, max(1, floor(amount * ratio + 1e-9)))
 
 
 def _is_a_backends(limit: Limit) -> bool:
@@ -115,6 +128,8 @@ class Buckets:
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
         self._forget_at = MOST_BUCKETS
+        self._told_unlimited = False
+        self._told_unestimated = False
         for limits in given.values():
             backend.number(*(limit.resource for limit in limits))
 
@@ -173,20 +188,33 @@ class Buckets:
             self._part(limit.amount), limit.resource, limit.per, limit.shape, burst, limit.anchor
         )
 
+    def too_large(self, bucket: Bucket, amounts: Sequence[int]) -> tuple[Limit, int, int] | None:
+        """Of a user's own backend's limits, one that never admits so much; what is wanted; its use.
+
+        A backend is told the limit and the ratio, and keeps that part of it, as this does.
+        """
+        if bucket.remote is None:
+            return None
+        wanted = dict(zip(self._backend.resources, amounts, strict=False))
+        for limit in bucket.theirs():
+            admits = _share(limit.amount, self._ratio)
+            if wanted[limit.resource] > admits:
+                return limit, wanted[limit.resource], admits
+        return None
+
     def forget_all(self) -> None:
         """After a fork: what was counted was the parent's."""
         self._buckets.clear()
 
     def _part(self, amount: int) -> int:
-        if amount == 0:
-            return 0
-        return min(UNLIMITED - 1, max(1, floor(amount * self._ratio * self._multiplier + 1e-9)))
+        return _share(amount, self._ratio * self._multiplier)
 
     def _make(self, bucket_id: str) -> Bucket:
         if not self._limited:
             words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
             return self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         given = self._given.get(bucket_id, self._given.get(None, []))
+        self._tell_unlimited(bucket_id)
         if self._scheduler._remote is not None:
             return self._make_remote(bucket_id, given, self._scheduler._remote)
         used = [self.used_part(limit) for limit in given]
@@ -202,6 +230,39 @@ class Buckets:
         if found is not None:
             self._learn(bucket_id, bucket, found)
         return bucket
+
+    def _tell_unlimited(self, bucket_id: str) -> None:
+        """Once: a model that is in no dict of limits has none, and may just be misspelt in it."""
+        names = [name for name in self._given if name is not None]
+        known = bucket_id in self._given or bucket_id in self._discovered
+        # A backend of the user's own may have limits for it, and what needs no model has no name.
+        if not names or known or self._scheduler._remote is not None or self._told_unlimited:
+            return
+        if bucket_id.startswith("default_"):
+            return
+        self._told_unlimited = True
+        _logger.warning(
+            "bucket %r has no limits: they were given for %s only; more such are not logged",
+            bucket_id,
+            ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else ""),
+        )
+
+    def first_seen(self, bucket: Bucket, metadata: Any) -> None:
+        """Once: where tokens are limited, and a model's first request does not say how many."""
+        said = getattr(metadata, "estimated_tokens", None), getattr(metadata, "cost", None)
+        if self._told_unestimated or said != (None, None):
+            return
+        for limit in (*bucket.limits(), *bucket.theirs()):
+            if limit.resource not in ("tokens", "input_tokens"):
+                continue
+            self._told_unestimated = True
+            _logger.warning(
+                "bucket %r: a request without estimated_tokens reserves none of '%s', which then "
+                "counts only what answers say was used; more such are not logged",
+                bucket.name,
+                limit,
+            )
+            return
 
     def _make_remote(self, bucket_id: str, given: Sequence[Limit], supply: Supply) -> Bucket:
         """What the backend counts, it counts; the other limits are kept here."""

@@ -72,13 +72,16 @@ class Preview:
     """When a batch would be through, if it was submitted now, as far as limits are known.
 
     admitted_in: seconds until the last of it could go out; inf where something can never fit; None
-    where only answers can tell. by_bucket: the same for each bucket. binds: the limit that takes
-    longest. Answers, refunds and others who use the same key are not considered.
+    where that cannot be told, for the `reason` that is then given. by_bucket: the same for each
+    bucket; by model where the provider would have to be asked for the bucket. binds: the limit that
+    takes longest. Answers, refunds and others who use the same key are not considered; an account's
+    own limits are, as they are used now, for each request by itself.
     """
 
     admitted_in: float | None
     by_bucket: dict[str, float | None]
     binds: Limit | None
+    reason: str | None = None
 
     @property
     def fits(self) -> bool:

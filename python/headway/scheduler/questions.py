@@ -149,6 +149,9 @@ class Questions:
             await self.refresh(force=True)
 
 
+_UNLIMITED = "until it gives good ones, requests go by given and earlier limits, or without any"
+
+
 def _checked(
     given: Any, origin: str, user_code: UserCode
 ) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
@@ -157,7 +160,11 @@ def _checked(
     Those are named and left out.
     """
     if not isinstance(given, Mapping):
-        raise user_code.nonsense(origin, given, "must be a dict of DiscoveredBucket by bucket id")
+        raise user_code.nonsense(
+            origin,
+            given,
+            f"must be a dict of DiscoveredBucket by bucket id; {_UNLIMITED}",
+        )
     good: dict[str, DiscoveredBucket] = {}
     wrong: ProviderError | None = None
     try:
@@ -169,7 +176,9 @@ def _checked(
         limits = (_limit_of(bucket, "rpm_limit"), _limit_of(bucket, "tpm_limit"))
         if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
             nonsense = user_code.nonsense(
-                origin, {name: bucket}, "limits must be None or whole numbers from 0 to 2**53"
+                origin,
+                {name: bucket},
+                f"limits must be None or whole numbers from 0 to 2**53; {_UNLIMITED}",
             )
             wrong = wrong or nonsense
             continue

@@ -101,6 +101,7 @@ class Routes:
         return self._remember(metadata, self._buckets.find(given, self._provider_name(), model))
 
     def _remember(self, metadata: RequestMetadata, bucket: Bucket) -> Bucket:
+        self._buckets.first_seen(bucket, metadata)
         # Names come from outside; what is not known any more is asked again.
         self._remembered += 1
         if self._remembered > 2 * MOST_BUCKETS:

@@ -9,11 +9,11 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from headway import _core
-from headway._core import Limit, ManualClock
+from headway._core import Limit, ManualClock, Reservation
 from headway.backends import BaseBackend, MemoryBackend
 from headway.errors import (
     CapacityExceededError,
@@ -22,12 +22,17 @@ from headway.errors import (
     RateLimiterError,
     SchedulerStoppedError,
 )
-from headway.limiter import Explanation, explain
+from headway.limiter import Explanation
 from headway.metrics import publish
 from headway.providers import ProviderInterface
 from headway.scheduler import _rules as rules
 from headway.scheduler.accounts import Account, read_accounts
-from headway.scheduler.arguments import check_arguments, check_metadata, read_types
+from headway.scheduler.arguments import (
+    check_arguments,
+    check_memory,
+    check_metadata,
+    read_types,
+)
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.choice import read_strategy
@@ -35,6 +40,7 @@ from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.life import Life
+from headway.scheduler.outlook import Outlook
 from headway.scheduler.questions import Questions
 from headway.scheduler.remote import Supply
 from headway.scheduler.routes import Routes
@@ -83,7 +89,15 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     ) -> None:
         config = RateLimiterConfig() if config is None else config
         check_arguments(
-            config, provider, test_rate_multiplier, metrics_enabled, state_config, clock
+            config,
+            provider,
+            test_rate_multiplier,
+            metrics_enabled,
+            state_config,
+            clock,
+            classifier,
+            state_manager,
+            scheduling_strategy,
         )
         retried = read_types(retry_on)
         config.validate()
@@ -109,6 +123,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.state_config = state_config
         self._questions = Questions(self)
         self._verdicts = Verdicts(self, retried)
+        self._outlook = Outlook(self)
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
@@ -158,8 +173,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise ConfigurationError(
                 f"backend: must be a BaseBackend, not a {type(chosen).__name__}"
             )
-        if isinstance(chosen, MemoryBackend) and clock is not None and chosen.clock is not clock:
-            raise ConfigurationError("clock: must be that of the backend")
+        if isinstance(chosen, MemoryBackend):
+            check_memory(chosen)
+            if clock is not None and chosen.clock is not clock:
+                raise ConfigurationError("clock: must be that of the backend")
         return chosen
 
     def _label(self) -> str:
@@ -176,7 +193,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             overflow_policy=config.overflow_policy,
             priorities=config.enable_priority_scheduling and not basic,
             accounts=self.mode is SchedulerMode.ACCOUNT,
-            prepares=self._circuit_breaker is not None,
+            # What a user's own backend could never admit is seen before it is asked.
+            prepares=self._circuit_breaker is not None or self._remote is not None,
             ageing=config.priority_ageing,
         )
         unused = list(config.unused())
@@ -184,6 +202,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             unused += [f"state_config.{name}" for name in self.state_config.unused()]
         if self._accounts and self.mode is not SchedulerMode.ACCOUNT:
             unused.append(f"accounts (in mode {self.mode.value})")
+        if self.provider is not None and basic:
+            unused.append("the provider's limits (in mode basic; its buckets have)")
         if unused and warn:
             warnings.warn(
                 f"these options have no meaning in headway: {', '.join(unused)}",
@@ -198,6 +218,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             limits = _limits_of(account)
             own = _core.LimiterCore(limits, self._words.clock, self._words.resources)
             self._set_account(client_id, float(account.weight), own if limits else None)
+            if limits:
+                self._outlook.know_account(client_id, own)
 
     @property
     def circuit_breaker(self) -> Any:
@@ -266,6 +288,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._blocking.clear()
         self._buckets.forget_all()
         self._words.after_fork()
+        self._outlook = Outlook(self)
         self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(
@@ -290,15 +313,22 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise SchedulerStoppedError("Scheduler is not running")
         call = self.submit_request(metadata, request_func)
         call._enlist()
+        bucket: Bucket | None = None
         start: float | None = None
+        cost: Sequence[int] = ()
         try:
-            start = self.estimate(metadata)
+            bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
+            if bucket is not None:
+                start, cost = self._outlook.submitted(bucket, metadata)
         except RateLimiterError:
-            start = None  # awaiting the handle raises it
+            bucket = None  # awaiting the handle raises it
         except BaseException:
             call.close()
             raise
-        return Handle(self, metadata, call, start)
+        handle = Handle(self, metadata, call, start)
+        if bucket is not None and call.bucket is None:  # else the loop has begun it already
+            self._outlook.begins(bucket, metadata, cost)
+        return handle
 
     def submit_sync(
         self,
@@ -315,11 +345,15 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         return submit_sync(self, metadata, request_func)
 
     def estimate(self, metadata: RequestMetadata) -> float | None:
-        """Seconds until such a request would be admitted now; None where that cannot be told."""
+        """Seconds until such a request would be admitted now; None where that cannot be told.
+
+        That is where only answers can tell, as with `max_concurrent_executions` under way, or only
+        the provider (which bucket?) or a backend of the user's own.
+        """
         bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
         if bucket is None:
             return None
-        wait, _, _ = self._estimate(bucket, metadata, None)
+        wait, _, _ = self._outlook.wait(bucket, metadata)
         return None if wait is None else float(wait)
 
     def explain(self, metadata: RequestMetadata) -> Explanation | None:
@@ -327,8 +361,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         bucket = self._find.known(metadata)
         if bucket is None:
             return None
-        _, _, amounts = self._estimate(bucket, metadata, None)
-        return explain(bucket, amounts)
+        return self._outlook.explanation(bucket, metadata)
 
     def preview(self, costs: Iterable[RequestMetadata]) -> Preview:
         """When all of these would have been admitted, if they were submitted now.
@@ -336,27 +369,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         costs: the metadata of each request. Only what is known is looked at: a provider is not
         asked. Nothing is taken.
         """
-        groups: dict[str, tuple[Bucket, list[int]]] = {}
-        by_bucket: dict[str, float | None] = {}
-        latest: tuple[float, Limit | None] | None = (0.0, None)
-        if not isinstance(costs, Iterable):
-            raise TypeError(
-                f"costs {type(costs).__name__}: must be an iterable of requests, for one: [request]"
-            )
-        for metadata in costs:
-            bucket = self._find.known(metadata) or self._buckets.make_unlisted(metadata.model_id)
-            _, more = groups.get(bucket.name, (bucket, [0] * len(self._words.resources)))
-            wait, meter, amounts = self._estimate(bucket, metadata, more)
-            by_bucket[bucket.name] = wait
-            groups[bucket.name] = (bucket, [a + b for a, b in zip(more, amounts, strict=False)])
-            if wait is None:
-                latest = None
-            elif latest is not None and wait > latest[0]:
-                known = _core.limits(bucket)
-                latest = (wait, known[meter] if 0 <= meter < len(known) else None)
-        if latest is None:
-            return Preview(None, by_bucket, None)
-        return Preview(latest[0], by_bucket, latest[1])
+        return self._outlook.preview(costs)
 
     async def schedule_rate_limit_reset(self, bucket_id: str, reset_timestamp: float) -> None:
         """Admits nothing in this bucket before that instant, seconds since the epoch."""
@@ -379,7 +392,30 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             await self._questions.ask_breaker(breaker, metadata)
         if self.provider is not None and self._chores.loop_is_gone:
             self._life.adopt_chores()
-        return metadata, await self._find.find(metadata)
+        bucket = await self._find.find(metadata)
+        self._check_granted(bucket, metadata)
+        return metadata, bucket
+
+    def _admit(
+        self, bucket: _core.BucketCore, metadata: Any, submitted: int, retry: bool, /
+    ) -> tuple[Reservation, tuple[int, ...]]:
+        """For a thread; see SchedulerCore."""
+        if not retry and isinstance(bucket, Bucket):
+            self._check_granted(bucket, metadata)
+        return super()._admit(bucket, metadata, submitted, retry)
+
+    def _check_granted(self, bucket: Bucket, metadata: Any) -> None:
+        """CapacityExceededError for what a user's own backend can never grant, by its limits.
+
+        It would refuse for ever, and nothing in its answer says so.
+        """
+        if bucket.remote is None:
+            return
+        _, _, amounts = self._estimate(bucket, metadata, None)
+        found = self._buckets.too_large(bucket, amounts)
+        if found is not None:
+            limit, needs, admits = found
+            raise self._never_fits(bucket, limit, needs, admits, limit.amount)
 
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
@@ -408,14 +444,26 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     ) -> NoReturn:
         if not of_bucket:
             raise CapacityExceededError(
-                f"can never fit: needs {needs}, the account's own limit is {admits}", bucket.name
+                f"can never fit: needs {needs}{self._outlook.own_limit_of(admits)}", bucket.name
             )
         limit = _core.limits(bucket)[meter]
         stated = bucket.stated.get(meter, limit.amount)
+        if admits != limit.amount:
+            raise self._never_fits(bucket, limit, needs, admits, admits, f"burst of '{limit}'")
+        raise self._never_fits(bucket, limit, needs, admits, stated)
+
+    def _never_fits(  # noqa: PLR0917 - as they stand in the text
+        self,
+        bucket: Bucket,
+        limit: Limit,
+        needs: int,
+        admits: int,
+        stated: int,
+        what: str = "limit",
+    ) -> CapacityExceededError:
         ratio = self.config.rate_limit_buffer_ratio
-        what = "limit" if admits == limit.amount else f"burst of '{limit}'"
-        after = f" ({stated} at ratio {ratio:g})" if admits == limit.amount != stated else ""
-        raise CapacityExceededError(
+        after = f" ({stated} at ratio {ratio:g})" if admits != stated else ""
+        return CapacityExceededError(
             f"can never fit in bucket {bucket.name!r}: needs {needs} {limit.resource}, "
             f"the {what} is {admits}{after}",
             bucket.name,

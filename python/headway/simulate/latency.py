@@ -30,15 +30,19 @@ class Latency:
     def parse(cls, text: str, jitter: float = 0.0) -> Latency:
         """Reads `SECONDS` or `lognormal:MEDIAN[:SIGMA]`, SIGMA being 0.5 if it is left out."""
         kind, *numbers = text.split(":")
+        wrong = f"latency {text!r}: neither SECONDS, as in 0.05, nor lognormal:MEDIAN[:SIGMA]"
+        known = kind == "lognormal" and len(numbers) <= 2
+        try:
+            given = [*map(float, numbers)] if known and numbers else [float(text)]
+        except ValueError:
+            raise ValueError(wrong) from None
         try:
             if not numbers:
-                return cls(float(kind), jitter=jitter)
-            if kind == "lognormal" and len(numbers) <= 2:
-                median, sigma = [*map(float, numbers), 0.5][:2]
-                return cls(median, sigma, jitter)
+                return cls(given[0], jitter=jitter)
+            median, sigma = [*given, 0.5][:2]
+            return cls(median, sigma, jitter)
         except ValueError as error:
             raise ValueError(f"latency {text!r}: {error}") from error
-        raise ValueError(f"latency {text!r}: neither SECONDS nor lognormal:MEDIAN[:SIGMA]")
 
     def draws(self, seed: int) -> Callable[[], float]:
         """A source of latencies in seconds; the same seed gives the same ones."""

@@ -100,6 +100,10 @@ class StateManager:
         """Replaces the state, at once. Instants are handed on as ISO 8601 texts."""
         if isinstance(state, RateLimitState):
             state = state.model_dump(mode="json")
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state of type {type(state).__name__}: must be a RateLimitState or a dict"
+            )
         await self._ask("set_state", self._name(key, state_type), jsonable(state))
 
     async def update_state_from_headers(

@@ -1,0 +1,215 @@
+"""What is told of requests that have not gone out yet: estimates, previews, explanations."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+from own_backend import Own
+from users import Provider
+
+from headway import (
+    TEXT,
+    Account,
+    CapacityExceededError,
+    ManualClock,
+    RateLimiterConfig,
+    RequestMetadata,
+    create_scheduler,
+)
+from headway.scheduler import Scheduler
+
+
+def asks(model: str = "m", **fields: Any) -> RequestMetadata:
+    return RequestMetadata("r", model, TEXT, **fields)
+
+
+async def call() -> int:
+    return 42
+
+
+def make(limits: Any, **options: Any) -> Scheduler:
+    config = RateLimiterConfig(rate_limit_buffer_ratio=1.0)
+    return create_scheduler(None, config=config, limits=limits, clock=ManualClock(), **options)
+
+
+# -- several in one step of the loop ---------------------------------------------------------------
+
+
+def test_those_submitted_in_one_step_stand_behind_each_other() -> None:
+    async def run() -> None:
+        async with make(["1 requests/min bucket"]) as scheduler:
+            handles = [scheduler.submit(asks(), call) for _ in range(4)]
+            assert [each.estimated_start for each in handles] == [0.0, 60.0, 120.0, 180.0]
+            other = scheduler.submit(asks("other"), call)  # another bucket
+            assert other.estimated_start == 0.0
+            await asyncio.sleep(0)
+            # By now the queue itself knows of them.
+            last = scheduler.submit(asks(), call)
+            assert last.estimated_start == 240.0
+            for each in (*handles[1:], last):
+                each.cancel()
+            await asyncio.gather(*handles, last, other, return_exceptions=True)
+            assert not scheduler._outlook._of_this_step()
+
+    asyncio.run(run())
+
+
+def test_the_urgent_one_does_not_stand_behind_what_it_passes() -> None:
+    async def run() -> None:
+        async with make(["1 requests/min bucket"]) as scheduler:
+            await scheduler.submit_request(asks(), call)
+            starts = [
+                scheduler.submit(asks(priority=priority), call).estimated_start
+                for priority in (0, 5, 0, 5)
+            ]
+            assert starts == [60.0, 60.0, 180.0, 120.0]
+            await scheduler.stop(0)
+
+    asyncio.run(run())
+
+
+def test_what_is_wrong_with_one_is_said_behind_others_as_well() -> None:
+    async def run() -> None:
+        async with make(["1 requests/min bucket"]) as scheduler:
+            first = scheduler.submit(asks(), call)
+            with pytest.raises(TypeError, match="priority 'high': must be a whole number"):
+                scheduler.submit(asks(priority="high"), call)
+            assert await first == 42
+
+    asyncio.run(run())
+
+
+def test_one_that_can_never_go_out_is_in_nobodys_way_for_long() -> None:
+    async def run() -> None:
+        async with make(["10 requests/min bucket", "5 tokens/min bucket"]) as scheduler:
+            never = scheduler.submit(asks(estimated_tokens=6), call)
+            assert never.estimated_start == math.inf
+            with pytest.raises(Exception, match="can never fit"):
+                await never
+            assert scheduler.submit(asks(estimated_tokens=5), call).estimated_start == 0.0
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+# -- what is not known -----------------------------------------------------------------------------
+
+
+def test_before_the_provider_has_named_a_bucket_nothing_is_told() -> None:
+    async def run() -> None:
+        async with make(None, provider=Provider()) as scheduler:
+            assert scheduler.estimate(asks("m-1")) is None
+            assert scheduler.explain(asks("m-1")) is None
+            preview = scheduler.preview([asks("m-1")])
+            assert preview.admitted_in is None
+            assert preview.by_bucket == {"m-1": None}
+            assert preview.reason == (
+                "which bucket counts 'm-1', the provider is asked with its first request"
+            )
+            await scheduler.submit_request(asks("m-1"), call)
+            preview = scheduler.preview([asks("m-1")])
+            assert preview.by_bucket == {"m": 0.0}
+            assert preview.reason is None
+
+    asyncio.run(run())
+
+
+def test_a_backend_of_ones_own_shows_what_was_given_and_never_an_inner_number() -> None:
+    async def run() -> None:
+        limits = ["500 requests/min", "7 concurrency"]
+        async with create_scheduler(None, backend=Own(), limits=limits) as scheduler:
+            explained = scheduler.explain(asks())
+            assert str(explained.binds) == "500 requests/min"
+            assert [str(each) for each in explained.elsewhere] == ["500 requests/min"]
+            assert str(explained) == (
+                "1 requests, 0 tokens, 1 concurrency: '500 requests/min' binds, fits when the "
+                "backend, or an answer, says so; 0 waiting\n"
+                "  7 concurrency: 0 of 7 used (0%), 7 left, fits now\n"
+                "  500 requests/min: counted by the backend\n"
+                "  fits now: 7 concurrency"
+            )
+            preview = scheduler.preview([asks()])
+            assert preview.admitted_in is None
+            assert preview.reason == "only the backend can tell, of bucket 'm'"
+        async with create_scheduler(None, backend=Own()) as scheduler:
+            explained = scheduler.explain(asks())
+            assert explained.binds is None
+            assert str(2**53) not in str(explained)
+        async with create_scheduler(None, backend=Own(), limits=["50 tokens/min"]) as scheduler:
+            explained = scheduler.explain(asks(estimated_tokens=46))
+            assert (str(explained.binds), explained.ready_in) == ("50 tokens/min", math.inf)
+            preview = scheduler.preview([asks(estimated_tokens=46)])
+            assert (str(preview.binds), preview.fits) == ("50 tokens/min", False)
+
+    asyncio.run(run())
+
+
+# -- accounts --------------------------------------------------------------------------------------
+
+
+def test_an_accounts_own_limits_are_in_all_that_is_told() -> None:
+    async def run() -> None:
+        accounts = {"a": Account(limits=["2 requests/hour bucket"]), "b": 1}
+        scheduler = make(["60 requests/min bucket"], mode="account", accounts=accounts)
+        mine = asks(client_id="a")
+        async with scheduler:
+            assert [each.account for each in scheduler.explain(mine).limits] == [None, "a"]
+            for _ in range(2):
+                await scheduler.submit_request(mine, call)
+            explained = scheduler.explain(mine)
+            assert str(explained.binds) == "2 requests/hour bucket"
+            assert explained.ready_in == 1800.0
+            assert "  2 requests/hour bucket of account 'a': 2 of 2 used" in str(explained)
+            assert scheduler.estimate(mine) == 1800.0
+            preview = scheduler.preview([asks(client_id="b"), mine])
+            assert (preview.admitted_in, str(preview.binds)) == (1800.0, "2 requests/hour bucket")
+            for other in (asks(client_id="b"), asks()):
+                explained = scheduler.explain(other)
+                assert (explained.binds, len(explained.limits)) == (None, 1)
+
+    asyncio.run(run())
+
+
+def test_a_preview_names_the_accounts_limit_that_never_fits() -> None:
+    async def run() -> None:
+        accounts = {"a": Account(limits=["2 tokens/hour"])}
+        scheduler = make(["60 requests/min", "9 tokens/min"], mode="account", accounts=accounts)
+        async with scheduler:
+            mine = asks(client_id="a", estimated_tokens=3)
+            assert str(scheduler.preview([mine]).binds) == "2 tokens/hour"
+            assert str(scheduler.explain(mine).binds) == "2 tokens/hour"
+            theirs = asks(client_id="b", estimated_tokens=10)
+            assert str(scheduler.preview([theirs]).binds) == "9 tokens/min"
+
+    asyncio.run(run())
+
+
+def test_what_never_fits_an_accounts_own_limit_says_which_and_whose() -> None:
+    async def run(*others: str) -> str:
+        own = Account(limits=["2 tokens/hour", "5 requests/min"])
+        accounts = dict.fromkeys(["a", *others], own)
+        async with make(["60 requests/min"], mode="account", accounts=accounts) as scheduler:
+            with pytest.raises(CapacityExceededError) as raised:
+                await scheduler.submit_request(asks(client_id="a", estimated_tokens=3), call)
+            return str(raised.value)
+
+    assert asyncio.run(run()) == (
+        "can never fit: needs 3 tokens, the account's own limit is 2 "
+        "('2 tokens/hour' of account 'a')"
+    )
+    assert asyncio.run(run("b")) == (
+        "can never fit: needs 3 tokens, the account's own limit is 2 ('2 tokens/hour')"
+    )
+
+
+def test_without_limits_an_explanation_says_so() -> None:
+    async def run() -> None:
+        async with make(None) as scheduler:
+            assert str(scheduler.explain(asks())) == (
+                "1 requests, 0 tokens: fits now; 0 waiting\n  no limits"
+            )
+
+    asyncio.run(run())
