@@ -107,7 +107,7 @@ struct SchedulerParts {
   absl::flat_hash_map<std::string, Known> by_client;
   absl::flat_hash_map<std::pair<Bucket*, Account*>, const Path*> paths;
   std::size_t most_paths = kFewPaths;
-  // Calls that have begun and not ended, and blocking waits.
+  // Calls that have begun and not ended; and blocking waits, which Python counts.
   CallObject* live = nullptr;
   std::size_t unfinished = 0;
   std::vector<std::pair<Waiter*, Mailbox*>> blocked;
@@ -151,7 +151,7 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
 PyObject* TupleOf(absl::Span<const std::int64_t> amounts);
 bool ReadTuple(const State& state, PyObject* tuple, Amounts& out);
 
-// No call is on its way any more, or no blocking wait is left.
+// No call is on its way any more.
 void TellIdle(SchedulerObject* scheduler);
 
 // Borrowed: what a WithReservation calls.
