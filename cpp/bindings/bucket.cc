@@ -96,12 +96,13 @@ PyObject* Count(PyObject* object, PyObject* what) {
     if (self->counts != nullptr) self->counts->Count(BucketEvent::kRefusal);
     Py_RETURN_NONE;
   }
-  ++(name == "succeeded" ? self->succeeded : self->failed);
+  ++(name == "succeeded" ? self->succeeded : name == "cancelled" ? self->cancelled : self->failed);
   if (self->counts == nullptr || name == "refused") Py_RETURN_NONE;
-  self->counts->Count(name == "succeeded" ? RequestOutcome::kSucceeded
-                      : name == "breaker" ? RequestOutcome::kBreaker
-                      : name == "stopped" ? RequestOutcome::kStopped
-                                          : RequestOutcome::kFailed);
+  self->counts->Count(name == "succeeded"   ? RequestOutcome::kSucceeded
+                      : name == "breaker"   ? RequestOutcome::kBreaker
+                      : name == "stopped"   ? RequestOutcome::kStopped
+                      : name == "cancelled" ? RequestOutcome::kCancelled
+                                            : RequestOutcome::kFailed);
   Py_RETURN_NONE;
 }
 

@@ -79,6 +79,7 @@ PyObject* str_timeout = nullptr;
 PyObject* str_deadline = nullptr;
 PyObject* str_cost = nullptr;
 PyObject* str_client_id = nullptr;
+PyObject* str_stopped = nullptr;
 
 SchedulerParts& PartsOf(PyObject* self) { return *AsScheduler(self)->parts; }
 
@@ -346,21 +347,24 @@ PyObject* Forget(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
-// _admit(bucket, metadata, submitted, retry): blocks. Gives the reservation and what it reserves.
-// Whatever else it comes to is counted here.
+// _admit(bucket, metadata, submitted, retry, call): blocks. Gives the reservation and what it
+// reserves. Whatever else it comes to is counted here, but for an interruption: KeyboardInterrupt
+// and its like. call.stopped: it was told to end before it has come here.
 PyObject* Admit(PyObject* object, PyObject* args) {
   BucketObject* bucket = nullptr;
   PyObject* metadata = nullptr;
   long long submitted = 0;
   int retry = 0;
-  if (PyArg_ParseTuple(args, "O!OLp", bucket_type, &bucket, &metadata, &submitted, &retry) == 0)
+  PyObject* call = nullptr;
+  if (PyArg_ParseTuple(args, "O!OLpO", bucket_type, &bucket, &metadata, &submitted, &retry,
+                       &call) == 0)
     return nullptr;
   SchedulerParts& parts = PartsOf(object);
   Request request;
   BucketCounts* counts = bucket->counts;
   // The error that the second has set, counted as the first.
   const auto fail = [counts](RequestOutcome outcome, PyObject* null) {
-    if (counts != nullptr) counts->Count(outcome);
+    if (counts != nullptr && PyErr_ExceptionMatches(PyExc_Exception) != 0) counts->Count(outcome);
     return null;
   };
   if (!ReadRequest(parts, bucket, metadata, request)) return fail(RequestOutcome::kFailed, nullptr);
@@ -381,9 +385,11 @@ PyObject* Admit(PyObject* object, PyObject* args) {
     }
     return Py_BuildValue("NN", made, reserved);
   };
-  if (!parts.Runs())
-    return fail(RequestOutcome::kStopped,
-                RaiseError("SchedulerStoppedError", "Scheduler is not running"));
+  // From here on nobody else runs until it can be told as one that waits.
+  PyObject* stopped = PyObject_GetAttr(call, str_stopped);
+  if (stopped == nullptr) return fail(RequestOutcome::kFailed, nullptr);
+  Py_DECREF(stopped);
+  if (stopped == Py_True) return fail(RequestOutcome::kStopped, RaiseStopped());
   if (request.deadline != kNever && now - submitted > request.deadline)
     return fail(RequestOutcome::kDeadline, RaiseDeadline(request.deadline, kUntold));
   auto reservation = std::make_unique<Reservation>();
@@ -416,11 +422,9 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   const bool over = Block(mailbox, waiter);
   auto& blocked = parts.blocked;
   blocked.erase(std::find(blocked.begin(), blocked.end(), std::make_pair(waiter, mailbox)));
-  if (blocked.empty()) TellIdle(AsScheduler(object));
   bucket->AddQueued(-1);
   if (!over) {
     state.scheduler().Cancel(waiter, state.Now());
-    fail(RequestOutcome::kCancelled, nullptr);
   } else if (waiter->outcome() == Outcome::kAdmitted) {
     // Whoever stopped it just then has given it back already.
     const Nanos goes_on = state.Now();
@@ -632,8 +636,7 @@ PyObject* WhenIdle(PyObject* object, PyObject* callback) {
 }
 
 PyObject* Unfinished(PyObject* object, PyObject* /*unused*/) {
-  const SchedulerParts& parts = PartsOf(object);
-  return PyLong_FromSize_t(parts.unfinished + parts.blocked.size());
+  return PyLong_FromSize_t(PartsOf(object).unfinished);
 }
 
 // _count_errors(label): from now on under this label.
@@ -841,6 +844,7 @@ bool AddScheduler(PyObject* module) {
   str_deadline = PyUnicode_InternFromString("deadline");
   str_cost = PyUnicode_InternFromString("cost");
   str_client_id = PyUnicode_InternFromString("client_id");
+  str_stopped = PyUnicode_InternFromString("stopped");
   scheduler_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return scheduler_type != nullptr && PyModule_AddType(module, scheduler_type) == 0;
 }

@@ -107,7 +107,7 @@ struct SchedulerParts {
   absl::flat_hash_map<std::string, Known> by_client;
   absl::flat_hash_map<std::pair<Bucket*, Account*>, const Path*> paths;
   std::size_t most_paths = kFewPaths;
-  // Calls that have begun and not ended, and blocking waits.
+  // Calls that have begun and not ended; and blocking waits, which Python counts.
   CallObject* live = nullptr;
   std::size_t unfinished = 0;
   std::vector<std::pair<Waiter*, Mailbox*>> blocked;
@@ -154,7 +154,7 @@ bool ReadTuple(const State& state, PyObject* tuple, Amounts& out);
 // Whether no more may wait there. What was admitted and has not gone on yet does not wait.
 bool QueueIsFull(const SchedulerParts& parts, const BucketObject* bucket, Nanos now);
 
-// No call is on its way any more, or no blocking wait is left.
+// No call is on its way any more.
 void TellIdle(SchedulerObject* scheduler);
 
 // Borrowed: what a WithReservation calls.

@@ -46,7 +46,7 @@ def test_they_run_on_the_loop_that_was_chosen_from_wherever_they_are_started() -
         async def double(number: int) -> int:
             return 2 * number
 
-        assert await asyncio.to_thread(chores.wait_for, double(3)) == 6
+        assert await asyncio.to_thread(lambda: chores.send(lambda: double(3)).wait()) == 6
 
     asyncio.run(run())
 
@@ -131,7 +131,7 @@ def test_a_loop_of_their_own_ends_with_them() -> None:
     async def where() -> str:
         return threading.current_thread().name
 
-    assert chores.wait_for(where()) == "headway-chores"
+    assert chores.send(where).wait() == "headway-chores"
     chores.start(lambda: asyncio.sleep(60))
     chores.stop()
     assert not own.is_alive()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from headway._core import Reservation, WithReservation
 from headway.errors import SchedulerStoppedError
+from headway.scheduler.answers import Answer
 from headway.scheduler.buckets import Bucket
+from headway.scheduler.chores import LoopEnded, fail, running_loop
 
 if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
@@ -21,16 +24,74 @@ _T = TypeVar("_T")
 class BlockingCall:
     """One request of a thread, as what judges attempts sees it: see `_core.Call`."""
 
-    def __init__(self, metadata: Any, bucket: Bucket) -> None:
+    bucket: Bucket  # once that is known
+
+    def __init__(self, scheduler: Scheduler, metadata: Any) -> None:
         self.metadata = metadata
-        self.bucket = bucket
+        self.stopped = False
+        """Whether it has been told to end; looked at by `_admit`, too."""
         self.attempt = 0
         self.result: Any = None
         self.over = False
         self.outcome = "failed"
+        self._scheduler = scheduler
+        self._waits_for: Future[Any] | None = None  # beside admission
         self._reservation: Reservation | None = None
         self._reserved: tuple[int, ...] = ()
         self._told = False  # of its end
+
+    def begin(self) -> None:
+        """From now on a stop waits for it."""
+        self._scheduler._blocking.add(self)
+        self._scheduler._on_way.add(self)
+        # Only now: either this is seen, or the stop sees it.
+        if not self._scheduler.is_running():
+            raise SchedulerStoppedError("Scheduler is not running")
+
+    def end(self) -> None:
+        """It has a result, or none."""
+        self.over = True
+        self._scheduler._blocking.discard(self)
+        self._leave_way()
+
+    def _leave_way(self) -> None:
+        self._scheduler._on_way.discard(self)
+        self._scheduler._life.look_again()
+
+    def stop(self) -> None:
+        """Ends what it waits for, from any thread; its function is left alone."""
+        self.stopped = True
+        waits_for = self._waits_for
+        if waits_for is not None:
+            fail(waits_for, _stopped())
+
+    def ask(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """What `make()` gives where the provider lives; where that is gone, on a loop of ours."""
+        scheduler = self._scheduler
+        while True:
+            if scheduler._chores.loop_is_gone:
+                scheduler._life.adopt_chores()
+            errand = scheduler._chores.send(make)
+            try:
+                return self._wait_for(errand.over, errand.wait)
+            except LoopEnded:
+                continue
+
+    def pause(self, seconds: float) -> None:
+        """Lets so much time pass."""
+        told: Future[None] = Future()
+        self._wait_for(told, lambda: wait([told], min(seconds, threading.TIMEOUT_MAX)))
+        if told.done():
+            told.result()
+
+    def _wait_for(self, over: Future[Any], wait: Callable[[], _T]) -> _T:
+        self._waits_for = over
+        try:
+            if self.stopped:  # only now: either it is told, or it looks
+                raise _stopped()
+            return wait()
+        finally:
+            self._waits_for = None
 
     def admitted(self, reservation: Reservation, reserved: tuple[int, ...]) -> None:
         """The next attempt may begin."""
@@ -42,11 +103,13 @@ class BlockingCall:
     def make(self, function: Callable[[], Any] | WithReservation) -> Any:
         """Calls the request function."""
         self.bucket._began(self._reserved, self.attempt > 1)
+        self._leave_way()
         try:
             if isinstance(function, WithReservation):
                 return function.function(self._reservation)  # type: ignore[arg-type]
             return function()
         finally:
+            self._scheduler._on_way.add(self)
             self.bucket._returned()
 
     def refused(self) -> bool:
@@ -105,25 +168,40 @@ def submit_sync(
 ) -> _T:
     """See Scheduler.submit_sync."""
     _check_function(function)
-    if not scheduler.is_running():
-        raise SchedulerStoppedError("Scheduler is not running")
-    submitted = scheduler._now()
-    bucket: Bucket | None = None
-    if scheduler.circuit_breaker is None and not isinstance(metadata, dict):
-        bucket = scheduler._find.known(metadata)
-    if bucket is None:
-        metadata, bucket = _wait_for(scheduler, scheduler._prepare(metadata))
-    call = BlockingCall(metadata, bucket)
-    bucket._count("submitted")
-    scheduler._blocking.add(call)
+    if running_loop() is not None:
+        raise RuntimeError("submit_sync() on an event loop would block it: await submit_request()")
+    call = BlockingCall(scheduler, metadata)
+    try:
+        call.begin()
+        submitted = scheduler._now()
+        bucket: Bucket | None = None
+        if scheduler.circuit_breaker is None and not isinstance(metadata, dict):
+            bucket = scheduler._find.known(metadata)
+        if bucket is None:
+            call.metadata, bucket = call.ask(lambda: scheduler._prepare(metadata))
+        call.bucket = bucket
+        return _counted(scheduler, call, function, submitted)
+    finally:
+        call.end()
+
+
+def _counted(
+    scheduler: Scheduler,
+    call: BlockingCall,
+    function: Callable[[], _T] | WithReservation,
+    submitted: int,
+) -> _T:
+    call.bucket._count("submitted")
     try:
         result = _attempts(scheduler, call, function, submitted)
         call.outcome = "succeeded"
         return result
+    except BaseException as error:
+        if not isinstance(error, Exception):  # the thread was interrupted
+            call.outcome = "cancelled"
+        raise
     finally:
-        call.over = True
-        scheduler._blocking.discard(call)
-        bucket._count(call.outcome)
+        call.bucket._count(call.outcome)
 
 
 def _attempts(
@@ -138,7 +216,7 @@ def _attempts(
         if bucket.guarded:
             scheduler._guard(bucket, None)
         call.outcome = "refused"
-        call.admitted(*scheduler._admit(bucket, call.metadata, submitted, call.attempt > 0))
+        call.admitted(*scheduler._admit(bucket, call.metadata, submitted, call.attempt > 0, call))
         call.outcome = "breaker"
         if bucket.guarded:
             try:
@@ -164,13 +242,27 @@ def _attempts(
             call.land()
             raise
         call.result = result
-        verdict = scheduler._judge(call, result, error)
+        answer = scheduler._verdicts.judge(call, result, error)
         call.land(answered=error is None)
-        again = verdict is not None and asyncio.run(_awaited(verdict))
-        if not again or not scheduler.is_running():
+        # Whoever was told to end during the function still has what that came to.
+        if answer is None or call.stopped or not _goes_on(scheduler, call, answer, error):
             if error is not None:
                 raise error
             return call.result  # type: ignore[no-any-return]
+
+
+def _goes_on(
+    scheduler: Scheduler, call: BlockingCall, answer: Answer, error: Exception | None
+) -> bool:
+    """Whether the request is tried again, when the time has come: as Verdicts.again."""
+    questions = scheduler._questions
+    call.outcome = "stopped"  # what ends these waits
+    info = call.ask(lambda: questions.read(answer)) if questions.reads(answer) else None
+    pause = scheduler._verdicts.pause_before(call, answer, error, info)
+    if pause:
+        call.pause(pause)
+    call.outcome = "failed"
+    return pause is not None
 
 
 def _check_function(function: object) -> None:
@@ -193,15 +285,5 @@ def _name(function: object) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
-async def _awaited(verdict: Any) -> bool:
-    return bool(await verdict)
-
-
-def _wait_for(scheduler: Scheduler, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What it gives: on the loop where the provider lives, or where that is gone on one of ours."""
-    chores = scheduler._chores
-    if scheduler.provider is not None and chores.loop_is_gone:
-        scheduler._life.adopt_chores()  # not on the one below, which is gone at once
-    if not chores.loop_runs or chores.is_this_loop():
-        return asyncio.run(coroutine)
-    return chores.wait_for(coroutine)
+def _stopped() -> SchedulerStoppedError:
+    return SchedulerStoppedError("the scheduler was stopped while this waited")

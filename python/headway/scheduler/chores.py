@@ -4,12 +4,111 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, final
+from concurrent.futures import Future, InvalidStateError, wait
+from typing import Any, Generic, TypeVar, final
 
 _T = TypeVar("_T")
+
+_LOOK = 0.5
+"""Seconds after which whoever waits looks whether the loop still runs; nothing tells of its end."""
+_GRACE = 1.0
+"""Seconds that what is cancelled on a loop of ours has to end."""
+
+
+class LoopEnded(Exception):
+    """The loop has ended before it had done what somebody waits for. Another may do it."""
+
+
+@final
+class Errand(Generic[_T]):
+    """`make()` awaited on a loop, in a task of its own, for somebody who waits elsewhere.
+
+    Cancelling whoever waits does not cancel it. Where its task is cancelled, that loop is ending.
+    """
+
+    def __init__(
+        self,
+        chores: Chores,
+        make: Callable[[], Coroutine[Any, Any, _T]],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        """loop: None for one that is made for this alone, in a thread of its own."""
+        self.over: Future[_T] = Future()
+        self._chores = chores
+        self._make = make
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        if loop is None:
+            # Not in this thread, whose event loop asyncio.run would take away.
+            context = contextvars.copy_context()
+            alone = threading.Thread(
+                target=lambda: context.run(asyncio.run, self._run()),
+                name="headway-errand",
+                daemon=True,
+            )
+            alone.start()
+        elif running_loop() is loop:
+            self._begin()
+        else:
+            try:
+                loop.call_soon_threadsafe(self._begin)
+            except RuntimeError:  # closed just now
+                fail(self.over, LoopEnded())
+
+    def wait(self) -> _T:
+        """What it gives, for a thread. LoopEnded where nobody does it any more."""
+        while not wait([self.over], _LOOK).done:
+            self._look()
+        return self.over.result()
+
+    async def until_over(self) -> None:
+        """Until it is over, or for a while."""
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def tell(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # closed: nobody waits here any more
+                loop.call_soon_threadsafe(over.set)
+
+        self.over.add_done_callback(tell)
+        await until_set(over, _LOOK)
+        self._look()
+
+    def _begin(self) -> None:
+        assert self._loop is not None
+        self._task = self._loop.create_task(self._run())
+        self._chores.keep_errand(self._task, self._loop)
+
+    async def _run(self) -> None:
+        try:
+            given = await self._make()
+        except asyncio.CancelledError:
+            self._chores.leave()
+            fail(self.over, LoopEnded())
+            raise
+        except GeneratorExit:  # as garbage, somewhere, after its loop
+            fail(self.over, LoopEnded())
+            raise
+        except BaseException as error:  # handed to whoever waits
+            fail(self.over, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            with contextlib.suppress(InvalidStateError):  # whoever waited has been told otherwise
+                self.over.set_result(given)
+
+    def _look(self) -> None:
+        loop = self._loop
+        if loop is None or loop.is_running() or self.over.done():
+            return
+        fail(self.over, LoopEnded())
+        if self._task is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self._task.cancel)
 
 
 @final
@@ -25,6 +124,7 @@ class Chores:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: threading.Thread | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._errands: set[asyncio.Task[Any]] = set()
         self._wanted = False
         self._lock = threading.Lock()  # whoever chooses a loop, or ends them all
 
@@ -56,6 +156,7 @@ class Chores:
             if not self._wanted or not self.loop_is_gone:
                 return
             self._tasks.clear()  # those of a loop that was closed under them end no more
+            self._errands.clear()
             self._loop = (None if own else running_loop()) or self._make_loop()
             begin()
 
@@ -68,6 +169,11 @@ class Chores:
             loop.call_soon(ready.set)
             try:
                 loop.run_forever()
+                # What is cancelled goes on for some steps, and what that has begun for some more.
+                if left := asyncio.all_tasks(loop):
+                    for task in left:
+                        task.cancel()
+                    loop.run_until_complete(asyncio.wait(left, timeout=_GRACE))
             finally:
                 loop.close()
 
@@ -115,10 +221,21 @@ class Chores:
             else:
                 loop.call_soon_threadsafe(begin)
 
-    def wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """What `coroutine` gives, run on their loop, from a thread that waits for it."""
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def send(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> Errand[_T]:
+        """`make()` on their loop, from anywhere.
+
+        Where nobody runs that, on the running one, or on one that is made for this alone.
+        """
+        loop = self._loop
+        return Errand(
+            self, make, loop if loop is not None and loop.is_running() else running_loop()
+        )
+
+    def keep_errand(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """It runs here, on `loop`; where that is theirs, it ends with them."""
+        if self._loop is loop:
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
 
     def stop(self) -> None:
         """Cancels all of them, from any thread."""
@@ -128,10 +245,11 @@ class Chores:
             own, self._own = self._own, None
         if loop is None or loop.is_closed():
             self._tasks.clear()
+            self._errands.clear()
             return
 
         def end() -> None:
-            for task in tuple(self._tasks):
+            for task in (*self._tasks, *self._errands):
                 task.cancel()
             if own is not None:
                 loop.call_soon(loop.stop)
@@ -141,7 +259,7 @@ class Chores:
                 end()
             else:
                 loop.call_soon_threadsafe(end)
-        if own is not None:
+        if own is not None and own is not threading.current_thread():
             own.join(timeout=5.0)
 
     def forget(self) -> None:
@@ -149,8 +267,15 @@ class Chores:
         self._loop = None
         self._own = None
         self._tasks = set()
+        self._errands = set()
         self._wanted = False
         self._lock = threading.Lock()
+
+
+def fail(over: Future[Any], error: BaseException) -> None:
+    """Ends it so, unless it has ended."""
+    with contextlib.suppress(InvalidStateError):
+        over.set_exception(error)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

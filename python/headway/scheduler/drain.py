@@ -44,6 +44,12 @@ class Drain:
             if wake is not None:
                 wake()
 
+    def look_again(self) -> None:
+        """A thread's request is not on its way any more. From any thread."""
+        wake = self._wake
+        if wake is not None:
+            wake()
+
     async def wait(self, patience: float) -> None:
         """Until nothing is, for `patience` seconds; then what is left is told to end.
 
@@ -88,9 +94,10 @@ class Drain:
         self._end = time.monotonic() + patience
         yield from self._until(lambda: self._end, forget)
         self._end = 0.0  # nobody's hurry shortens the grace
+        # Even where nobody is waited for: a thread whose function still runs is to try no more.
+        self._tell_all()
         if not self.busy:
             return
-        self._tell_all()
         grace = time.monotonic() + _GRACE
         yield from self._until(lambda: grace, forget)
         if unfinished := self._scheduler._unfinished():
@@ -111,4 +118,6 @@ class Drain:
         for call in self._scheduler._live():
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody awaits it any more
                 call._stop()
+        for blocked in self._scheduler._blocking.copy():
+            blocked.stop()
         self._scheduler._stop_blocked()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from headway import _core
 from headway.errors import ConfigurationError, ProviderError
 from headway.scheduler.choice import Choice
-from headway.scheduler.chores import Chores, running_loop
+from headway.scheduler.chores import Chores, LoopEnded, running_loop
 from headway.scheduler.config import SchedulerMode
 from headway.scheduler.drain import Drain
 from headway.scheduler.turns import Turn
@@ -52,7 +52,7 @@ class Life:
                 return
             self.chores.on_own_loop()
             try:
-                self.chores.wait_for(self._begin())
+                self.chores.send(self._begin).wait()
             except BaseException:
                 self.chores.stop()
                 raise
@@ -86,12 +86,11 @@ class Life:
             try:
                 self._drain.block(drain_timeout)
             finally:
-                if not self.chores.loop_runs:
-                    asyncio.run(self._end())
-                else:
-                    # Where the provider and the backend live.
-                    self.chores.wait_for(self._end_here())
-                    self.chores.stop()
+                self._block_for_end()
+
+    def look_again(self) -> None:
+        """Something that a stop may wait for has ended. From any thread."""
+        self._drain.look_again()
 
     def adopt_chores(self) -> None:
         """Where their loop is gone, they go on here: on the running one, or on one of their own."""
@@ -152,8 +151,40 @@ class Life:
         _logger.info("metrics at http://%s:%d/metrics", config.prometheus_host, self._server.port)
 
     async def _end(self) -> None:
+        """Where the provider and the backend live. Whoever is cancelled in it sees it through.
+
+        Cancelled for a second time, he does not.
+        """
+        cancelled: asyncio.CancelledError | None = None
         try:
-            await self._end_here()
+            while True:
+                errand = self.chores.send(self._end_here)
+                while not errand.over.done():
+                    try:
+                        await errand.until_over()
+                    except asyncio.CancelledError as error:
+                        if cancelled is not None:
+                            raise
+                        cancelled = error
+                try:
+                    errand.over.result()
+                    break
+                except LoopEnded:  # elsewhere, then
+                    continue
+        finally:
+            self.chores.stop()
+        if cancelled is not None:
+            raise cancelled
+
+    def _block_for_end(self) -> None:
+        """As `_end`, for a thread."""
+        try:
+            while True:
+                try:
+                    self.chores.send(self._end_here).wait()
+                    break
+                except LoopEnded:
+                    continue
         finally:
             self.chores.stop()
 

@@ -65,13 +65,17 @@ class Questions:
             self._scheduler._events["circuit_breaker_rejections"] += 1
             raise TooManyFailedRequestsError("Circuit breaker active")
 
+    def reads(self, answer: Answer) -> bool:
+        """Whether the provider is asked what it makes of it."""
+        if self._scheduler.provider is None or self._scheduler.mode is SchedulerMode.BASIC:
+            return False
+        return answer.status is not None or bool(answer.headers)
+
     async def read(self, answer: Answer) -> RateLimitInfo | None:
         """What the provider makes of an answer; None where there is none, or it makes nothing."""
+        if not self.reads(answer):
+            return None
         provider = self._scheduler.provider
-        if provider is None or self._scheduler.mode is SchedulerMode.BASIC:
-            return None
-        if answer.status is None and not answer.headers:
-            return None
         origin = f"parse_rate_limit_response of provider {self.provider_name()!r}"
         body = answer.body if isinstance(answer.body, dict) else None
         try:

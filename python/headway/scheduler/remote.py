@@ -231,7 +231,9 @@ class Supply:
         with self._lock:
             self.is_open = False
             # Where their loop does not run, nobody goes on with them.
-            calls = [over for over, loop in self._calls.items() if loop.is_running()]
+            # Of a copy: they end without the lock, as they may wherever garbage is collected.
+            under_way = self._calls.copy()
+            calls = [over for over, loop in under_way.items() if loop.is_running()]
         if calls:
             await asyncio.wait([asyncio.wrap_future(over) for over in calls], timeout=_GRACE)
         tellings = []

@@ -128,7 +128,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
         self._events: Counter[str] = Counter()
+        # Threads' requests; and those of them that are not in their function, which is not stopped.
         self._blocking: set[BlockingCall] = set()
+        self._on_way: set[BlockingCall] = set()
         self._handled: set[asyncio.Task[Any]] = set()
         self._accounts = read_accounts(accounts)
         given = read_limits(limits if limits is not None else default_rate_limits)
@@ -269,7 +271,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         Then what waits fails and what runs is cancelled; each awaiter gets SchedulerStoppedError. A
         function that runs in a thread of its caller's own is not stopped, nor waited for, nor is a
         stream that its caller has in hand. May be called from any loop, and again: all wait for the
-        end, and the shortest `drain_timeout` holds. It can be started again afterwards.
+        end, and the shortest `drain_timeout` holds. Cancelled, it tells them at once, and still
+        ends the backend. It can be started again afterwards.
         """
         await self._life.stop(drain_timeout)
 
@@ -285,7 +288,10 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if self._remote is not None:
             self._remote.is_open = False  # its grants are the parent's
             self._remote = Supply(self, self.backend)
+        for blocked in self._blocking:
+            blocked.stopped = True  # where the fork was in its function, it tries no more
         self._blocking.clear()
+        self._on_way.clear()
         self._buckets.forget_all()
         self._words.after_fork()
         self._outlook = Outlook(self)
@@ -338,7 +344,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         """Waits for its turn, calls `request_func()` in this thread, and gives what that gave.
 
         The function's time is not bounded: `timeout` and `request_timeout` are for what can be
-        cancelled. Do not call it on an event loop's thread.
+        cancelled. RuntimeError on an event loop's thread, which it would block.
         """
         from headway.scheduler.blocking import submit_sync
 
@@ -470,8 +476,13 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         )
 
     def _judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
-        """See Verdicts.judge."""
-        return self._verdicts.judge(call, result, error)
+        """What an attempt has come to: None where that is final, else what says if it goes on."""
+        answer = self._verdicts.judge(call, result, error)
+        return None if answer is None else self._verdicts.again(call, answer, error)
+
+    def _unfinished(self) -> int:
+        """How many requests a stop waits for, of tasks and of threads."""
+        return super()._unfinished() + len(self._on_way)
 
     # -- what can be seen ------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from typing import Any, final
+from contextvars import ContextVar
+from typing import final
 
-from headway.scheduler.chores import running_loop
+_holding: ContextVar[tuple[Future[None], ...]] = ContextVar("_holding", default=())
+"""The turns that are held here. By context, since a holder has part of it done by other tasks."""
 
 
 @final
@@ -20,23 +22,23 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._over: Future[None] | None = None
-        self._holder: object = None
 
     def _claim(self) -> Future[None] | None:
         """None: it is the caller's. Else what is done when it may be asked for again."""
-        me = _who()
+        held = _holding.get()
         with self._lock:
             if self._over is None:
                 self._over = Future()
-                self._holder = me
+                # Those that are over: of contexts that were copied while somebody held them.
+                _holding.set((*(each for each in held if not each.done()), self._over))
                 return None
-            if self._holder == me:
+            if self._over in held:
                 raise RuntimeError("a scheduler cannot be started or stopped by its own start")
             return self._over
 
     def _leave(self) -> None:
         with self._lock:
-            over, self._over, self._holder = self._over, None, None
+            over, self._over = self._over, None
         assert over is not None
         over.set_result(None)
 
@@ -54,7 +56,3 @@ class Turn:
 
     def __exit__(self, *_: object) -> None:
         self._leave()
-
-
-def _who() -> Any:
-    return asyncio.current_task() if running_loop() is not None else threading.get_ident()

@@ -9,6 +9,7 @@ import random
 from typing import TYPE_CHECKING, Any, final
 
 from headway.errors import RequestTimeoutError
+from headway.providers import RateLimitInfo
 from headway.retry import RetryBudget, told_wait
 from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.buckets import Bucket
@@ -37,8 +38,8 @@ class Verdicts:
         self._budget = RetryBudget()
         self._logged: set[str] = set()
 
-    def judge(self, call: Any, result: Any, error: BaseException | None) -> Any:
-        """What an attempt has come to: None where that is final, else what says if it goes on."""
+    def judge(self, call: Any, result: Any, error: BaseException | None) -> Answer | None:
+        """What an attempt has come to: None where that is final, else what may be tried again."""
         bucket: Bucket = call.bucket
         if error is None:
             stream = wrap_stream(call, result)
@@ -79,7 +80,7 @@ class Verdicts:
                 self._scheduler.config.failure_window,
             )
         self._scheduler._events["failed_attempts"] += 1
-        return self._again(call, answer, error)
+        return answer
 
     def _went_well(self, call: Any) -> None:
         bucket: Bucket = call.bucket
@@ -98,9 +99,21 @@ class Verdicts:
             with contextlib.suppress(Exception):  # somebody's own exception
                 add_note(why)
 
-    async def _again(self, call: Any, answer: Answer, error: BaseException | None) -> bool:
+    async def again(self, call: Any, answer: Answer, error: BaseException | None) -> bool:
         """Whether the request is tried again, when the time has come."""
         info = await self._scheduler._questions.read(answer)
+        pause = self.pause_before(call, answer, error, info)
+        if pause:
+            await asyncio.sleep(pause)
+        return pause is not None
+
+    def pause_before(
+        self, call: Any, answer: Answer, error: BaseException | None, info: RateLimitInfo | None
+    ) -> float | None:
+        """Seconds until the request is tried again; None where it is not.
+
+        info: what the provider makes of the answer.
+        """
         bucket: Bucket = call.bucket
         refused = answer.status == REFUSED
         if info is not None and (info.is_rate_limited or info.retry_after):
@@ -109,18 +122,18 @@ class Verdicts:
                 bucket.cool(float(wait))
                 refused = True
         if call.attempt > self._scheduler.config.max_retries or bucket.breaker.is_open:
-            return False
+            return None
         self._budget.at_least(sum(each.submitted for each in self._scheduler._buckets))
         if not self._budget.take():
             self._scheduler._events["retry_budget_used_up"] += 1
             self._say(_USED_UP, error)
-            return False
+            return None
         self._scheduler._events["retries"] += 1
-        if not refused:
-            told = told_wait(answer.headers)
-            pause = self.pause(call.attempt)
-            await asyncio.sleep(pause if told is None else max(told, pause))
-        return True
+        if refused:
+            return 0.0  # it waits with its bucket
+        told = told_wait(answer.headers)
+        pause = self.pause(call.attempt)
+        return pause if told is None else max(told, pause)
 
     def pause(self, attempt: int) -> float:
         """Full jitter: anything up to a bound that grows with each attempt."""
