@@ -403,12 +403,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         return metadata, bucket
 
     def _admit(
-        self, bucket: _core.BucketCore, metadata: Any, submitted: int, retry: bool, /
+        self, bucket: _core.BucketCore, metadata: Any, submitted: int, retry: bool, call: Any, /
     ) -> tuple[Reservation, tuple[int, ...]]:
         """For a thread; see SchedulerCore."""
         if not retry and isinstance(bucket, Bucket):
             self._check_granted(bucket, metadata)
-        return super()._admit(bucket, metadata, submitted, retry)
+        return super()._admit(bucket, metadata, submitted, retry, call)
 
     def _check_granted(self, bucket: Bucket, metadata: Any) -> None:
         """CapacityExceededError for what a user's own backend can never grant, by its limits.
