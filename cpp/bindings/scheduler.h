@@ -95,6 +95,7 @@ struct SchedulerParts {
   bool priorities = true;
   bool accounts = false;
   bool prepares = false;  // every request goes through `_prepare`
+  bool tells = false;     // `_waits` is called for whoever is going to wait
   bool running = false;
   bool chosen_outside = false;  // which bucket goes next at the gate
   std::shared_ptr<Askers> askers = std::make_shared<Askers>();  // of its remote buckets
@@ -150,6 +151,10 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
 // Amounts by resource as a tuple, new; and read back. False with a Python error set.
 PyObject* TupleOf(absl::Span<const std::int64_t> amounts);
 bool ReadTuple(const State& state, PyObject* tuple, Amounts& out);
+
+// A request is going to wait, on this loop or blocking this thread: `_waits` sees to it that who
+// decides about it is there. False with a Python error set.
+bool TellOfWait(PyObject* scheduler, bool blocks);
 
 // No call is on its way any more, or no blocking wait is left.
 void TellIdle(SchedulerObject* scheduler);

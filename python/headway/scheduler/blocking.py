@@ -198,9 +198,9 @@ async def _awaited(verdict: Any) -> bool:
 
 
 def _wait_for(scheduler: Scheduler, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What it gives: on the loop where the provider lives, or where that is gone on one of ours."""
+    """What it gives: on the loop where the provider lives, or where none runs on one of ours."""
     chores = scheduler._chores
-    if scheduler.provider is not None and chores.loop_is_gone:
+    if scheduler.provider is not None and not chores.loop_runs:
         scheduler._life.adopt_chores()  # not on the one below, which is gone at once
     if not chores.loop_runs or chores.is_this_loop():
         return asyncio.run(coroutine)
