@@ -210,7 +210,10 @@ def test_it_goes_on_deciding_on_the_next_loop() -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_where_its_loop_stands_still_or_was_closed_another_one_asks_it(closed: bool) -> None:
+def test_where_its_loop_stands_still_or_was_closed_another_one_asks_it(
+    closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.scheduler.choice.PATIENCE", 20.0)  # it is not the core that helps
     strategy = Last()
     scheduler = real(strategy)
     loop = asyncio.new_event_loop()
