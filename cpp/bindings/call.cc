@@ -21,7 +21,7 @@ PyTypeObject* call_type = nullptr;
 //                             └─────── kJudging ◀──────┘
 //
 // What decides (which bucket, whether to try again, what an answer says) is the scheduler's Python
-// side: `_prepare`, `_guard`, `_judge`.
+// side: `_prepare`, `_guard`, `_waits`, `_judge`.
 struct CallObject {
   PyObject_HEAD SchedulerObject* scheduler;
   PyObject* metadata;
@@ -484,6 +484,8 @@ int Admit(CallObject* self, PyObject** result) {
   if (self->attempt == 0 && QueueIsFull(parts, bucket, now)) {
     if (const int done = Overflowed(self, now); done != kGoOn) return done;
   }
+  if (parts.tells && !TellOfWait(reinterpret_cast<PyObject*>(self->scheduler), /*blocks=*/false))
+    return Fail(self);
   if (!KnowLoop(self)) return Fail(self);
   // From here on a stop reaches it through its loop.
   if (self->stopped) return Stopped(self, kStoppedWaiting);

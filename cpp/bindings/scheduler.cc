@@ -291,7 +291,7 @@ PyObject* Submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyOb
 PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"request_timeout", "max_queue_size", "overflow_policy",
                                 "priorities",      "accounts",       "prepares",
-                                "ageing",          nullptr};
+                                "ageing",          "tells",          nullptr};
   double timeout = 0;
   long long most = 0;
   const char* policy = nullptr;
@@ -299,8 +299,10 @@ PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
   int accounts = 0;
   int prepares = 0;
   double ageing = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "dLspppd", const_cast<char**>(names), &timeout,
-                                  &most, &policy, &priorities, &accounts, &prepares, &ageing) == 0)
+  int tells = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "dLspppdp", const_cast<char**>(names), &timeout,
+                                  &most, &policy, &priorities, &accounts, &prepares, &ageing,
+                                  &tells) == 0)
     return nullptr;
   SchedulerParts& parts = PartsOf(object);
   parts.request_timeout = timeout < 1e9 ? static_cast<Nanos>(std::llround(timeout * 1e9)) : kNever;
@@ -311,6 +313,7 @@ PyObject* Configure(PyObject* object, PyObject* args, PyObject* kwargs) {
   parts.priorities = priorities != 0;
   parts.accounts = accounts != 0;
   parts.prepares = prepares != 0;
+  parts.tells = tells != 0;
   parts.ageing = static_cast<Nanos>(std::llround(std::min(ageing, 1e9) * 1e9));
   Py_RETURN_NONE;
 }
@@ -405,6 +408,10 @@ PyObject* Admit(PyObject* object, PyObject* args) {
       return fail(RequestOutcome::kOverflowed,
                   PyObject_CallMethod(object, "_overflow", "O", bucket));
     state.scheduler().DropOldest(*state.bucket, path->gate(), now);
+  }
+  if (parts.tells) {
+    if (!TellOfWait(object, /*blocks=*/true)) return fail(RequestOutcome::kFailed, nullptr);
+    if (!parts.Runs()) return fail(RequestOutcome::kStopped, RaiseStopped());  // stopped in it
   }
   Mailbox* mailbox = MailboxOfThread();
   if (mailbox == nullptr || !StartDispatcher(state)) return nullptr;
@@ -512,13 +519,17 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
 
 PyObject* Live(PyObject* object, PyObject* /*unused*/) { return LiveCalls(PartsOf(object)); }
 
-// _choose_by(mailbox): makes its descriptor readable when buckets contend at the gate; None ends
-// it.
-PyObject* ChooseBy(PyObject* object, PyObject* mailbox) {
+// _choose_by(mailbox, patience): makes its descriptor readable when buckets contend at the gate;
+// None ends it. The core decides where nothing was chosen for so many seconds.
+PyObject* ChooseBy(PyObject* object, PyObject* args) {
+  PyObject* mailbox = nullptr;
+  double seconds = 0;
+  if (PyArg_ParseTuple(args, "Od", &mailbox, &seconds) == 0) return nullptr;
   const State* gate = GateOf(object);
   if (gate == nullptr) return nullptr;
   if (mailbox == Py_None) {
     gate->scheduler().SetChooser(*gate->bucket, nullptr);
+    gate->Serve();
     PartsOf(object).chosen_outside = false;
     Py_RETURN_NONE;
   }
@@ -526,7 +537,12 @@ PyObject* ChooseBy(PyObject* object, PyObject* mailbox) {
   if (told == nullptr) return nullptr;
   told->Ref();
   const std::shared_ptr<Mailbox> held(told, [](Mailbox* m) { m->Unref(); });
-  gate->scheduler().SetChooser(*gate->bucket, [held] { held->wake().Signal(); });
+  // A clock that is moved by hand says nothing of how long somebody takes.
+  const bool waits = gate->time != nullptr || !(seconds < 1e9);
+  gate->scheduler().SetChooser(
+      *gate->bucket, [held] { held->wake().Signal(); },
+      waits ? kNever : static_cast<Nanos>(std::llround(seconds * 1e9)));
+  gate->Serve();
   PartsOf(object).chosen_outside = true;
   Py_RETURN_NONE;
 }
@@ -697,7 +713,7 @@ PyMethodDef methods[] = {
     {"_when_idle", &WhenIdle, METH_O, nullptr},
     {"_unfinished", &Unfinished, METH_NOARGS, nullptr},
     {"_reset", &Reset, METH_O, nullptr},
-    {"_choose_by", &ChooseBy, METH_O, nullptr},
+    {"_choose_by", &ChooseBy, METH_VARARGS, nullptr},
     {"_contenders", &Contenders, METH_NOARGS, nullptr},
     {"_choose", &Choose, METH_O, nullptr},
     {"_supply", &SupplyMethod, METH_O, nullptr},
@@ -740,6 +756,12 @@ PyType_Spec spec = {"headway._core.SchedulerCore", sizeof(SchedulerObject), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
 
 }  // namespace
+
+bool TellOfWait(PyObject* scheduler, bool blocks) {
+  PyObject* told = PyObject_CallMethod(scheduler, "_waits", "O", blocks ? Py_True : Py_False);
+  Py_XDECREF(told);
+  return told != nullptr;
+}
 
 void TellIdle(SchedulerObject* scheduler) {
   if (scheduler->when_idle == nullptr) return;

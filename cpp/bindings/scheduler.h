@@ -95,6 +95,7 @@ struct SchedulerParts {
   bool priorities = true;
   bool accounts = false;
   bool prepares = false;  // every request goes through `_prepare`
+  bool tells = false;     // `_waits` is called for whoever is going to wait
   bool running = false;
   bool chosen_outside = false;  // which bucket goes next at the gate
   std::shared_ptr<Askers> askers = std::make_shared<Askers>();  // of its remote buckets
@@ -153,6 +154,10 @@ bool ReadTuple(const State& state, PyObject* tuple, Amounts& out);
 
 // Whether no more may wait there. What was admitted and has not gone on yet does not wait.
 bool QueueIsFull(const SchedulerParts& parts, const BucketObject* bucket, Nanos now);
+
+// A request is going to wait, on this loop or blocking this thread: `_waits` sees to it that who
+// decides about it is there. False with a Python error set.
+bool TellOfWait(PyObject* scheduler, bool blocks);
 
 // No call is on its way any more.
 void TellIdle(SchedulerObject* scheduler);

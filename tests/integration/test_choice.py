@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from headway import (
     ManualClock,
     RateLimiterConfig,
     RequestMetadata,
+    _core,
     create_scheduler,
 )
 from headway.scheduler import Scheduler
@@ -145,31 +150,186 @@ def test_what_is_none_is_told_so() -> None:
     assert isinstance(create_strategy("FAIR_QUEUE"), BaseSchedulingStrategy)
 
 
-def test_when_its_loop_has_gone_the_core_decides() -> None:
-    scheduler = make(Last())
+def real(strategy: Any) -> Scheduler:
+    """On the clock by which patience is measured."""
+    config = RateLimiterConfig(max_concurrent_executions=1, rate_limit_buffer_ratio=1.0)
+    return create_scheduler(object(), config=config, scheduling_strategy=strategy)
 
-    async def start() -> None:
+
+async def submit_all(scheduler: Scheduler, models: str) -> None:
+    async def call() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    results = await asyncio.wait_for(
+        asyncio.gather(
+            *(
+                scheduler.submit_request(RequestMetadata("r", model, "text"), call)
+                for model in models
+            )
+        ),
+        20,
+    )
+    assert results == [1] * len(models)
+
+
+def in_threads(scheduler: Scheduler, models: str) -> tuple[list[threading.Thread], list[str]]:
+    """Threads that submit one each, begun; and the models in the order in which they ran."""
+    order: list[str] = []
+
+    def work(model: str) -> None:
+        scheduler.submit_sync(RequestMetadata("r", model, "text"), lambda: order.append(model))
+
+    threads = [threading.Thread(target=work, args=(m,), daemon=True) for m in models]
+    for thread in threads:
+        thread.start()
+    return threads, order
+
+
+def test_it_goes_on_deciding_on_the_next_loop() -> None:
+    strategy = Last()
+    scheduler = make(strategy)
+
+    async def first() -> None:
         await scheduler.start()
+        await submit_all(scheduler, "abcabc")
 
-    async def go_on() -> None:
-        async def call() -> int:
-            await asyncio.sleep(0)
-            return 1
+    async def again() -> None:
+        await submit_all(scheduler, "abcabc")
 
-        results = await asyncio.wait_for(
-            asyncio.gather(
-                *(
-                    scheduler.submit_request(RequestMetadata("r", model, "text"), call)
-                    for model in "abcabc"
-                )
-            ),
-            20,
-        )
-        assert results == [1] * 6
+    async def last() -> None:
         await scheduler.stop()
 
-    asyncio.run(start())
-    asyncio.run(go_on())
+    asyncio.run(first())
+    for _ in range(2):
+        before = len(strategy.seen)
+        assert before
+        asyncio.run(again())
+        assert len(strategy.seen) > before
+    asyncio.run(last())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_where_its_loop_stands_still_or_was_closed_another_one_asks_it(
+    closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.scheduler.choice.PATIENCE", 20.0)  # it is not the core that helps
+    strategy = Last()
+    scheduler = real(strategy)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(scheduler.start())
+    loop.run_until_complete(submit_all(scheduler, "abcabc"))
+    before = len(strategy.seen)
+    if closed:
+        loop.close()
+    # From a thread that holds the only place until all of them wait.
+    asked = threading.Event()
+    held = threading.Thread(
+        target=scheduler.submit_sync,
+        args=(RequestMetadata("r", "first", "text"), lambda: asked.wait(20)),
+        daemon=True,
+    )
+    held.start()
+    threads, order = in_threads(scheduler, "abcabc")
+    while sum(b["queue_depth"] for b in scheduler.get_metrics()["buckets"].values()) < 6:
+        time.sleep(0)
+    asked.set()
+    for thread in (held, *threads):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert order == list("ccbbaa")
+    between = len(strategy.seen)
+    assert between > before
+    if not closed:
+        # It runs again: what it had begun is over, and nothing is asked by two.
+        loop.run_until_complete(submit_all(scheduler, "abcabc"))
+        assert len(strategy.seen) > between
+        assert not [
+            task
+            for task in asyncio.all_tasks(loop)
+            if getattr(task.get_coro(), "__qualname__", "") == "Choice.run"
+        ]
+        loop.run_until_complete(scheduler.stop())
+        loop.close()
+    else:
+        scheduler.stop_sync()
+
+
+def test_while_its_loop_is_blocked_the_core_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.scheduler.choice.PATIENCE", 0.05)
+    strategy = Last()
+
+    async def run() -> None:
+        async with real(strategy) as scheduler:
+            threads, order = in_threads(scheduler, "abcabcabc")
+            for thread in threads:  # on the loop
+                thread.join(20)
+            assert sorted(order) == sorted("abcabcabc")
+            before = len(strategy.seen)
+            await submit_all(scheduler, "abcabc")
+            assert len(strategy.seen) > before, "it decides again"
+
+    asyncio.run(run())
+
+
+class Odd:
+    """Cannot be compared, nor be a key."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
+@pytest.mark.parametrize("how", ["odd", "spoils", "equal", "key"])
+def test_one_odd_answer_is_counted_and_the_next_is_asked_for(how: str) -> None:
+    class Sometimes(Last):
+        async def select(self, eligible: list[QueueInfo]) -> QueueInfo | None:
+            chosen = await super().select(eligible)
+            assert chosen is not None
+            if len(self.seen) != 2:
+                return chosen
+            if how == "odd":
+                return Odd()  # type: ignore[return-value]
+            if how == "equal":
+                return copy.copy(chosen)
+            if how == "key":
+                chosen.queue_key = Odd()  # type: ignore[assignment]
+                eligible.clear()
+            if how == "spoils":
+                chosen.total_dequeued = None  # type: ignore[assignment]
+            return chosen
+
+    strategy = Sometimes()
+    scheduler = make(strategy)
+    order = asyncio.run(served(scheduler, [(model, 0) for model in "abcabcabc"]))
+    assert Counter(order) == {"a": 3, "b": 3, "c": 3}
+    assert len(strategy.seen) >= 6
+    errors = scheduler.get_metrics()["user_code_errors"].get("strategy", 0)
+    assert errors == (how != "key")
+
+
+def test_without_a_descriptor_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.scheduler.choice.PATIENCE", 0.01)
+    strategy = Last()
+    left = 2
+
+    def refuse() -> _core.Mailbox:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError(24, "Too many open files")
+        return _core.Mailbox()
+
+    monkeypatch.setattr("headway.scheduler.choice._core", SimpleNamespace(Mailbox=refuse))
+
+    async def run() -> None:
+        async with make(strategy) as scheduler:
+            while not strategy.seen:
+                await submit_all(scheduler, "abcabc")
+            assert scheduler.get_metrics()["user_code_errors"]["strategy"] == 2
+
+    asyncio.run(run())
 
 
 class Slow(BaseSchedulingStrategy):

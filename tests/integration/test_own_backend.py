@@ -379,6 +379,43 @@ def test_a_loop_that_was_closed_under_it_takes_nobody_along() -> None:
     assert len(backend.told) == len(backend.asked)
 
 
+@pytest.mark.parametrize("thread", [True, False])
+def test_where_its_loop_stands_still_it_goes_on_elsewhere_and_nothing_is_told_twice(
+    thread: bool,
+) -> None:
+    backend = Own()
+    scheduler = make(backend)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(scheduler.start())
+    # Left in the middle of a question.
+    first = loop.create_task(scheduler.submit_request(asks(), call))
+    loop.run_until_complete(backend.entered.wait())
+
+    async def elsewhere() -> None:
+        for _ in range(3):
+            assert await asyncio.wait_for(scheduler.submit_request(asks(), call), 10) == 42
+        assert scheduler._chores.is_this_loop()
+
+    if thread:
+        results: list[int] = []
+        other = threading.Thread(
+            target=lambda: results.append(scheduler.submit_sync(asks(), lambda: 42)), daemon=True
+        )
+        other.start()
+        other.join(20)
+        assert results == [42]
+    else:
+        asyncio.run(elsewhere())
+    for _ in range(2):
+        assert loop.run_until_complete(scheduler.submit_request(asks(), call)) == 42
+    assert loop.run_until_complete(first) == 42
+    loop.run_until_complete(scheduler.stop())
+    left = [task.get_coro() for task in asyncio.all_tasks(loop)]
+    assert not [each for each in left if "Supply.run" in getattr(each, "__qualname__", "")]
+    loop.close()
+    assert len(backend.told) == len(backend.asked)
+
+
 def test_what_is_about_to_be_told_as_the_loop_ends_is_told_at_the_stop() -> None:
     backend = Own()
     scheduler = make(backend)

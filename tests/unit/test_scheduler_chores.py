@@ -165,6 +165,73 @@ def test_who_finds_their_loop_gone_begins_them_here_unless_they_were_stopped() -
     asyncio.run(run())
 
 
+def test_where_their_loop_stands_still_they_move_and_are_over_there_when_it_runs_again() -> None:
+    chores = Chores()
+    ended: list[str] = []
+
+    async def chore(name: str, lasts: bool) -> None:
+        try:
+            if lasts:
+                await asyncio.Event().wait()
+            else:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            ended.append(name)
+        except asyncio.CancelledError:
+            ended.append(f"{name} cancelled")
+
+    async def begin() -> None:
+        chores.on_this_loop()
+        chores.start(lambda: chore("lasting", True))
+        chores.start(lambda: chore("ending", False), ends=True)
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    begun: list[int] = []
+    chores.adopt(lambda: begun.append(1))
+    chores.adopt(lambda: begun.append(2))
+    assert begun == [1]
+    assert chores.loop_runs
+    assert not ended
+    assert not chores.count
+
+    async def again() -> None:
+        assert not chores.is_this_loop()
+        assert not chores.has_this_task()
+        while len(ended) < 2:  # noqa: ASYNC110 - one of them ends by being cancelled
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(asyncio.wait_for(again(), 10))
+    assert sorted(ended) == ["ending", "lasting cancelled"]
+    chores.stop()
+    loop.close()
+
+
+def test_where_no_thread_can_be_made_for_them_a_later_one_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chores = Chores()
+
+    async def choose() -> None:
+        chores.on_this_loop()
+
+    asyncio.run(choose())
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            chores.adopt(lambda: None)
+    begun: list[int] = []
+    chores.adopt(lambda: begun.append(1))
+    assert begun == [1]
+    assert chores.loop_runs
+    chores.stop()
+
+
 def test_what_is_on_its_way_to_a_loop_that_they_leave_goes_with_them() -> None:
     async def run() -> None:
         chores = Chores()

@@ -711,6 +711,128 @@ TEST(Gate, SomebodyElseMayDecideWhoGoesNext) {
   EXPECT_EQ(x.Serve(kStart + 61 * kSecond).size(), 1U);
 }
 
+TEST(Gate, WhoeverDecidesHasSoLongAndThenTheSchedulerDoesUntilHeLooksAgain) {
+  Exchange x(1);
+  std::vector<Bucket*> buckets;
+  for (int i = 0; i < 3; ++i) buckets.push_back(x.MakeBucket({"1_000 concurrency"}));
+  int asked = 0;
+  x.scheduler.SetChooser(
+      *x.gate, [&asked] { ++asked; }, kSecond);
+  Waiter* running = x.Submit(kStart, buckets[0], nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart).size(), 1U);
+  std::vector<Waiter*> waiting;
+  for (std::size_t i = 0; i < 9; ++i)
+    waiting.push_back(x.Submit(kStart + static_cast<Nanos>(i), buckets[(i + 1) % 3], nullptr, 0));
+  EXPECT_TRUE(x.Serve(kStart + 9).empty());
+  EXPECT_EQ(x.next, kNever) << "without room there is nothing to decide";
+
+  Nanos now = kStart + kSecond;
+  x.End(running, now);
+  EXPECT_TRUE(x.Serve(now).empty());
+  EXPECT_EQ(x.next, now + kSecond);
+  EXPECT_EQ(x.scheduler.Contenders(*x.gate, now).size(), 3U) << "looked at, and nothing chosen";
+  // Whoever comes meanwhile prolongs nothing.
+  waiting.push_back(x.Submit(now + kSecond / 2, x.MakeBucket({"9 concurrency"}), nullptr, 0));
+  EXPECT_TRUE(x.Serve(now + kSecond / 2).empty());
+  EXPECT_EQ(x.next, now + kSecond);
+  now += kSecond;
+  EXPECT_EQ(x.Serve(now), std::vector<Waiter*>{waiting[0]});
+  EXPECT_FALSE(x.scheduler.Choose(*x.gate, *waiting[2]->bucket(), now)) << "decided already";
+
+  // From now on he is asked, and nobody waits for him.
+  for (std::size_t i = 1; i < 4; ++i) {
+    const int before = asked;
+    x.End(waiting[i - 1], now);
+    EXPECT_EQ(x.Serve(now), std::vector<Waiter*>{waiting[i]});
+    EXPECT_GT(asked, before);
+  }
+  // Until he looks.
+  EXPECT_TRUE(x.scheduler.Contenders(*x.gate, now).empty());
+  x.End(waiting[3], now);
+  EXPECT_TRUE(x.Serve(now).empty());
+  EXPECT_EQ(x.next, now + kSecond);
+  ASSERT_TRUE(x.scheduler.Choose(*x.gate, *waiting[5]->bucket(), now + kSecond / 2));
+  EXPECT_EQ(x.Serve(now + kSecond / 2), std::vector<Waiter*>{waiting[5]});
+  EXPECT_EQ(x.next, kNever);
+  // The next place is a decision of its own.
+  now += kSecond;
+  x.End(waiting[5], now);
+  EXPECT_TRUE(x.Serve(now).empty());
+  EXPECT_EQ(x.next, now + kSecond);
+  // Somebody else in his place has all of his own time, and is asked at once.
+  int other = 0;
+  x.scheduler.SetChooser(
+      *x.gate, [&other] { ++other; }, 2 * kSecond);
+  EXPECT_TRUE(x.Serve(now + kSecond / 2).empty());
+  EXPECT_GE(other, 1);
+  EXPECT_EQ(x.next, now + kSecond / 2 + 2 * kSecond);
+}
+
+TEST(Gate, WhateverBecomesOfWhoDecidesNobodyWaitsLongerThanHisPatience) {
+  for (std::uint64_t run = 0; run < 100; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    Exchange x(random.From(1, 2));
+    std::vector<Bucket*> buckets;
+    for (int i = 0; i < 4; ++i)
+      buckets.push_back(
+          x.MakeBucket({random.OneIn(3) ? "3 requests/s bucket burst 1" : "1_000 concurrency"}));
+    bool asked = false;
+    const auto ask = [&asked] { asked = true; };
+    x.scheduler.SetChooser(*x.gate, ask, kSecond);
+    std::size_t submitted = 0;
+    std::size_t admitted = 0;
+    std::vector<Waiter*> all;
+    Nanos free_since = kNever;  // there has been a choice since then
+    Nanos now = kStart;
+    for (int step = 0; step < 300 || admitted < submitted; ++step) {
+      ASSERT_LT(step, 5'000) << "nobody goes any more";
+      now += random.From(0, kSecond / 4);
+      if (step < 300 && random.OneIn(2)) {
+        all.push_back(x.Submit(now, buckets[static_cast<std::size_t>(random.From(0, 3))], nullptr,
+                               0, static_cast<std::int32_t>(random.From(0, 2))));
+        ++submitted;
+      }
+      if (random.OneIn(20)) x.scheduler.SetChooser(*x.gate, nullptr);
+      if (random.OneIn(20)) {
+        x.scheduler.SetChooser(*x.gate, ask, kSecond);
+        free_since = kNever;  // a new one has all of his time
+      }
+      if (!x.running.empty() && random.OneIn(2)) x.End(x.running.begin()->first, now);
+      std::size_t some = x.Serve(now).size();
+      admitted += some;
+      if (asked && random.OneIn(3)) {
+        asked = false;
+        const auto contenders = x.scheduler.Contenders(*x.gate, now);
+        if (!contenders.empty() && !random.OneIn(3)) {
+          const auto& chosen = contenders[static_cast<std::size_t>(
+              random.From(0, static_cast<std::int64_t>(contenders.size()) - 1))];
+          x.scheduler.Choose(*x.gate, *chosen.bucket, now);
+        }
+        const std::size_t more = x.Serve(now).size();
+        admitted += more;
+        some += more;
+      }
+      // Somebody who could go but for the gate, at which there is room.
+      bool fits = false;
+      for (Waiter* w : all) {
+        fits = fits || (w->outcome() == Outcome::kWaiting &&
+                        w->path()->Look(now, Amounts{1, 0, 1}).denial.ready_at <= now &&
+                        x.gate->meter(0).ReadyAt(now, 1) <= now);
+      }
+      if (!fits || some > 0) free_since = kNever;
+      if (fits && free_since == kNever) free_since = now;
+      if (fits) {
+        ASSERT_GT(free_since + kSecond, now) << "idle, though somebody waits";
+        ASSERT_LE(x.next, free_since + kSecond) << "the driver sleeps too long";
+      }
+    }
+    while (!x.running.empty()) x.End(x.running.begin()->first, now);
+    x.Serve(now);
+    EXPECT_FALSE(x.gate->has_waiters());
+  }
+}
+
 TEST(Gate, ABucketThatIsHeldUpByItsLimitsLeavesTheGateToOthers) {
   Exchange x(1);
   Bucket* slow = x.MakeBucket({"1 requests/s bucket burst 1"});

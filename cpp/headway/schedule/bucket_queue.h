@@ -242,7 +242,8 @@ class GateQueue final : public Place {
     for (const auto& [key, queue] : parked_) each(*queue);
   }
 
-  bool full = false;  // the last look found it so, with its waiters flag set
+  bool full = false;         // the last look found it so, with its waiters flag set
+  Nanos choose_by = kNever;  // whoever decides here has been asked, and may take until then
 
  private:
   absl::btree_set<std::pair<Turn, BucketQueue*>> parked_;

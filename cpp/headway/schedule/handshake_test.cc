@@ -272,6 +272,109 @@ TEST(Handshake, TwoWhoGiveBackAtOnceLoseNoSignal) {
     });
 }
 
+// A gate with one place, which is taken, and two buckets with somebody who waits for it.
+struct GateNight {
+  GateNight() {
+    const Limit one = Make(Shape::kConcurrency, 1);
+    gate = Bucket::Make({&one, 1}, std::vector<std::uint8_t>{0}, 0, &scheduler);
+    scheduler.SetChooser(
+        *gate, [this] { asked = true; }, kSecond);
+    for (int i = 0; i < 2; ++i) {
+      buckets.push_back(Bucket::Make({}, std::vector<std::uint8_t>{}, 0, &scheduler));
+      paths.push_back(new Path(buckets.back(), gate, nullptr));
+    }
+    if (paths[0]->TryReserve(kNow, Amounts{1}, false, held)) std::abort();
+    for (const Path* path : paths)
+      waiters.push_back(scheduler.Submit(path, Amounts{1}, 0, kNow, kNever, mailbox, nullptr));
+  }
+  ~GateNight() {
+    for (Waiter* w : waiters) w->Unref();
+    scheduler.Forget();
+    for (Waiter* w = mailbox->Drain(); w != nullptr;) {
+      Waiter* next = w->next_in_mailbox;
+      w->Unref();
+      w = next;
+    }
+    mailbox->Unref();
+    for (const Path* path : paths) path->Unref();
+    for (Bucket* bucket : buckets) bucket->Unref();
+    gate->Unref();
+  }
+  GateNight(const GateNight&) = delete;
+  GateNight& operator=(const GateNight&) = delete;
+
+  void DriveUntilAsleep(Nanos now = kNow) {
+    for (;;) {
+      asleep = false;
+      next = scheduler.Advance(now);
+      HEADWAY_PAUSE();
+      asleep = true;
+      HEADWAY_PAUSE();
+      if (!scheduler.HasWork()) return;
+    }
+  }
+  // Whoever decides looks, when he was asked, and chooses the last.
+  void Decide() {
+    if (!asked) return;
+    asked = false;
+    const auto contenders = scheduler.Contenders(*gate, kNow);
+    HEADWAY_PAUSE();
+    if (!contenders.empty()) scheduler.Choose(*gate, *contenders.back().bucket, kNow);
+  }
+  int Admitted() const {
+    int count = 0;
+    for (Waiter* w : waiters) count += w->outcome() == Outcome::kAdmitted ? 1 : 0;
+    return count;
+  }
+
+  bool asleep = false;
+  bool woken = false;
+  bool asked = false;
+  Nanos next = kNever;
+  Scheduler scheduler{[this] {
+    if (asleep) woken = true;
+  }};
+  Bucket* gate;
+  std::vector<Bucket*> buckets;
+  std::vector<const Path*> paths;
+  std::vector<Waiter*> waiters;
+  Mailbox* mailbox = new Mailbox;
+  Reservation held;
+};
+
+TEST(Handshake, WhoDecidesAtTheGateIsAskedAndWhereHeDoesNotTheDriverWakesInTime) {
+  for (const bool decides : {true, false})
+    Explore(decides ? "a place at the gate, chosen" : "a place at the gate, not chosen", 3, [&] {
+      auto n = std::make_shared<GateNight>();
+      Interleaving all;
+      // What takes the scheduler's lock cannot be held up between its steps: it comes in the
+      // driver's thread, after whatever the other one has done by then.
+      all.threads.emplace_back([n, decides] {
+        n->DriveUntilAsleep();
+        if (decides) {
+          n->Decide();
+        } else {
+          // Somebody takes his place, who has to be asked anew.
+          n->asked = false;
+          n->scheduler.SetChooser(
+              *n->gate, [n = n.get()] { n->asked = true; }, kSecond);
+        }
+        n->woken = true;
+      });
+      all.threads.emplace_back([n] { n->held.Cancel(kNow); });
+      all.check = [n]() -> std::string {
+        if (n->woken) n->DriveUntilAsleep();
+        if (n->Admitted() == 1) return "";
+        if (n->Admitted() > 1) return "more than there is room for";
+        if (!n->asked) return "nobody was asked";
+        if (n->next != kNow + kSecond) return "the driver sleeps for another time";
+        n->DriveUntilAsleep(n->next);
+        return n->Admitted() == 1 ? "" : "nobody went after his patience";
+      };
+      return all;
+    });
+}
+
 TEST(Handshake, AMailboxIsReadableWheneverSomethingIsInIt) {
   // Posting and draining at once: what is in it at the end is announced by the descriptor.
   Explore("post and drain", -1, [] {

@@ -393,16 +393,31 @@ void Scheduler::AskForCredit(Bucket& bucket) {
     supplier->second();
 }
 
+// Whether somebody else decides who goes next at this gate, if anybody can; he has been asked.
+bool Scheduler::LeavesToChooser(GateQueue& gate, Nanos now) {
+  const auto found = choosers_.find(gate.bucket);
+  // Looked at with the flag set, as long as somebody waits there.
+  const bool room = gate.size() > 1 && gate.bucket->meter(0).ReadyAt(now, 1) <= now;
+  if (found == choosers_.end() || !room) {
+    gate.choose_by = kNever;
+    SetTimer(gate, kNever);
+    return found != choosers_.end() && gate.size() > 1;
+  }
+  Chooser& chooser = found->second;
+  chooser.ask();
+  // Of the first time that he was asked for this place: whoever comes meanwhile prolongs nothing.
+  if (gate.choose_by == kNever && chooser.patience < kNever - now)
+    gate.choose_by = now + chooser.patience;
+  chooser.absent |= gate.choose_by <= now;
+  if (chooser.absent) gate.choose_by = kNever;
+  SetTimer(gate, gate.choose_by);
+  return !chooser.absent;
+}
+
 // The buckets at a gate take turns, one head each, until it is full.
 void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
   gate.full = false;
-  if (gate.size() > 1) {
-    if (const auto chooser = choosers_.find(gate.bucket); chooser != choosers_.end()) {
-      // Looked at with the flag set, as long as somebody waits there.
-      if (gate.bucket->meter(0).ReadyAt(now, 1) <= now) chooser->second();
-      return;
-    }
-  }
+  if (LeavesToChooser(gate, now)) return;
   while (!gate.empty() && !gate.full) {
     BucketQueue& queue = *gate.Next();
     queue.turn = true;
@@ -432,15 +447,18 @@ Scheduler::Demanded Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t mos
   return {queue->Demand(now, ageing_, most, amounts), queue->gate != nullptr};
 }
 
-void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask) {
+void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask, Nanos patience) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (ask != nullptr) {
-    choosers_[&gate] = std::move(ask);
+    choosers_[&gate] = Chooser{std::move(ask), patience};
+  } else if (choosers_.erase(&gate) == 0) {
     return;
   }
-  if (choosers_.erase(&gate) == 0) return;
-  // What was left for him to choose from.
-  if (const auto found = places_.find(&gate); found != places_.end()) MarkDirty(*found->second);
+  // What was left for another one to choose from, who may have been asked already.
+  if (const auto found = places_.find(&gate); found != places_.end()) {
+    static_cast<GateQueue&>(*found->second).choose_by = kNever;
+    MarkDirty(*found->second);
+  }
   Nudge();
 }
 
@@ -450,6 +468,8 @@ std::vector<Scheduler::Contender> Scheduler::Contenders(Bucket& gate, Nanos now)
   PostBatch();
   Nudge();
   std::vector<Contender> out;
+  if (const auto chooser = choosers_.find(&gate); chooser != choosers_.end())
+    chooser->second.absent = false;
   const auto found = places_.find(&gate);
   if (found == places_.end()) return out;
   const auto& parked = static_cast<const GateQueue&>(*found->second);
@@ -470,7 +490,11 @@ bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
   if (found == places_.end() || queue == nullptr) return false;
   auto& parked = static_cast<GateQueue&>(*found->second);
   if (!parked.Holds(*queue)) return false;
+  if (const auto chooser = choosers_.find(&gate);
+      chooser != choosers_.end() && chooser->second.absent)
+    return false;
   parked.full = false;
+  parked.choose_by = kNever;  // the next place is another decision
   queue->turn = true;
   Admit(*queue, now);
   queue->turn = false;

@@ -98,7 +98,11 @@ class Scheduler final : public WaiterSignal {
   // or more wait there and there is room, from any thread; it must not block and must not call
   // back. Whoever is asked looks at the Contenders and chooses one, until there are none. Null: the
   // scheduler decides again.
-  void SetChooser(Bucket& gate, std::function<void()> ask);
+  //
+  // Where he has not chosen within `patience`, or never for kNever, the scheduler decides, and goes
+  // on doing so, and asking, until he looks at the Contenders again: one that is gone costs the
+  // others one patience, not one for each of them.
+  void SetChooser(Bucket& gate, std::function<void()> ask, Nanos patience = kNever);
   struct Contender {
     Bucket* bucket;
     std::size_t waiting;
@@ -107,7 +111,8 @@ class Scheduler final : public WaiterSignal {
   };
   // The buckets that the next place at the gate is between; empty where there is nothing to choose.
   std::vector<Contender> Contenders(Bucket& gate, Nanos now);
-  // The head of this bucket goes next. False where it does not contend.
+  // The head of this bucket goes next. False where it does not contend, or the scheduler has
+  // decided since the Contenders were looked at.
   bool Choose(Bucket& gate, Bucket& bucket, Nanos now);
 
   // `ask` is called, from any thread, when the head of this bucket waits for credit; it must not
@@ -145,6 +150,7 @@ class Scheduler final : public WaiterSignal {
   void AdmitDirty(Nanos now);
   void Admit(BucketQueue& queue, Nanos now);
   void AdmitAtGate(GateQueue& gate, Nanos now);
+  bool LeavesToChooser(GateQueue& gate, Nanos now);
   void AdmitAccount(AccountPlace& place, Nanos now);
   void TakeOut(BucketQueue& queue, Waiter* waiter);
   enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
@@ -174,7 +180,12 @@ class Scheduler final : public WaiterSignal {
   std::unique_ptr<Reservation> spare_;
   std::uint64_t taken_in_ = 0;
   absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;
-  absl::flat_hash_map<Bucket*, std::function<void()>> choosers_;   // by gate
+  struct Chooser {
+    std::function<void()> ask;
+    Nanos patience;
+    bool absent = false;  // he has not chosen in time, and has not looked since
+  };
+  absl::flat_hash_map<Bucket*, Chooser> choosers_;                 // by gate
   absl::flat_hash_map<Bucket*, std::function<void()>> suppliers_;  // by bucket
   std::deque<Place*> dirty_;
   std::size_t dirty_buckets_ = 0;  // of them

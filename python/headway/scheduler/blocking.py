@@ -66,10 +66,10 @@ class BlockingCall:
             fail(waits_for, _stopped())
 
     def ask(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """What `make()` gives where the provider lives; where that is gone, on a loop of ours."""
+        """What `make()` gives where the provider lives; where none runs, on a loop of ours."""
         scheduler = self._scheduler
         while True:
-            if scheduler._chores.loop_is_gone:
+            if not scheduler._chores.loop_runs:
                 scheduler._life.adopt_chores()
             errand = scheduler._chores.send(make)
             try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway.errors import ConfigurationError, RateLimiterError
-from headway.strategies import NAMES, BaseSchedulingStrategy, create_strategy
+from headway.scheduler.chores import running_loop
+from headway.scheduler.user_code import method_of
+from headway.strategies import NAMES, create_strategy
 from headway.types import QueueInfo, RateLimitBucket
 
 if TYPE_CHECKING:
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
 
 PATIENCE = 1.0
-"""Seconds that a strategy may take before the bucket that has waited longest goes."""
+"""Seconds that a strategy may take before the bucket that has waited longest goes.
+
+Twice that, and the core goes on by itself: then the loop does not run on which it would be asked.
+"""
 
 _NO_LIMIT = 1_000
 """Requests a minute, as strategies weigh a bucket of which no limit is known."""
@@ -43,63 +49,108 @@ class Choice:
     """Asks the strategy whenever several buckets are held up by how many may run at once.
 
     That is the only instant at which buckets are in each other's way: apart from it each goes as
-    its own limits let it. Runs among the scheduler's chores; when those end, the core decides.
+    its own limits let it. Runs among the scheduler's chores; when those end, and where their loop
+    gives no answer, the core decides.
     """
 
-    def __init__(self, scheduler: Scheduler, strategy: BaseSchedulingStrategy) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._strategy = strategy
         self._infos: dict[str, tuple[QueueInfo, _Waiting]] = {}
+        self._lock = threading.Lock()
+        self._mailbox: _core.Mailbox | None = None
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled, or somebody else has come in its place."""
+        while True:
+            try:
+                mailbox = _core.Mailbox()
+                break
+            except OSError as error:  # no descriptor is left, and nothing tells when one is
+                self._scheduler._user_code.note(f"descriptor of {self._whose}", error)
+                await asyncio.sleep(PATIENCE)
         loop = asyncio.get_running_loop()
-        mailbox = _core.Mailbox()
         asked = asyncio.Event()
         loop.add_reader(mailbox.fileno(), asked.set)
-        self._scheduler._choose_by(mailbox)
+        self._begin(mailbox)
         try:
-            while True:
+            while self._mailbox is mailbox:
                 await asked.wait()
                 mailbox.clear()
                 asked.clear()
-                while contenders := self._scheduler._contenders():
-                    await self._choose(contenders)
+                while self._mailbox is mailbox and await self._round(mailbox):
+                    pass
         finally:
-            self._scheduler._choose_by(None)
-            loop.remove_reader(mailbox.fileno())
+            # Else it was closed as garbage, somewhere, after its loop: nothing of it is left.
+            if running_loop() is loop:
+                self._end(mailbox)
+                loop.remove_reader(mailbox.fileno())
+                self._scheduler._life.leave_loop()
 
-    async def _choose(self, contenders: list[tuple[int, int, int, float]]) -> None:
+    @property
+    def _whose(self) -> str:
+        return f"strategy {type(self._scheduler.scheduling_strategy).__name__!r}"
+
+    def _begin(self, mailbox: _core.Mailbox) -> None:
+        with self._lock:
+            self._mailbox = mailbox
+            # Twice: where the strategy is what takes long, that is seen on the loop, and counted.
+            self._scheduler._choose_by(mailbox, 2 * PATIENCE)
+
+    def _end(self, mailbox: _core.Mailbox) -> None:
+        """Unless somebody else has come in its place."""
+        with self._lock:
+            if self._mailbox is mailbox:
+                self._mailbox = None
+                self._scheduler._choose_by(None, 0)
+
+    async def _round(self, mailbox: _core.Mailbox) -> bool:
+        """One choice; whether there was one to make."""
         buckets = {bucket._which: bucket for bucket in self._scheduler._buckets}
-        eligible: dict[str, tuple[Bucket, QueueInfo]] = {}
         # In the core's own order: who has waited longest is first.
-        for which, waiting, priority, _ in contenders:
-            bucket = buckets.get(which)
-            if bucket is not None:
-                eligible[bucket.name] = (bucket, self._info(bucket, waiting, priority))
-        if not eligible:
-            # Buckets of another scheduler on the same backend; the core can tell them apart.
-            self._scheduler._choose_by(None)
-            return
-        chosen = await self._ask([info for _, info in eligible.values()])
-        bucket, info = eligible.get(chosen, next(iter(eligible.values())))
-        if self._scheduler._choose(bucket):
-            await info.update_on_dequeue()
-
-    async def _ask(self, infos: list[QueueInfo]) -> str:
-        """The chosen one's name, or nothing where the strategy gives none that there is."""
-        user_code = self._scheduler._user_code
-        origin = f"select of strategy {type(self._strategy).__name__!r}"
+        contenders = [
+            (buckets[which], waiting, priority)
+            for which, waiting, priority, _ in self._scheduler._contenders()
+            if which in buckets
+        ]
+        if not contenders:
+            return False
+        chosen = 0
+        infos: list[QueueInfo] = []
         try:
-            info = await user_code.call(origin, self._strategy.select, infos, patience=PATIENCE)
-            if info is None:
-                return ""
-            if info not in infos:
-                raise user_code.nonsense(origin, info, "must be one of those it was given, or None")
+            # They are what strategies write in, too.
+            infos = [self._info(*each) for each in contenders]
+            chosen = await self._ask(infos)
+        except Exception as error:  # contained: without an answer it goes by the core's order
+            self._failed(error)
+        if self._mailbox is mailbox and self._scheduler._choose(contenders[chosen][0]) and infos:
+            try:
+                await infos[chosen].update_on_dequeue()
+            except Exception as error:  # contained
+                self._failed(error)
+        return True
+
+    async def _ask(self, infos: list[QueueInfo]) -> int:
+        """Which of them it chooses; the first where it gives none of them.
+
+        By identity alone: how its answer compares, and whether, is its own affair.
+        """
+        user_code = self._scheduler._user_code
+        origin = f"select of {self._whose}"
+        select = method_of(self._scheduler.scheduling_strategy, "select")
+        try:
+            given = await user_code.call(origin, select, list(infos), patience=PATIENCE)
+            if given is None:
+                return 0
+            for which, info in enumerate(infos):
+                if info is given:
+                    return which
+            raise user_code.nonsense(origin, given, "must be one of those it was given, or None")
         except RateLimiterError:  # logged and counted
-            return ""
-        name: str = info.queue_key
-        return name
+            return 0
+
+    def _failed(self, error: Exception) -> None:
+        self._scheduler._user_code.note(f"queues of {self._whose}", error)
+        self._infos.clear()  # they may be what is wrong
 
     def _info(self, bucket: Bucket, waiting: int, priority: int) -> QueueInfo:
         known = self._infos.get(bucket.name)
@@ -111,6 +162,7 @@ class Choice:
             info = QueueInfo(bucket.name, bucket.name, "", queue, rate)
             known = self._infos[bucket.name] = (info, queue)
         info, queue = known
+        info.queue_key = bucket.name  # strategies know it by that, and may have changed it
         queue.count = info.queue_depth = waiting
         # What waits is known, not what came: so the mean priority is that of the head.
         info.total_enqueued = info.total_dequeued + waiting

@@ -117,13 +117,14 @@ class Chores:
 
     A user's provider is bound to the loop that it was first used on, as HTTP clients are; so chores
     run where `start` was awaited, and only where a thread has started the scheduler on a loop in a
-    thread of its own.
+    thread of its own. Where that loop does not run when they are needed, they move for good to one
+    that does: on the other one they are cancelled, should it ever run again.
     """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: threading.Thread | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], bool] = {}  # and whether it ends by itself
         self._errands: set[asyncio.Task[Any]] = set()
         self._wanted = False
         self._lock = threading.Lock()  # whoever chooses a loop, or ends them all
@@ -147,18 +148,35 @@ class Chores:
                 self._loop = None
 
     def adopt(self, begin: Callable[[], object], own: bool = False) -> None:
-        """Where their loop is gone, takes the running one or makes one; then `begin()` starts them.
+        """Where their loop does not run, takes the running one or makes one; `begin()` starts them.
 
-        Of all who find it gone at once, one does. Nobody does once they have been stopped. own: on
-        no running one.
+        Of all who find that at once, one does. Nobody does once they have been stopped. own: on no
+        running one.
         """
         with self._lock:
-            if not self._wanted or not self.loop_is_gone:
+            if not self._wanted or self.loop_runs:
                 return
-            self._tasks.clear()  # those of a loop that was closed under them end no more
-            self._errands.clear()
-            self._loop = (None if own else running_loop()) or self._make_loop()
+            loop = (None if own else running_loop()) or self._make_loop()
+            self._cancel_left()
+            self._loop = loop
             begin()
+
+    def _cancel_left(self) -> None:
+        """Those on the loop that they leave; if that runs again, they end in its first round.
+
+        Who ends by itself does so there: what it has asked would have been asked for nothing.
+        """
+        tasks, self._tasks = self._tasks, {}
+        self._errands = set()  # who waits for one of them looks for himself
+
+        def end() -> None:
+            for task, ends in tuple(tasks.items()):
+                if not ends:
+                    task.cancel()
+
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed under them: they end no more
+                self._loop.call_soon_threadsafe(end)
 
     def _make_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -177,8 +195,13 @@ class Chores:
             finally:
                 loop.close()
 
-        self._own = threading.Thread(target=serve, name="headway-chores", daemon=True)
-        self._own.start()
+        own = threading.Thread(target=serve, name="headway-chores", daemon=True)
+        try:
+            own.start()
+        except BaseException:
+            loop.close()
+            raise
+        self._own = own
         ready.wait()
         return loop
 
@@ -192,6 +215,10 @@ class Chores:
         """Whether somebody would do what is put on their loop now."""
         return self._loop is not None and self._loop.is_running()
 
+    def has_this_task(self) -> bool:
+        """Whether the running task is one of them, and not of those that they have left behind."""
+        return asyncio.current_task() in self._tasks
+
     @property
     def count(self) -> int:
         """How many are under way."""
@@ -201,19 +228,23 @@ class Chores:
         """Whether their loop is the one that runs here."""
         return self._loop is not None and running_loop() is self._loop
 
-    def start(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Starts what `make()` gives, from any thread. Where the loop is gone, nothing happens."""
+    def start(self, make: Callable[[], Coroutine[Any, Any, Any]], ends: bool = False) -> None:
+        """Starts what `make()` gives, from any thread. Where the loop is gone, nothing happens.
+
+        ends: by itself, soon. Else it is for as long as they are on that loop.
+        """
         loop = self._loop
         if loop is None or loop.is_closed():
             return
 
         def begin() -> None:
             if self._loop is not loop:  # it ends, and they have gone elsewhere since
-                self.start(make)
+                self.start(make, ends)
                 return
             task = loop.create_task(make())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            tasks = self._tasks
+            tasks[task] = ends
+            task.add_done_callback(lambda done: tasks.pop(done, None))
 
         with contextlib.suppress(RuntimeError):  # closed just now
             if running_loop() is loop:
@@ -243,13 +274,13 @@ class Chores:
             self._wanted = False
             loop, self._loop = self._loop, None
             own, self._own = self._own, None
+            tasks, self._tasks = self._tasks, {}
         if loop is None or loop.is_closed():
-            self._tasks.clear()
             self._errands.clear()
             return
 
         def end() -> None:
-            for task in (*self._tasks, *self._errands):
+            for task in (*tasks, *self._errands):
                 task.cancel()
             if own is not None:
                 loop.call_soon(loop.stop)
@@ -266,7 +297,7 @@ class Chores:
         """After a fork: loop and thread are the parent's."""
         self._loop = None
         self._own = None
-        self._tasks = set()
+        self._tasks = {}
         self._errands = set()
         self._wanted = False
         self._lock = threading.Lock()

@@ -27,6 +27,7 @@ class Life:
     def __init__(self, scheduler: Scheduler) -> None:
         self.chores = Chores()
         self._scheduler = scheduler
+        self._choice = Choice(scheduler)
         self._drain = Drain(scheduler)
         self._turn = Turn()
         self._server: _core.MetricsServer | None = None
@@ -92,15 +93,18 @@ class Life:
         """Something that a stop may wait for has ended. From any thread."""
         self._drain.look_again()
 
-    def adopt_chores(self) -> None:
-        """Where their loop is gone, they go on here: on the running one, or on one of their own."""
-        self.chores.adopt(self._begin_chores)
+    def adopt_chores(self, own: bool = False) -> None:
+        """Where their loop does not run, they go on here: on the running one, or one of theirs."""
+        self.chores.adopt(self._begin_chores, own=own)
 
     def leave_loop(self) -> None:
         """The running loop ends. The chores go on at once where somebody elsewhere waits for them.
 
-        Else whoever comes next sees to it: he finds the loop gone, or is seen here.
+        Else whoever comes next sees to it: he finds the loop gone, or is seen here. For a chore
+        that ends; one left behind, or stopped, says nothing of where the others are.
         """
+        if not self.chores.has_this_task():
+            return
         self.chores.leave()
         here = running_loop()
         scheduler = self._scheduler
@@ -115,7 +119,7 @@ class Life:
         if scheduler.provider is not None and scheduler.mode is not SchedulerMode.BASIC:
             self.chores.start(scheduler._questions.keep_refreshing)
         if scheduler.scheduling_strategy is not None:
-            self.chores.start(Choice(scheduler, scheduler.scheduling_strategy).run)
+            self.chores.start(self._choice.run)
 
     def _hurry(self, drain_timeout: float) -> None:
         if not drain_timeout >= 0:

@@ -103,7 +103,7 @@ class Questions:
         if self._scheduler._chores.count >= _MOST_READINGS:
             self._scheduler._events["answers_not_read"] += 1
             return
-        self._scheduler._chores.start(lambda: self.read(answer))
+        self._scheduler._chores.start(lambda: self.read(answer), ends=True)
 
     async def refresh(self, force: bool) -> bool:
         """Asks the provider for its limits; whether it gave any that make sense.

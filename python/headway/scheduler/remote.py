@@ -74,7 +74,6 @@ class RemoteBucket:
         self.words = words
         self.limits: dict[str, int] = {}
         self.refused = 0
-        self.asking = 0
         self._supply = supply
         self._lock = threading.Lock()
         self._grants: deque[_Grant] = deque()
@@ -210,6 +209,9 @@ class Supply:
         self._lock = threading.Lock()
         self._calls: dict[Future[None], asyncio.AbstractEventLoop] = {}
         self._mailbox: _core.Mailbox | None = None
+        # Of the last run alone: what one on a loop that stands still has begun may never end.
+        self._supplying: set[RemoteBucket] = set()
+        self._asking: set[RemoteBucket] = set()
         self.is_open = False
         """Whether the backend may be called."""
 
@@ -256,6 +258,8 @@ class Supply:
         loop.add_reader(mailbox.fileno(), asked.set)
         self._signal(mailbox)
         supplying: set[RemoteBucket] = set()
+        self._supplying = supplying
+        self._asking = set()
         look_at = loop.time() + _KEPT
         try:
             # Who has asked while nobody was here, or was left by somebody who has gone.
@@ -263,6 +267,8 @@ class Supply:
             while True:
                 left = look_at - loop.time() if self._holding else math.inf
                 await until_set(asked, max(0.0, left))
+                if self._mailbox is not mailbox:
+                    return  # the loop stood still, and somebody else has come in its place
                 mailbox.clear()
                 asked.clear()
                 asking = map(self._buckets.get, self._scheduler._asked())
@@ -283,7 +289,7 @@ class Supply:
 
     def tell_later(self, remote: RemoteBucket) -> None:
         """Tells the backend of what has come to its end there. From any thread."""
-        self._scheduler._chores.start(partial(self._tell, remote))
+        self._scheduler._chores.start(partial(self._tell, remote), ends=True)
 
     def _all(self) -> set[RemoteBucket]:
         alive = {reference() for reference in self._buckets.valuerefs()}
@@ -306,7 +312,8 @@ class Supply:
             if remote is not None and remote not in supplying:
                 supplying.add(remote)
                 self.hold(remote)
-                self._scheduler._chores.start(partial(self._supply, remote, supplying))
+                supply = partial(self._supply, remote, supplying)
+                self._scheduler._chores.start(supply, ends=True)
 
     def _look(self, supplying: set[RemoteBucket]) -> None:
         """Takes back what nobody uses; whoever waits for something else asks anew when he may go.
@@ -315,7 +322,7 @@ class Supply:
         """
         for remote in tuple(self._holding):
             remote.ended()
-            if not remote.asking and remote.has_idle_credit():
+            if remote not in self._asking and remote.has_idle_credit():
                 _, at_gate, _ = self._scheduler._demand(remote.words, 1)
                 if not at_gate:
                     remote.give_back()
@@ -342,7 +349,7 @@ class Supply:
         """Asks until nobody waits for credit there."""
         batch = BATCH
         try:
-            while self.is_open:
+            while self.is_open and self._supplying is supplying:
                 count, _, amounts = self._scheduler._demand(remote.words, batch)
                 credit = _core.credit(remote.words)
                 wanted = {name: max(0, amounts[name] - credit[name]) for name in credit}
@@ -397,7 +404,8 @@ class Supply:
         with self._calling() as may:
             if not may:
                 return None
-            remote.asking += 1
+            asking = self._asking
+            asking.add(remote)
             try:
                 given = await user_code.call(origin, question)
                 if not _is_answer(given):
@@ -405,7 +413,7 @@ class Supply:
             except RateLimiterError:  # logged and counted; without an answer nothing goes
                 return self._pause(remote)
             finally:
-                remote.asking -= 1
+                asking.discard(remote)
         if not given[0]:
             return self._told(remote, given[1])
         remote.refused = 0

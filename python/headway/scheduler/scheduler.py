@@ -198,6 +198,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             # What a user's own backend could never admit is seen before it is asked.
             prepares=self._circuit_breaker is not None or self._remote is not None,
             ageing=config.priority_ageing,
+            tells=self.scheduling_strategy is not None,
         )
         unused = list(config.unused())
         if self.state_config is not None:
@@ -396,7 +397,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         breaker = self._circuit_breaker
         if breaker is not None:
             await self._questions.ask_breaker(breaker, metadata)
-        if self.provider is not None and self._chores.loop_is_gone:
+        if self.provider is not None and not self._chores.loop_runs:
             self._life.adopt_chores()
         bucket = await self._find.find(metadata)
         self._check_granted(bucket, metadata)
@@ -426,7 +427,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     def _guard(self, bucket: Bucket, call: Any) -> None:
         """Before admission (call is None), and again before an attempt of `call`."""
         now = self._now() / 1e9
-        if bucket.remote is not None and self._chores.loop_is_gone:
+        if bucket.remote is not None and not self._chores.loop_runs:
             self._life.adopt_chores()
         try:
             if call is None:
@@ -436,6 +437,14 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         except RateLimiterError:
             self._events["circuit_breaker_rejections"] += 1
             raise
+
+    def _waits(self, blocks: bool) -> None:
+        """A request is going to wait, where a strategy decides; it may be the only one who sees.
+
+        blocks: in its thread, whatever runs there.
+        """
+        if not self._chores.loop_runs:
+            self._life.adopt_chores(own=blocks)
 
     def _overflow(self, bucket: Bucket) -> NoReturn:
         self._events["queue_overflows"] += 1
