@@ -103,9 +103,10 @@ class Verdicts:
         """Whether the request is tried again, when the time has come."""
         info = await self._scheduler._questions.read(answer)
         pause = self.pause_before(call, answer, error, info)
-        if pause:
-            await asyncio.sleep(pause)
-        return pause is not None
+        if pause is None:
+            return False
+        await asyncio.sleep(pause)  # even for no time: whoever wants to end it gets a chance to
+        return True
 
     def pause_before(
         self, call: Any, answer: Answer, error: BaseException | None, info: RateLimitInfo | None
