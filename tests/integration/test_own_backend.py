@@ -44,8 +44,9 @@ def test_one_question_covers_many_requests(monkeypatch: pytest.MonkeyPatch) -> N
             assert backend.given == ({"rpm_limit": 5_000}, 0.9)
             await asyncio.wait_for(told(backend, 10), 10)
         assert len(backend.asked) <= 40
-        assert sum(requests for _, requests, _ in backend.asked) == 500
-        assert sum(tokens for _, _, tokens in backend.asked) == 5_000
+        # Who goes between two looks is asked for once more, and that is given back.
+        assert 500 <= sum(requests for _, requests, _ in backend.asked) < 550
+        assert 5_000 <= sum(tokens for _, _, tokens in backend.asked) < 5_500
         assert sum(used for _, _, used in backend.told) == 5_000
 
     asyncio.run(run())
