@@ -66,15 +66,8 @@ int Clear(PyObject* object) {
 
 // One whose task was cancelled before its first step has been thrown at, and says nothing.
 void Finalize(PyObject* object) {
-  if (Self(object)->step != Step::kNew) return;
-  PyObject* type = nullptr;
-  PyObject* value = nullptr;
-  PyObject* traceback = nullptr;
-  PyErr_Fetch(&type, &value, &traceback);
-  if (PyErr_WarnEx(PyExc_RuntimeWarning, "an acquire() was never awaited: nothing was acquired",
-                   1) < 0)
-    PyErr_WriteUnraisable(object);
-  PyErr_Restore(type, value, traceback);
+  if (Self(object)->step == Step::kNew)
+    WarnUnawaited(object, "an acquire() was never awaited: nothing was acquired");
 }
 
 void Dealloc(PyObject* object) {

@@ -1111,16 +1111,9 @@ void Finalize(PyObject* object) {
     End(self);
     PyErr_Restore(type, value, traceback);
   }
-  if (self->phase == Phase::kNew) Unlink(self);
   if (self->phase != Phase::kNew) return;
-  PyObject* type = nullptr;
-  PyObject* value = nullptr;
-  PyObject* traceback = nullptr;
-  PyErr_Fetch(&type, &value, &traceback);
-  if (PyErr_WarnEx(PyExc_RuntimeWarning, "a submit_request() was never awaited: nothing was sent",
-                   1) < 0)
-    PyErr_WriteUnraisable(object);
-  PyErr_Restore(type, value, traceback);
+  Unlink(self);
+  WarnUnawaited(object, "a submit_request() was never awaited: nothing was sent");
 }
 
 void Dealloc(PyObject* object) {

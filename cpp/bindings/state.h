@@ -153,6 +153,9 @@ void Complete(Wait& wait);
 // A future of `loop`, marked as one that is about to be yielded from an `await`.
 PyObject* MakeFuture(PyObject* loop);
 bool MarkYielded(PyObject* future);
+// A RuntimeWarning of an awaitable that is finalized and was never awaited. Keeps the error that is
+// set; where the warning is an error, that is unraisable.
+void WarnUnawaited(PyObject* object, const char* text);
 // Resolves a future with None, unless it is done.
 void Resolve(PyObject* future);
 // Of the real clock's scheduler. False with a Python error set: the system has no thread left.

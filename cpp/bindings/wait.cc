@@ -62,6 +62,15 @@ bool MarkYielded(PyObject* future) {
   return PyObject_SetAttr(future, blocking, Py_True) == 0;
 }
 
+void WarnUnawaited(PyObject* object, const char* text) {
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  if (PyErr_WarnEx(PyExc_RuntimeWarning, text, 1) < 0) PyErr_WriteUnraisable(object);
+  PyErr_Restore(type, value, traceback);
+}
+
 PyObject* MakeFuture(PyObject* loop) {
   static PyObject* create_future = Interned("create_future");
   PyObject* future = PyObject_CallMethodNoArgs(loop, create_future);

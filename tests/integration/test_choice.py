@@ -321,7 +321,7 @@ def test_without_a_descriptor_it_is_tried_again(monkeypatch: pytest.MonkeyPatch)
             raise OSError(24, "Too many open files")
         return _core.Mailbox()
 
-    monkeypatch.setattr("headway.scheduler.choice._core", SimpleNamespace(Mailbox=refuse))
+    monkeypatch.setattr("headway.scheduler.user_code._core", SimpleNamespace(Mailbox=refuse))
 
     async def run() -> None:
         async with make(strategy) as scheduler:

@@ -61,13 +61,7 @@ class Choice:
 
     async def run(self) -> None:
         """Until it is cancelled, or somebody else has come in its place."""
-        while True:
-            try:
-                mailbox = _core.Mailbox()
-                break
-            except OSError as error:  # no descriptor is left, and nothing tells when one is
-                self._scheduler._user_code.note(f"descriptor of {self._whose}", error)
-                await asyncio.sleep(PATIENCE)
+        mailbox = await self._scheduler._user_code.open_mailbox(self._whose, PATIENCE)
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         loop.add_reader(mailbox.fileno(), asked.set)

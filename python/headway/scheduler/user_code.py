@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, final
 
+from headway import _core
 from headway._secrets import redact
 from headway.errors import ProviderError, RateLimiterError
 from headway.scheduler._threads import Threads
@@ -68,6 +69,15 @@ class UserCode:
             return await method(*args)
         given = await self._threads.call(lambda: method(*args))
         return await given if inspect.isawaitable(given) else given
+
+    async def open_mailbox(self, whose: str, pause: float) -> _core.Mailbox:
+        """One by which the core asks somebody; tried again after so many seconds."""
+        while True:
+            try:
+                return _core.Mailbox()
+            except OSError as error:  # no descriptor is left, and nothing tells when one is
+                self.note(f"descriptor of {whose}", error)
+                await asyncio.sleep(pause)
 
     def call_here(self, origin: str, method: Callable[..., Any], *args: Any) -> Any:
         """The same for what must not wait: called on this thread; None where it raises."""
