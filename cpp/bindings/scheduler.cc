@@ -836,8 +836,9 @@ PyObject* RaiseTooLarge(PyObject* scheduler, const BucketObject* bucket, const P
 bool QueueIsFull(const SchedulerParts& parts, const BucketObject* bucket, Nanos now) {
   if (parts.overflow == Overflow::kWait || bucket->queued < parts.max_queue_size) return false;
   State& state = bucket->state();
-  return static_cast<std::int64_t>(state.scheduler().Depth(*state.bucket, now)) >=
-         parts.max_queue_size;
+  // Not those of another scheduler that shares the bucket.
+  const std::size_t depth = state.scheduler().Depth(*state.bucket, parts.gate->bucket, now);
+  return static_cast<std::int64_t>(depth) >= parts.max_queue_size;
 }
 
 PyObject* TupleOf(absl::Span<const std::int64_t> amounts) {

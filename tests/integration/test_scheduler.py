@@ -320,8 +320,8 @@ def test_waiting_raises_the_priority_as_configured() -> None:
                 task.cancel()
             return clock.now()
 
-    assert asyncio.run(run(3.0)) == 6.0
-    assert asyncio.run(run(10.0)) == 20.0
+    assert asyncio.run(run(3.0)) == 7.0  # behind the last that came before 6.0
+    assert asyncio.run(run(10.0)) == 21.0
 
 
 def test_accounts_share_by_weight_and_intelligent_mode_does_not_look_at_them() -> None:

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <tuple>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -27,14 +28,7 @@ Limit Read(const char* text) { return Limit::Parse(text).value(); }
 // A scheduler, a gate, and any number of buckets and accounts; served as the dispatcher does it.
 class Exchange {
  public:
-  explicit Exchange(std::int64_t at_once = 1'000'000) {
-    Limit limit;
-    limit.amount = at_once;
-    limit.resource = "concurrency";
-    limit.shape = Shape::kConcurrency;
-    const std::uint8_t resource = kConcurrent;
-    gate = Bucket::Make({&limit, 1}, {&resource, 1}, 0, &scheduler);
-  }
+  explicit Exchange(std::int64_t at_once = 1'000'000) { gate = MakeGate(at_once); }
   ~Exchange() {
     running.clear();
     for (Waiter* w : waiters_) w->Unref();
@@ -43,12 +37,20 @@ class Exchange {
     for (const auto& [key, path] : paths_) path->Unref();
     for (Account* a : accounts_) a->Unref();
     for (Bucket* b : buckets_) b->Unref();
-    gate->Unref();
     mailbox->Unref();
   }
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
 
+  Bucket* MakeGate(std::int64_t at_once) {
+    Limit limit;
+    limit.amount = at_once;
+    limit.resource = "concurrency";
+    limit.shape = Shape::kConcurrency;
+    const std::uint8_t resource = kConcurrent;
+    buckets_.push_back(Bucket::Make({&limit, 1}, {&resource, 1}, 0, &scheduler));
+    return buckets_.back();
+  }
   Bucket* MakeBucket(const std::vector<const char*>& texts) {
     std::vector<Limit> limits;
     std::vector<std::uint8_t> resources;
@@ -66,15 +68,19 @@ class Exchange {
     return accounts_.back();
   }
 
-  const Path* PathOf(Bucket* bucket, Account* account) {
-    const Path*& path = paths_[{bucket, account}];
-    if (path == nullptr) path = new Path(bucket, gate, account);
+  const Path* PathOf(Bucket* bucket, Account* account, Bucket* through) {
+    const Path*& path = paths_[{bucket, account, through}];
+    if (path == nullptr) path = new Path(bucket, through, account);
     return path;
   }
 
   Waiter* Submit(Nanos now, Bucket* bucket, Account* account, std::int64_t tokens,
                  std::int32_t priority = 0, Nanos deadline = kNever) {
-    const Path* path = PathOf(bucket, account);
+    return SubmitThrough(gate, now, bucket, account, tokens, priority, deadline);
+  }
+  Waiter* SubmitThrough(Bucket* through, Nanos now, Bucket* bucket, Account* account,
+                        std::int64_t tokens, std::int32_t priority = 0, Nanos deadline = kNever) {
+    const Path* path = PathOf(bucket, account, through);
     const Amounts amounts = {1, tokens, 1};
     waiters_.push_back(scheduler.Submit(path, amounts, priority, now, deadline, mailbox, nullptr));
     return waiters_.back();
@@ -115,7 +121,7 @@ class Exchange {
   std::vector<Waiter*> waiters_;
   std::vector<Account*> accounts_;
   std::vector<Bucket*> buckets_;
-  std::map<std::pair<Bucket*, Account*>, const Path*> paths_;
+  std::map<std::tuple<Bucket*, Account*, Bucket*>, const Path*> paths_;
 
  public:
   bool woken = false;
@@ -444,8 +450,8 @@ TEST(Accounts, AnEstimateCountsOthersByTheirWeightOnly) {
   for (int i = 0; i < 1'000; ++i) x.Submit(kStart, bucket, flood, 0);
   x.Serve(kStart);
   const Amounts one = {1, 0, 1};
-  const Denial behind = x.scheduler.Estimate(*x.PathOf(bucket, flood), kStart, 0, {}, one);
-  const Denial beside = x.scheduler.Estimate(*x.PathOf(bucket, light), kStart, 0, {}, one);
+  const Denial behind = x.scheduler.Estimate(*x.PathOf(bucket, flood, x.gate), kStart, 0, {}, one);
+  const Denial beside = x.scheduler.Estimate(*x.PathOf(bucket, light, x.gate), kStart, 0, {}, one);
   EXPECT_EQ(behind.ready_at, kStart + 100 * kSecond);
   EXPECT_LE(beside.ready_at, kStart + kSecond / 5);
   // So a deadline that the flood could not meet is met.
@@ -517,6 +523,218 @@ TEST(Gate, AdmitsNoMoreAtOnceThanItSaysAndAlwaysThatMany) {
     EXPECT_EQ(x.gate->Used(0, now), 0);
     EXPECT_FALSE(x.gate->has_waiters()) << "the fast path would stay shut";
   }
+}
+
+// Several gates to the same buckets, as of schedulers that share them.
+TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
+  for (std::uint64_t run = 0; run < 60; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    Exchange x;
+    std::vector<Bucket*> gates;
+    std::vector<std::int64_t> room;
+    for (int i = 0; i < 3; ++i) {
+      room.push_back(random.From(1, 4));
+      gates.push_back(x.MakeGate(room.back()));
+    }
+    std::vector<std::int64_t> sizes = {2, 3, 1'000};
+    std::vector<Bucket*> buckets;
+    for (const char* text : {"2 concurrency", "3 concurrency", "1_000 concurrency"})
+      buckets.push_back(x.MakeBucket({text, "1_000_000 requests/s bucket"}));
+    struct Mine {
+      std::size_t gate;
+      std::size_t bucket;
+      std::int32_t priority;
+    };
+    std::map<Waiter*, Mine> all;
+    std::vector<Waiter*> order;
+    Nanos now = kStart;
+    std::size_t admitted = 0;
+    const auto serve = [&] {
+      admitted += x.Serve(now).size();
+      // With room at both, nobody waits: what stands at a full gate has one place of its bucket.
+      std::vector<std::int64_t> inside(gates.size());
+      std::vector<std::int64_t> used(buckets.size());
+      for (const auto& [w, r] : x.running) {
+        ++inside[all.at(w).gate];
+        ++used[all.at(w).bucket];
+      }
+      for (std::size_t b = 0; b < buckets.size(); ++b) {
+        const std::int64_t in_hand = buckets[b]->Used(0, now) - used[b];
+        std::int64_t full = 0;
+        for (std::size_t g = 0; g < gates.size(); ++g) {
+          ASSERT_LE(inside[g], room[g]);
+          full += inside[g] == room[g] ? 1 : 0;
+        }
+        ASSERT_GE(in_hand, 0);
+        ASSERT_LE(in_hand, full) << "more than the heads have it in hand";
+        used[b] += in_hand;
+      }
+      for (Waiter* w : order) {
+        if (w->outcome() != Outcome::kWaiting) continue;
+        ASSERT_TRUE(inside[all.at(w).gate] == room[all.at(w).gate] ||
+                    used[all.at(w).bucket] == sizes[all.at(w).bucket])
+            << "idle, though somebody waits";
+      }
+    };
+    for (int event = 0; event < 400; ++event) {
+      const Nanos before = now;
+      now += random.OneIn(3) ? random.From(0, kSecond) : 0;
+      if (now != before) {
+        ASSERT_NO_FATAL_FAILURE(serve());
+      }
+      if (random.From(0, 9) < 6) {
+        const Mine mine{static_cast<std::size_t>(random.From(0, 2)),
+                        static_cast<std::size_t>(random.From(0, 2)),
+                        static_cast<std::int32_t>(random.From(0, 2))};
+        Waiter* w = x.SubmitThrough(gates[mine.gate], now, buckets[mine.bucket], nullptr,
+                                    random.From(0, 1), mine.priority,
+                                    random.OneIn(8) ? now + random.From(0, 9 * kSecond) : kNever);
+        all[w] = mine;
+        order.push_back(w);
+      } else if (random.OneIn(4) && !order.empty()) {
+        Waiter* w = order[static_cast<std::size_t>(
+            random.From(0, static_cast<std::int64_t>(order.size()) - 1))];
+        if (x.running.count(w) == 0) x.scheduler.Cancel(w, now);
+      } else if (!x.running.empty()) {
+        auto it = x.running.begin();
+        std::advance(it, random.From(0, static_cast<std::int64_t>(x.running.size()) - 1));
+        x.End(it->first, now);
+      }
+      ASSERT_NO_FATAL_FAILURE(serve());
+    }
+    const auto waiting = [&] {
+      return std::count_if(order.begin(), order.end(),
+                           [](Waiter* w) { return w->outcome() == Outcome::kWaiting; });
+    };
+    for (int i = 0; i < 2'000 && waiting() > 0; ++i) {
+      if (!x.running.empty()) x.End(x.running.begin()->first, now);
+      ASSERT_NO_FATAL_FAILURE(serve());
+    }
+    EXPECT_EQ(waiting(), 0);
+    while (!x.running.empty()) x.End(x.running.begin()->first, now);
+    x.Serve(now);
+    for (Bucket* gate : gates) {
+      EXPECT_EQ(gate->Used(0, now), 0);
+      EXPECT_FALSE(gate->has_waiters());
+    }
+    for (Bucket* bucket : buckets) EXPECT_EQ(bucket->Used(0, now), 0);
+  }
+}
+
+TEST(Gates, WhoeverStandsAtAFullOneKeepsHisPlaceInTheBucketAndNoMore) {
+  Exchange x(1);
+  Bucket* const busy = x.MakeBucket({"1_000 concurrency"});
+  Bucket* const shared = x.MakeBucket({"10 requests/s bucket burst 2"});
+  Bucket* const wide = x.MakeGate(1'000);
+  // The narrow gate is never free but for an instant, and the shared bucket never unused.
+  Nanos now = kStart;
+  x.Submit(now, busy, nullptr, 0);
+  x.Serve(now);
+  for (int i = 0; i < 200; ++i) x.Submit(now, busy, nullptr, 0, 0);
+  for (int i = 0; i < 1'000; ++i) x.SubmitThrough(wide, now, shared, nullptr, 0);
+  x.Serve(now);
+  std::vector<Waiter*> mine;
+  for (int i = 0; i < 5; ++i) mine.push_back(x.Submit(now, shared, nullptr, 0, 1));
+  int others = 0;
+  const auto over = [&mine] {
+    return std::count_if(mine.begin(), mine.end(),
+                         [](Waiter* w) { return w->outcome() == Outcome::kAdmitted; });
+  };
+  // Each answer through the narrow gate takes 1.05 s, never in step with the bucket.
+  for (int i = 0; i < 400 && over() < 5; ++i) {
+    now += 50 * kMillisecond;
+    if (i % 21 == 20) {
+      for (auto it = x.running.begin(); it != x.running.end(); ++it) {
+        if (it->first->path()->gate() != x.gate) continue;
+        x.End(it->first, now);
+        break;
+      }
+    }
+    for (Waiter* w : x.Serve(now)) others += w->path()->gate() == wide ? 1 : 0;
+  }
+  EXPECT_EQ(over(), 5) << "nothing is left to them when their turn comes";
+  EXPECT_LE(mine.back()->at() - kStart, 7 * kSecond);
+  // Ten a second, less what the five took.
+  EXPECT_GE(others, (now - kStart) / (100 * kMillisecond) - 7);
+}
+
+TEST(Gates, WhatIsInHandIsGivenUpForWhoGoesFirstAndWithHimWhoHadIt) {
+  Exchange x(1);
+  Bucket* const busy = x.MakeBucket({"1_000 concurrency"});
+  Bucket* const shared = x.MakeBucket({"1 concurrency"});
+  Bucket* const wide = x.MakeGate(9);
+  Waiter* const running = x.Submit(kStart, busy, nullptr, 0);
+  x.Serve(kStart);
+  Waiter* const first = x.SubmitThrough(wide, kStart, shared, nullptr, 0);
+  x.Serve(kStart);
+  Waiter* const narrow = x.Submit(kStart, shared, nullptr, 0);
+  Waiter* const behind = x.SubmitThrough(wide, kStart, shared, nullptr, 0);
+  x.Serve(kStart);
+  x.End(first, kStart + 1);
+  EXPECT_TRUE(x.Serve(kStart + 1).empty()) << "the only place is for who was first";
+  EXPECT_EQ(shared->Used(0, kStart + 1), 1);
+  // An urgent one goes before him, in line or at another gate.
+  Waiter* const urgent = x.Submit(kStart + 2, shared, nullptr, 0, 5);
+  EXPECT_TRUE(x.Serve(kStart + 2).empty());
+  x.End(running, kStart + 3);
+  EXPECT_EQ(x.Serve(kStart + 3), std::vector<Waiter*>{urgent});
+  Waiter* const again = x.Submit(kStart + 3, busy, nullptr, 0, 9);
+  x.Serve(kStart + 3);
+  x.End(urgent, kStart + 4);
+  EXPECT_EQ(x.Serve(kStart + 4), std::vector<Waiter*>{again});
+  EXPECT_EQ(shared->Used(0, kStart + 4), 1) << "in hand again";
+  // Cooling down takes it from him, and he goes when that is over.
+  shared->Cool(kStart + kSecond);
+  EXPECT_TRUE(x.Serve(kStart + 5).empty());
+  x.End(again, kStart + 6);
+  EXPECT_TRUE(x.Serve(kStart + 6).empty());
+  EXPECT_EQ(shared->Used(0, kStart + 6), 0);
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{narrow});
+  Waiter* const last = x.Submit(kStart + kSecond, shared, nullptr, 0, 1);
+  x.Serve(kStart + kSecond);
+  x.End(narrow, kStart + kSecond);
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{last});
+  x.scheduler.Cancel(behind, kStart + kSecond);
+  x.End(last, kStart + kSecond);
+  x.Serve(kStart + kSecond);
+  EXPECT_EQ(shared->Used(0, kStart + kSecond), 0);
+  // Cancelled, or too late, he leaves it behind.
+  for (const Nanos deadline : {kNever, kStart + 3 * kSecond}) {
+    const Nanos now = kStart + 2 * kSecond;
+    Waiter* const holds = x.Submit(now, busy, nullptr, 0);
+    x.Serve(now);
+    Waiter* const one = x.SubmitThrough(wide, now, shared, nullptr, 0);
+    x.Serve(now);
+    Waiter* const stands = x.Submit(now, shared, nullptr, 0, 1, deadline);
+    Waiter* const next = x.SubmitThrough(wide, now, shared, nullptr, 0);
+    x.Serve(now);
+    x.End(one, now);
+    EXPECT_TRUE(x.Serve(now).empty());
+    if (deadline == kNever) x.scheduler.Cancel(stands, now);
+    EXPECT_EQ(x.Serve(kStart + 3 * kSecond), std::vector<Waiter*>{next});
+    if (deadline != kNever) {
+      EXPECT_EQ(stands->outcome(), Outcome::kDeadline);
+      EXPECT_EQ(stands->at(), kUntold);
+    }
+    x.End(next, kStart + 3 * kSecond);
+    x.End(holds, kStart + 3 * kSecond);
+    x.Serve(kStart + 3 * kSecond);
+    EXPECT_EQ(shared->Used(0, kStart + 3 * kSecond), 0);
+  }
+}
+
+TEST(Gates, EachCountsThoseWhoComeThroughIt) {
+  Exchange x(1);
+  Bucket* const shared = x.MakeBucket({"1 requests/s bucket burst 1"});
+  Bucket* const other = x.MakeGate(1);
+  for (int i = 0; i < 5; ++i) {
+    x.Submit(kStart, shared, nullptr, 0, i);
+    if (i < 2) x.SubmitThrough(other, kStart, shared, nullptr, i);
+  }
+  EXPECT_EQ(x.scheduler.Depth(*shared, kStart), 7U);
+  EXPECT_EQ(x.scheduler.Depth(*shared, x.gate, kStart), 5U);
+  EXPECT_EQ(x.scheduler.Depth(*shared, other, kStart), 2U);
 }
 
 TEST(Gate, NoPriorityAndNoAgeingIsTooLargeForTheOrder) {
@@ -655,6 +873,20 @@ TEST(Gate, ANewcomerOfAnotherBucketDoesNotPassWhoWaitsThere) {
   x.End(first, kStart + 1);
   x.Submit(kStart + 1, right, nullptr, 0);
   EXPECT_EQ(x.Serve(kStart + 1), std::vector<Waiter*>{waits});
+}
+
+TEST(Gate, WhoeverCameBeforeAPlaceWasFreeIsInTimeForIt) {
+  Exchange x(1);
+  Bucket* left = x.MakeBucket({"1_000 concurrency"});
+  Bucket* right = x.MakeBucket({"1_000 concurrency"});
+  Waiter* running = x.Submit(kStart, left, nullptr, 0);
+  x.Serve(kStart);
+  x.Submit(kStart, right, nullptr, 0);
+  x.Submit(kStart + 1, left, nullptr, 0);
+  x.Serve(kStart + 1);
+  Waiter* urgent = x.Submit(kStart + 2, left, nullptr, 0, 5);
+  x.End(running, kStart + 3);
+  EXPECT_EQ(x.Serve(kStart + 3), std::vector<Waiter*>{urgent});
 }
 
 TEST(Gate, SomebodyElseMayDecideWhoGoesNext) {
@@ -905,7 +1137,7 @@ TEST(Overflow, DropsNobodyWhoHasHadATurnNorWhoComesThroughAnotherGate) {
   auto* elsewhere = new Path(bucket, y.gate);
   const Amounts amounts = {1, 0, 1};
   Waiter* other = x.scheduler.Submit(elsewhere, amounts, 0, kStart, kNever, x.mailbox, nullptr);
-  Waiter* again = x.scheduler.Submit(x.PathOf(bucket, nullptr), amounts, 0, kStart, kNever,
+  Waiter* again = x.scheduler.Submit(x.PathOf(bucket, nullptr, x.gate), amounts, 0, kStart, kNever,
                                      x.mailbox, nullptr, /*again=*/true);
   EXPECT_FALSE(x.scheduler.DropOldest(*bucket, x.gate, kStart));
   Waiter* first = x.Submit(kStart, bucket, nullptr, 0);

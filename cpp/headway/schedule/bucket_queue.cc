@@ -11,6 +11,8 @@ const Account* AccountOf(const Waiter& w) {
   return w.path() == nullptr ? nullptr : w.path()->account();
 }
 
+const Bucket* GateOf(const Waiter& w) { return w.path() == nullptr ? nullptr : w.path()->gate(); }
+
 // In seconds, what a request takes to be paid for by the limit that it needs most of. Where no rate
 // is known, requests count alike, and as next to nothing beside those that one is known of.
 constexpr float kLeastCost = 1e-9F;
@@ -58,6 +60,7 @@ void Flow::Unlink(Waiter* w) {
 
 void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
   ++size_;
+  ++line_->waiting;
   Flow* flow = last_;
   if (flow == nullptr || flow->account != account) {
     std::unique_ptr<Flow>& found = flows_[account];
@@ -77,20 +80,37 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
 
 void ClassQueue::Unlink(Waiter* w) {
   --size_;
+  --line_->waiting;
   Flow* flow = w->flow_;
   const bool was_head = flow == elected_ && flow->head == w;
   flow->Unlink(w);
   if (flow->head == nullptr && flow->parked_at == nullptr) --flow->share->flows;
   if (was_head) {
-    held = 0;
-    elsewhere = false;
-    elected_ = nullptr;
+    Displace();
     if (flow->head != nullptr) Push(flow);
   }
   EraseIfOver(flow);
 }
 
+// Its head is one no more.
+void ClassQueue::Displace() {
+  held = 0;
+  elsewhere = false;
+  elected_ = nullptr;
+  if (placed_) line_->order.erase({turn_, this});
+  placed_ = false;
+  line_->queue->List(this);
+}
+
+// Nobody waits in it, whether held up elsewhere or not.
+bool ClassQueue::over() const {
+  bool parked = at != nullptr;
+  ForEachFlow([&parked](const Flow& flow) { parked = parked || flow.parked_at != nullptr; });
+  return size_ == 0 && !parked;
+}
+
 void ClassQueue::Push(Flow* flow) {
+  line_->queue->List(this);
   // By itself it need not be compared with anybody.
   if (elected_ == nullptr && flows_.size() == 1) {
     elected_ = flow;
@@ -134,29 +154,80 @@ Flow* ClassQueue::Park(AccountPlace* place) {
   Flow* flow = elected_;
   flow->parked_at = place;
   --flow->share->flows;  // as if it was idle: it is owed nothing for that time
-  elected_ = nullptr;
-  held = 0;
-  elsewhere = false;
+  Displace();
   return flow;
 }
 
 void ClassQueue::Unpark(Flow* flow) {
   flow->parked_at = nullptr;
   if (flow->head != nullptr) {
-    queue_->Return(*flow->share);
+    line_->queue->Return(*flow->share);
     ++flow->share->flows;
     Push(flow);
   } else {
     EraseIfOver(flow);
+    line_->queue->List(this);
   }
 }
 
 ClassQueue& BucketQueue::ClassOf(const Waiter& w) {
   const std::uint32_t asks = Asks(w.amounts_);
-  for (const auto& c : classes_)
-    if (c->priority() == w.priority_ && c->asks() == asks) return *c;
-  classes_.push_back(std::make_unique<ClassQueue>(this, w.priority_, asks, w.amounts_.size()));
-  return *classes_.back();
+  const Bucket* const gate = GateOf(w);
+  if (last_ != nullptr && last_->priority() == w.priority_ && last_->asks() == asks &&
+      last_->gate() == gate)
+    return *last_;
+  Line* line = nullptr;
+  for (const auto& each : lines_)
+    if (each->asks == asks && each->gate == gate) line = each.get();
+  if (line == nullptr) {
+    lines_.push_back(std::make_unique<Line>(this, asks, gate));
+    line = lines_.back().get();
+  }
+  std::unique_ptr<ClassQueue>& c = line->classes[w.priority_];
+  if (c == nullptr) {
+    c = std::make_unique<ClassQueue>(line, w.priority_, w.amounts_.size());
+    ++classes_;
+  }
+  last_ = c.get();
+  return *c;
+}
+
+void BucketQueue::List(ClassQueue* c) {
+  if (c->placed_ || c->listed_) return;
+  c->listed_ = true;
+  listed_.push_back(c);
+}
+
+// Finds their places for those whose heads are new. One class alone needs none, unless
+// `also_alone`. Those that are over go: priorities that came once would otherwise stay for ever.
+void BucketQueue::FindPlaces(bool also_alone) {
+  std::vector<ClassQueue*> kept;
+  for (ClassQueue* c : listed_) {
+    if (c->over()) {
+      if (last_ == c) last_ = nullptr;
+      Line* line = c->line_;
+      line->classes.erase(c->priority());
+      --classes_;
+      if (!line->classes.empty()) continue;
+      lines_.erase(std::find_if(lines_.begin(), lines_.end(),
+                                [line](const auto& each) { return each.get() == line; }));
+    } else {
+      kept.push_back(c);
+    }
+  }
+  listed_.clear();
+  for (ClassQueue* c : kept) {
+    const Waiter* head = c->head();
+    if (head != nullptr && classes_ == 1 && !also_alone) {
+      listed_.push_back(c);
+      return;
+    }
+    c->listed_ = false;
+    if (head == nullptr) continue;
+    c->placed_ = true;
+    c->turn_ = TurnOf(*head, c->priority(), ageing);
+    c->line_->order.insert({c->turn_, c});
+  }
 }
 
 Share* BucketQueue::ShareOf(const Account* account) {
@@ -198,28 +269,42 @@ void BucketQueue::Charge(Waiter* w) {
   share.given += static_cast<double>(w->cost_) / share.weight;
 }
 
-absl::Span<ClassQueue* const> BucketQueue::Ordered(Nanos now, Nanos ageing) {
-  // Priorities that came once and are gone would otherwise stay for ever.
-  classes_.erase(std::remove_if(classes_.begin(), classes_.end(),
-                                [](const auto& c) {
-                                  bool over = c->empty();
-                                  c->ForEachFlow([&](const Flow& flow) {
-                                    over = over && flow.parked_at == nullptr;
-                                  });
-                                  return over;
-                                }),
-                 classes_.end());
+absl::Span<ClassQueue* const> BucketQueue::Ordered() {
+  FindPlaces(/*also_alone=*/false);
   order_.clear();
-  for (const auto& c : classes_)
-    if (c->head() != nullptr) order_.push_back(c.get());
-  std::sort(order_.begin(), order_.end(), [=](ClassQueue* a, ClassQueue* b) {
-    const std::int64_t ea = a->Effective(now, ageing);
-    const std::int64_t eb = b->Effective(now, ageing);
-    if (ea != eb) return ea > eb;
-    if (a->share().given != b->share().given) return a->share().given < b->share().given;
-    return a->head()->sequence_ < b->head()->sequence_;
-  });
+  if (classes_ == 1) {
+    ClassQueue* only = lines_[0]->classes.begin()->second.get();
+    if (only->head() != nullptr) order_.push_back(only);
+    return order_;
+  }
+  for (const auto& line : lines_)
+    if (!line->order.empty()) order_.push_back(line->order.begin()->second);
+  // Whose turn comes first says which priority goes next, and within it goes who was given least.
+  for (auto next = order_.begin(); next != order_.end(); ++next) {
+    const ClassQueue* const due = *std::min_element(
+        next, order_.end(),
+        [](const ClassQueue* a, const ClassQueue* b) { return a->turn_ < b->turn_; });
+    std::iter_swap(next, std::min_element(next, order_.end(), [due](const auto* a, const auto* b) {
+                     const bool candidate = a->priority_ == due->priority_;
+                     if (candidate != (b->priority_ == due->priority_)) return candidate;
+                     if (!candidate) return false;
+                     return std::pair(a->share().given, a->turn_) <
+                            std::pair(b->share().given, b->turn_);
+                   }));
+  }
   return order_;
+}
+
+bool BucketQueue::OfSeveralGates() const {
+  for (const auto& line : lines_)
+    if (line->gate != lines_[0]->gate) return true;
+  return false;
+}
+
+std::size_t BucketQueue::depth(const Bucket* gate) const {
+  std::size_t sum = 0;
+  for (const auto& line : lines_) sum += line->gate == gate ? line->waiting : 0;
+  return sum;
 }
 
 absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
@@ -229,30 +314,25 @@ absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
   const auto own = shares_.find(account);
   double given = own == shares_.end() ? 0 : own->second->given;
   if (own == shares_.end() || own->second->flows == 0) given = std::max(given, virtual_now_);
-  for (const auto& c : classes_)
-    c->ForEachFlow([&](const Flow& flow) {
-      if (flow.account == account && c->priority() >= priority)
-        given += flow.cost / flow.share->weight;
-    });
+  ForEachFlow([&](const Flow& flow) {
+    if (flow.account == account && flow.of->priority() >= priority)
+      given += flow.cost / flow.share->weight;
+  });
   absl::InlinedVector<std::int64_t, 4> sum(resources);
-  for (const auto& c : classes_) {
-    if (c->priority() < priority) continue;
-    const bool equal = c->priority() == priority;
-    c->ForEachFlow([&](const Flow& flow) {
-      // Of another account of this priority, as much as brings it up to there.
-      double part = 1;
-      if (equal && flow.account != account && flow.cost > 0)
-        part = std::clamp((given - flow.share->given) * flow.share->weight / flow.cost, 0.0, 1.0);
-      for (std::size_t i = 0; i < std::min(resources, flow.queued.size()); ++i)
-        sum[i] += part == 1 ? flow.queued[i]
-                            : static_cast<std::int64_t>(part * static_cast<double>(flow.queued[i]));
-    });
-  }
+  ForEachFlow([&](const Flow& flow) {
+    if (flow.of->priority() < priority) return;
+    // Of another account of this priority, as much as brings it up to there.
+    double part = 1;
+    if (flow.of->priority() == priority && flow.account != account && flow.cost > 0)
+      part = std::clamp((given - flow.share->given) * flow.share->weight / flow.cost, 0.0, 1.0);
+    for (std::size_t i = 0; i < std::min(resources, flow.queued.size()); ++i)
+      sum[i] += part == 1 ? flow.queued[i]
+                          : static_cast<std::int64_t>(part * static_cast<double>(flow.queued[i]));
+  });
   return sum;
 }
 
-std::size_t BucketQueue::Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
-                                absl::Span<std::int64_t> amounts) {
+std::size_t BucketQueue::Demand(std::size_t most, absl::Span<std::int64_t> amounts) {
   std::fill(amounts.begin(), amounts.end(), 0);
   std::size_t count = 0;
   const auto add = [&](const Waiter* w) {
@@ -266,11 +346,11 @@ std::size_t BucketQueue::Demand(Nanos now, Nanos ageing_by_default, std::size_t 
   // As the scheduler admits: behind a head that something else holds up, credit helps nobody who
   // asks what that waits for; and whoever does not ask it must not be counted out by them.
   std::uint32_t blocked = 0;
-  for (ClassQueue* c : Ordered(now, ageing != 0 ? ageing : ageing_by_default)) {
-    if ((c->asks() & blocked) != 0) continue;
+  const auto look = [&](ClassQueue* c) {
+    if ((c->asks() & blocked) != 0) return;
     if (c->elsewhere) {
       blocked |= c->held;
-      continue;
+      return;
     }
     // Whose turn it is first: it is what a grant must be enough for.
     const Waiter* head = c->head();
@@ -278,25 +358,30 @@ std::size_t BucketQueue::Demand(Nanos now, Nanos ageing_by_default, std::size_t 
     c->ForEachFlow([&](const Flow& flow) {
       if (flow.head != head && flow.parked_at == nullptr) add(flow.head);
     });
+  };
+  FindPlaces(/*also_alone=*/true);
+  ClassQueue* const first = Ordered().empty() ? nullptr : order_[0];
+  if (first != nullptr) look(first);
+  using Iterator = absl::btree_set<std::pair<Turn, ClassQueue*>>::iterator;
+  std::vector<std::pair<Iterator, Iterator>> left;
+  for (const auto& line : lines_)
+    if (!line->order.empty()) left.emplace_back(line->order.begin(), line->order.end());
+  while (!left.empty() && count < most) {
+    const auto next = std::min_element(
+        left.begin(), left.end(), [](const auto& a, const auto& b) { return *a.first < *b.first; });
+    if (next->first->second != first) look(next->first->second);
+    if (++next->first == next->second) left.erase(next);
   }
   return count;
-}
-
-Waiter* BucketQueue::Oldest() const {
-  Waiter* oldest = nullptr;
-  ForEachFlow([&](const Flow& flow) {
-    if (flow.head != nullptr && (oldest == nullptr || flow.head->sequence_ < oldest->sequence_))
-      oldest = flow.head;
-  });
-  return oldest;
 }
 
 Waiter* BucketQueue::OldestNewcomer(const Bucket* gate) const {
   Waiter* oldest = nullptr;
   ForEachFlow([&](const Flow& flow) {
+    if (flow.of->gate() != gate) return;
     for (Waiter* w = flow.head; w != nullptr; w = w->next_) {
       if (oldest != nullptr && oldest->sequence_ < w->sequence_) return;
-      if (w->again_ || (w->path_ == nullptr ? nullptr : w->path_->gate()) != gate) continue;
+      if (w->again_) continue;
       oldest = w;
       return;
     }
@@ -308,22 +393,21 @@ Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing) {
   return {head.submitted() - static_cast<__int128>(priority) * ageing, BucketQueue::Sequence(head)};
 }
 
-void GateQueue::Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing) {
-  queue->gate = this;
-  queue->at_gate_for = &heads;
-  queue->at_gate = TurnOf(*heads.head(), heads.priority(), ageing);
-  parked_.insert({queue->at_gate, queue});
+void GateQueue::Park(ClassQueue& heads) {
+  BucketQueue* queue = heads.queue();
+  heads.at = this;
+  heads.at_gate = TurnOf(*heads.head(), heads.priority(), queue->ageing);
+  parked_.insert({heads.at_gate, &heads});
+  queue->at_gates.push_back(&heads);
 }
 
-void GateQueue::Unpark(BucketQueue* queue) {
-  parked_.erase({queue->at_gate, queue});
-  queue->gate = nullptr;
+void GateQueue::Unpark(ClassQueue& heads) {
+  parked_.erase({heads.at_gate, &heads});
+  heads.at = nullptr;
+  auto& at_gates = heads.queue()->at_gates;
+  at_gates.erase(std::find(at_gates.begin(), at_gates.end(), &heads));
 }
 
-BucketQueue* GateQueue::Next() {
-  BucketQueue* queue = parked_.begin()->second;
-  Unpark(queue);
-  return queue;
-}
+ClassQueue& GateQueue::First() const { return *parked_.begin()->second; }
 
 }  // namespace headway

@@ -19,6 +19,7 @@ class AccountPlace;
 class BucketQueue;
 class ClassQueue;
 class GateQueue;
+struct Line;
 
 // What one account has been given of one bucket, in virtual time: a request adds its cost divided
 // by the account's weight, and whoever has been given least goes next (start-time fair queueing,
@@ -47,7 +48,7 @@ struct Share {
   int users = 0;  // flows that refer to it
 };
 
-// Waits of one account, one priority and the same resources: first in, first out.
+// Waits of one account, one priority and one line: first in, first out.
 struct Flow {
   Flow(const Account* a, Share* s, ClassQueue* c, std::size_t resources)
       : account(a), share(s), of(c), queued(resources) {}
@@ -66,12 +67,18 @@ struct Flow {
   absl::InlinedVector<std::int64_t, 2> queued;  // the sum of what waits, by resource
 };
 
-// Waits of one priority that ask the same resources, of all accounts. The one whose turn it is, its
-// head, is elected once and stays until it goes: a newcomer of another account does not pass it.
+// An order of heads: when they were submitted, a step of priority counting as much as what it is
+// aged by, then who was taken in first. It does not change while they wait. Wide, because
+// priorities have all 32 bits and ageing may be a year.
+using Turn = std::pair<__int128, std::uint64_t>;
+Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing);
+
+// Waits of one priority in one line, of all accounts. The one whose turn it is, its head, is
+// elected once and stays until it goes: a newcomer of another account does not pass it.
 class ClassQueue {
  public:
-  ClassQueue(BucketQueue* queue, std::int32_t priority, std::uint32_t asks, std::size_t resources)
-      : queue_(queue), priority_(priority), asks_(asks), resources_(resources) {}
+  ClassQueue(Line* line, std::int32_t priority, std::size_t resources)
+      : line_(line), priority_(priority), resources_(resources) {}
 
   void Append(Waiter* w, const Account* account, Share* share);
   void Unlink(Waiter* w);
@@ -84,21 +91,13 @@ class ClassQueue {
   const Share& share() const { return *elected_->share; }
   bool empty() const { return size_ == 0; }
   std::int32_t priority() const { return priority_; }
-  std::uint32_t asks() const { return asks_; }
-  BucketQueue* queue() const { return queue_; }
+  std::uint32_t asks() const;
+  const Bucket* gate() const;
+  BucketQueue* queue() const;
 
   // The head's account must wait for its own limits: the next one is elected.
   Flow* Park(AccountPlace* place);
   void Unpark(Flow* flow);
-
-  // The head's priority with ageing: one step for each `ageing` that it has waited.
-  std::int64_t Effective(Nanos now, Nanos ageing) {
-    return priority_ + (now - head()->submitted_) / ageing;
-  }
-  // When the head's priority makes its next step.
-  Nanos NextStep(Nanos now, Nanos ageing) {
-    return head()->submitted_ + ((now - head()->submitted_) / ageing + 1) * ageing;
-  }
 
   template <typename Each>
   void ForEachFlow(Each each) const {
@@ -110,8 +109,13 @@ class ClassQueue {
   std::uint32_t held = 0;
   // The head was held up last by what no grant of credit helps against.
   bool elsewhere = false;
+  // At the gate (see GateQueue), and its place there.
+  GateQueue* at = nullptr;
+  Turn at_gate;
 
  private:
+  friend class BucketQueue;
+
   struct Offer {
     double given;
     std::uint64_t sequence;
@@ -124,11 +128,15 @@ class ClassQueue {
   void Elect();
   void Push(Flow* flow);
   void EraseIfOver(Flow* flow);
+  void Displace();
+  bool over() const;
 
-  BucketQueue* const queue_;
+  Line* const line_;
   const std::int32_t priority_;
-  const std::uint32_t asks_;  // bit by resource
   const std::size_t resources_;
+  bool placed_ = false;  // in its line's order, at `turn_`
+  bool listed_ = false;  // among those whose place is still to be found
+  Turn turn_;
   std::size_t size_ = 0;
   Flow* elected_ = nullptr;
   Flow* last_ = nullptr;  // that was appended to: almost always the next one, too
@@ -137,6 +145,23 @@ class ClassQueue {
   // far in front, never too far behind, since what was given only grows.
   std::vector<Offer> offers_;
 };
+
+// Waits that ask the same resources through the same gate. Whatever holds up the first of them
+// holds up all, so there is only one to be tried, however many priorities there are.
+struct Line {
+  Line(BucketQueue* q, std::uint32_t a, const Bucket* g) : queue(q), asks(a), gate(g) {}
+
+  BucketQueue* const queue;
+  const std::uint32_t asks;  // bit by resource
+  const Bucket* const gate;
+  std::size_t waiting = 0;
+  absl::flat_hash_map<std::int32_t, std::unique_ptr<ClassQueue>> classes;  // by priority
+  absl::btree_set<std::pair<Turn, ClassQueue*>> order;                     // by their heads
+};
+
+inline std::uint32_t ClassQueue::asks() const { return line_->asks; }
+inline const Bucket* ClassQueue::gate() const { return line_->gate; }
+inline BucketQueue* ClassQueue::queue() const { return line_->queue; }
 
 // A place at which waits are held up: a bucket, the gate before it, or an account's own limits.
 struct Place {
@@ -153,18 +178,14 @@ struct Place {
   Nanos wake_at = kNever;  // the timer that is set for this place
 };
 
-// An order of heads of several queues: when they were submitted, a step of priority counting as
-// much as what it is aged by, then who was taken in first. Wide, because priorities have all 32
-// bits and ageing may be a year.
-using Turn = std::pair<__int128, std::uint64_t>;
-Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing);
-
 // All that waits on one bucket. Not thread-safe: the scheduler's lock guards it.
 class BucketQueue final : public Place {
  public:
   explicit BucketQueue(Bucket* b) : Place(Kind::kBucket, b) {}
 
   std::size_t depth() const { return depth_; }
+  // Of those who come through this gate.
+  std::size_t depth(const Bucket* gate) const;
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
@@ -175,9 +196,18 @@ class BucketQueue final : public Place {
   // It is being admitted: its account is charged. Before it is unlinked.
   void Charge(Waiter* w);
 
-  // The classes that have somebody in them who is not parked, the one that may go first in front:
-  // by effective priority, then by what its account has been given, then by who was taken in first.
-  absl::Span<ClassQueue* const> Ordered(Nanos now, Nanos ageing);
+  // Of each line the class that may go first, the one that may go before the others in front: by
+  // priority, aged, then by what its account has been given, then by who was submitted first.
+  absl::Span<ClassQueue* const> Ordered();
+  // Whether all who wait are in one class.
+  bool OfOneClass() const { return classes_ == 1; }
+  // Whether some come through one gate and some through another, or none.
+  bool OfSeveralGates() const;
+  // Whether one of its heads stands at this gate.
+  bool StandsAt(const Bucket* gate) const {
+    return std::any_of(at_gates.begin(), at_gates.end(),
+                       [gate](const ClassQueue* c) { return c->gate() == gate; });
+  }
 
   // By resource, what goes in front of a newcomer of this priority and account.
   absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
@@ -185,68 +215,86 @@ class BucketQueue final : public Place {
 
   // What the first `most` ask of those whom credit would let go, class by class, by resource;
   // returns how many there are.
-  std::size_t Demand(Nanos now, Nanos ageing_by_default, std::size_t most,
-                     absl::Span<std::int64_t> amounts);
+  std::size_t Demand(std::size_t most, absl::Span<std::int64_t> amounts);
 
-  // Who was taken in first; of those only who come through this gate and for the first time.
-  Waiter* Oldest() const;
+  // Of those who come through this gate, and for the first time, who was taken in first.
   Waiter* OldestNewcomer(const Bucket* gate) const;
+  // Takes out all, for the last time.
+  template <typename Each>
+  void Empty(Each each) {
+    ForEachFlow([&each](Flow& flow) {
+      while (Waiter* w = flow.head) {
+        flow.Unlink(w);
+        each(w);
+      }
+    });
+    depth_ = 0;
+  }
   static std::uint64_t Sequence(const Waiter& w) { return w.sequence_; }
 
   template <typename Each>
   void ForEachFlow(Each each) const {
-    for (const auto& c : classes_) c->ForEachFlow(each);
+    for (const auto& line : lines_)
+      for (const auto& [priority, c] : line->classes) c->ForEachFlow(each);
   }
 
-  Nanos ageing = 0;  // of the path that came first; 0: the scheduler's
+  Nanos ageing = 0;  // of who came first; of the same queue always the same
 
-  // At the gate: its place there (see GateQueue), and whether it is its turn.
-  GateQueue* gate = nullptr;
-  ClassQueue* at_gate_for = nullptr;  // whose head it is there with
-  Turn at_gate;
-  bool turn = false;
-  bool contends = false;  // other buckets may be able to go at the same instant
+  // Whose heads stand at a gate: of each gate one at most.
+  absl::InlinedVector<ClassQueue*, 1> at_gates;
+  const Bucket* turn = nullptr;  // the gate at which it is its turn
+  bool contends = false;         // other buckets may be able to go at the same instant
 
  private:
+  friend class ClassQueue;
+
   ClassQueue& ClassOf(const Waiter& w);
   Share* ShareOf(const Account* account);
   void ForgetShares();
+  void List(ClassQueue* c);
+  void FindPlaces(bool also_alone);
 
   std::size_t depth_ = 0;
-  double virtual_now_ = 0;  // what whoever went last had been given
-  std::vector<std::unique_ptr<ClassQueue>> classes_;
+  double virtual_now_ = 0;   // what whoever went last had been given
+  std::size_t classes_ = 0;  // in all lines
+  std::vector<std::unique_ptr<Line>> lines_;
+  ClassQueue* last_ = nullptr;  // that was appended to
+  std::vector<ClassQueue*> listed_;
   std::vector<ClassQueue*> order_;
   absl::flat_hash_map<const Account*, std::unique_ptr<Share>> shares_;
   std::size_t forget_at_ = 64;
 };
 
-// The buckets whose heads are held up by how many may be under way at once. They take turns: the
-// one whose head has waited longest goes first, a step of priority counting as much as what it is
-// aged by.
+// The heads that are held up by how many may be under way at once, of each bucket one. They take
+// turns: who has waited longest goes first, a step of priority counting as much as what it is aged
+// by.
+//
+// Whoever comes to the same bucket through another gate goes on meanwhile. So that he leaves
+// something to this one when his turn comes, this one has taken from the bucket already what he
+// asks: else he could be too late for ever, here or there.
 //
 // It exists as long as the gate's waiters flag is set.
 class GateQueue final : public Place {
  public:
   explicit GateQueue(Bucket* b) : Place(Kind::kGate, b) {}
 
-  void Park(BucketQueue* queue, ClassQueue& heads, Nanos ageing);
-  bool Holds(const BucketQueue& queue) const { return queue.gate == this; }
-  void Unpark(BucketQueue* queue);
-  // Takes out whose turn it is.
-  BucketQueue* Next();
+  void Park(ClassQueue& heads);
+  void Unpark(ClassQueue& heads);
+  // Whose turn it is.
+  ClassQueue& First() const;
   bool empty() const { return parked_.empty(); }
   std::size_t size() const { return parked_.size(); }
 
   template <typename Each>
   void ForEach(Each each) const {
-    for (const auto& [key, queue] : parked_) each(*queue);
+    for (const auto& [key, heads] : parked_) each(*heads);
   }
 
   bool full = false;         // the last look found it so, with its waiters flag set
   Nanos choose_by = kNever;  // whoever decides here has been asked, and may take until then
 
  private:
-  absl::btree_set<std::pair<Turn, BucketQueue*>> parked_;
+  absl::btree_set<std::pair<Turn, ClassQueue*>> parked_;
 };
 
 // The accounts that are held up by their own limits, in whatever buckets they wait.

@@ -375,6 +375,36 @@ TEST(Handshake, WhoDecidesAtTheGateIsAskedAndWhereHeDoesNotTheDriverWakesInTime)
     });
 }
 
+TEST(Handshake, ANewcomerWhoWakesNobodyAtAFullGateIsFoundWhenItOpens) {
+  // He stands behind somebody at the gate; meanwhile a place is free there, or that one gives up.
+  for (const bool cancels : {false, true})
+    Explore(cancels ? "a newcomer, who stands there gives up" : "a newcomer, a place comes free", 3,
+            [&] {
+              auto n = std::make_shared<GateNight>();
+              n->scheduler.SetChooser(*n->gate, nullptr);
+              n->scheduler.Cancel(n->waiters[1], kNow);  // the only one at the other bucket
+              n->DriveUntilAsleep();
+              n->waiters.reserve(3);
+              return Interleaving{
+                  {[n] { n->DriveUntilAsleep(); },
+                   [n] {
+                     n->waiters.push_back(n->scheduler.Submit(n->paths[0], Amounts{1}, 0, kNow,
+                                                              kNever, n->mailbox, nullptr));
+                   },
+                   [n, cancels] {
+                     if (cancels) n->scheduler.Cancel(n->waiters[0], kNow);
+                     n->held.Cancel(kNow);
+                   }},
+                  [n, cancels]() -> std::string {
+                    if (n->woken) n->DriveUntilAsleep();
+                    // Who was cancelled when he had been admitted already has left his place.
+                    const auto gone =
+                        static_cast<int>(cancels && n->waiters[0]->outcome() == Outcome::kAdmitted);
+                    return n->Admitted() - gone == 1 ? "" : "not exactly one was admitted";
+                  }};
+            });
+}
+
 TEST(Handshake, AMailboxIsReadableWheneverSomethingIsInIt) {
   // Posting and draining at once: what is in it at the end is announced by the descriptor.
   Explore("post and drain", -1, [] {

@@ -28,6 +28,7 @@ Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::
                         void* cookie, bool again) {
   auto* waiter = new Waiter(bucket, path, amounts, priority, now, deadline, mailbox, cookie, again);
   const std::uint32_t asks = Asks(amounts);
+  const Bucket* const gate = path == nullptr ? nullptr : path->gate();
   // From now on nobody passes by on the meter that binds, even if what is asked comes free before
   // the driver has taken this in. The driver takes the flag away again when nobody waits any more.
   const Refusal binding =
@@ -36,10 +37,13 @@ Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::
   HEADWAY_PAUSE();
   intake_.Push(waiter);
   HEADWAY_PAUSE();
-  // Behind a blocked head nothing is to be done until that head's time comes, so nobody is woken: a
-  // submission then costs the push. Looked at after the push: whoever unblocks the bucket looks
-  // into the intake afterwards.
-  if (deadline != kNever || !StandsBehind(bucket->blocked.load(), priority, asks)) wake_();
+  // Behind a blocked head nothing is to be done until that head's time comes, and behind a full
+  // gate until somebody leaves it, so nobody is woken: a submission then costs the push. Looked at
+  // after the push: whoever unblocks the bucket looks into the intake afterwards.
+  if (deadline != kNever || !(StandsBehind(bucket->blocked.load(), priority, asks) ||
+                              (gate != nullptr && bucket->gated.load() == gate &&
+                               priority <= bucket->gated_priority.load())))
+    wake_();
   return waiter;
 }
 
@@ -78,6 +82,14 @@ BucketQueue* Scheduler::Find(Bucket& bucket) {
   return static_cast<BucketQueue*>(found->second.get());
 }
 
+// The same with all who have come by now.
+BucketQueue* Scheduler::FindNow(Bucket& bucket, Nanos now) {
+  TakeIn(now);
+  PostBatch();
+  Nudge();
+  return Find(bucket);
+}
+
 void Scheduler::MarkDirty(Place& place) {
   if (place.dirty) return;
   place.dirty = true;
@@ -107,6 +119,7 @@ void Scheduler::Drop(Place& place) {
   bucket->ClearWaiters();
   HEADWAY_PAUSE();
   bucket->blocked.store(0);
+  bucket->gated.store(nullptr);
   places_.erase(bucket);
 }
 
@@ -137,8 +150,10 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
   BucketQueue& queue = QueueOf(waiter->bucket_);
   // Submitting it may have set their flags; who is there takes them away again, after the queue has
   // been tried.
-  if (const Path* path = waiter->path_; path != nullptr) {
-    if (queue.ageing == 0) queue.ageing = path->ageing();
+  const Path* const path = waiter->path_;
+  if (queue.ageing == 0)
+    queue.ageing = path != nullptr && path->ageing() != 0 ? path->ageing() : ageing_;
+  if (path != nullptr) {
     if (path->gate() != nullptr && path->gate()->has_waiters())
       MarkDirty(PlaceOf<GateQueue>(path->gate()));
     if (path->limits() != nullptr && path->limits()->has_waiters())
@@ -196,7 +211,7 @@ void Scheduler::TakeIn(Nanos now) {
     cancelled = cancelled->next_cancelled_;
     if (waiter->flow_ != nullptr) {
       BucketQueue& queue = QueueOf(waiter->bucket_);
-      TakeOut(queue, waiter);
+      TakeOut(queue, waiter, now);
     }
     if (waiter->deadline_ != kNever) deadlines_.erase({waiter->deadline_, waiter});
     waiter->Unref();
@@ -212,49 +227,106 @@ void Scheduler::FireTimers(Nanos now) {
 }
 
 // Ends the waits whose deadline lies at or before `until`.
-void Scheduler::FailDeadlines(Nanos until) {
+void Scheduler::FailDeadlines(Nanos until, Nanos now) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= until) {
     Waiter* waiter = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
+    LetGo(*waiter, now);
     if (!waiter->Finish(Outcome::kDeadline))
       continue;  // cancelled: its owner has pushed it, or will
     BucketQueue& queue = QueueOf(waiter->bucket_);
-    TakeOut(queue, waiter);
+    TakeOut(queue, waiter, now);
     Finish(waiter);
   }
 }
 
-// Takes what the waiter asks into `spare_`. Through the gate only when it is this bucket's turn, or
-// no other bucket contends for it.
-std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now) {
+// Takes what the waiter asks. Through the gate only when it is this bucket's turn, or no other
+// bucket contends for it.
+std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, Waiter& waiter, Nanos now) {
   if (spare_ == nullptr) spare_ = std::make_unique<Reservation>();
+  const auto take = [this, &waiter, now] {
+    waiter.at_ = now;
+    waiter.reservation_.store(spare_.release());
+  };
   const Path* path = waiter.path_;
   if (path == nullptr) {
     const std::optional<Denial> denied =
         waiter.bucket_->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
-    return denied ? std::optional<Refusal>({*denied, waiter.bucket_}) : std::nullopt;
+    if (denied) return Refusal{*denied, waiter.bucket_};
+    take();
+    return std::nullopt;
   }
-  if (path->gate() == nullptr)
-    return path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
-  // Entering the gate and leaving it again would signal those who wait there for nothing.
-  if (const Refusal refusal = path->Look(now, waiter.amounts_); refusal.denial.ready_at > now)
+  if (path->gate() == nullptr) {
+    const auto refusal = path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
+    if (!refusal) take();
     return refusal;
+  }
+  // A refusal by the provider may have come since he took it.
+  if (waiter.bucket_->cooled_until() > now) LetGo(waiter, now);
+  Reservation* const in_hand = waiter.reservation_.load();
+  // Entering the gate and leaving it again would signal those who wait there for nothing.
+  if (in_hand == nullptr) {
+    if (const Refusal refusal = path->Look(now, waiter.amounts_); refusal.denial.ready_at > now)
+      return refusal;
+  }
   const auto found = places_.find(path->gate());
   auto* gate = found == places_.end() ? nullptr : static_cast<GateQueue*>(found->second.get());
-  if (!queue.turn && ((gate != nullptr && !gate->empty()) || queue.contends)) {
-    if (gate == nullptr) OpenGate(path->gate());
-    return Refusal{Denial{0, kUntold}, path->gate()};
-  }
-  for (;;) {
-    const auto refusal =
-        path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_, /*looked=*/true);
-    if (!refusal || refusal->by != path->gate()) return refusal;
+  const bool in_line =
+      queue.turn != path->gate() && ((gate != nullptr && !gate->empty()) || queue.contends);
+  if (in_line && gate == nullptr) OpenGate(path->gate());
+  while (!in_line) {
+    if (in_hand != nullptr) {
+      if (path->gate()->TryEnter(now, /*privileged=*/true)) {
+        in_hand->Entered(path->gate());
+        waiter.at_ = now;
+        return std::nullopt;
+      }
+    } else {
+      const auto refusal =
+          path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_, /*looked=*/true);
+      if (!refusal) take();
+      if (!refusal || refusal->by != path->gate()) return refusal;
+    }
     // Looked at with the flag set: whoever leaves from now on signals.
     if (gate != nullptr) {
       gate->full = true;
-      return refusal;
+      break;
     }
     gate = &OpenGate(path->gate());
+  }
+  // So that those who go through another gate leave it to him.
+  if (in_hand == nullptr && queue.OfSeveralGates()) {
+    const auto refusal = path->TryReserveAtGate(now, waiter.amounts_, /*privileged=*/true, *spare_,
+                                                /*looked=*/true);
+    if (refusal) return refusal;
+    take();
+  }
+  return Refusal{Denial{0, kUntold}, path->gate()};
+}
+
+// Gives back what somebody who still waits has taken already.
+void Scheduler::LetGo(Waiter& waiter, Nanos now) {
+  const std::unique_ptr<Reservation> in_hand = waiter.Unclaimed();
+  if (in_hand == nullptr) return;
+  in_hand->Cancel(now);
+  waiter.at_ = kUntold;
+}
+
+// The heads that stand at gates come back to be tried.
+void Scheduler::LeaveGates(BucketQueue& queue, Nanos now) {
+  if (queue.at_gates.empty()) return;
+  const absl::Span<ClassQueue* const> order = queue.Ordered();
+  while (!queue.at_gates.empty()) {
+    ClassQueue& heads = *queue.at_gates.back();
+    // Somebody may have come who goes first, and must not lack what this one has in hand.
+    const auto* const first =
+        std::find_if(order.begin(), order.end(),
+                     [&heads](const ClassQueue* c) { return c->gate() == heads.gate(); });
+    Waiter* const head = heads.head();
+    if (head != nullptr && (first == order.end() || *first != &heads)) LetGo(*head, now);
+    // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
+    if (!choosers_.empty() && queue.turn != heads.gate()) MarkDirty(*heads.at);
+    heads.at->Unpark(heads);
   }
 }
 
@@ -279,6 +351,7 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
   for (;;) {
     if (waiter->outcome() != Outcome::kWaiting) {
       // Cancelled: its owner pushes it, and the reference goes there.
+      LetGo(*waiter, now);
       queue.Unlink(waiter);
       return Try::kDone;
     }
@@ -303,13 +376,9 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
     }
     if (!refusal) {
       queue.Charge(waiter);
-      queue.turn = false;
+      queue.turn = nullptr;
     }
     queue.Unlink(waiter);
-    if (!refusal) {
-      waiter->at_ = now;
-      waiter->reservation_.store(spare_.release());
-    }
     HEADWAY_PAUSE();
     if (waiter->Finish(never ? Outcome::kNever : Outcome::kAdmitted)) {
       Finish(waiter);
@@ -329,34 +398,26 @@ void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
 
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
   Bucket& bucket = *queue.bucket;
-  if (queue.gate != nullptr) {
-    // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
-    if (!choosers_.empty()) MarkDirty(*queue.gate);
-    queue.gate->Unpark(&queue);
-  }
-  const Nanos ageing = queue.ageing != 0 ? queue.ageing : ageing_;
+  LeaveGates(queue, now);
   while (queue.depth() > 0) {
-    const absl::Span<ClassQueue* const> order = queue.Ordered(now, ageing);
-    const bool alone = order.size() == 1;
+    const absl::Span<ClassQueue* const> order = queue.Ordered();
     std::uint32_t blocked = 0;
     std::int32_t lowest = INT32_MAX;
     Nanos next = kNever;
     bool moved = false;
     bool lacks_credit = false;
     for (ClassQueue* heads : order) {
-      if ((heads->asks() & blocked) != 0) continue;
+      // What somebody has in hand nobody else holds up.
+      const bool in_hand = heads->head()->reservation_.load() != nullptr;
+      if (((heads->asks() & blocked) != 0 && !in_hand) || queue.StandsAt(heads->gate())) continue;
       Denial denial;
       Try tried = TryHead(queue, *heads, now, denial);
       // With one class there is nobody whose turn could come in between.
-      while (alone && tried == Try::kDone && heads->head() != nullptr)
+      while (queue.OfOneClass() && tried == Try::kDone && heads->head() != nullptr)
         tried = TryHead(queue, *heads, now, denial);
       if (tried == Try::kGate) {
-        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads, ageing);
-        SetTimer(queue, kNever);
-        bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));
-        // Who was tried before it must not wait for the gate, too.
-        if (lacks_credit) AskForCredit(bucket);
-        return;
+        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(*heads);
+        continue;
       }
       moved = tried != Try::kDenied;
       if (moved) break;
@@ -378,11 +439,11 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       next = std::min(next, denial.ready_at);
     }
     if (moved) continue;
-    // Ageing may bring another head to the front before this one fits.
-    if (!alone)
-      for (ClassQueue* heads : order) next = std::min(next, heads->NextStep(now, ageing));
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
+    const ClassQueue* const at_gate = queue.at_gates.empty() ? nullptr : queue.at_gates[0];
+    bucket.gated_priority.store(at_gate == nullptr ? 0 : at_gate->priority());
+    bucket.gated.store(at_gate == nullptr ? nullptr : at_gate->gate());
     if (lacks_credit) AskForCredit(bucket);
     return;
   }
@@ -418,13 +479,14 @@ bool Scheduler::LeavesToChooser(GateQueue& gate, Nanos now) {
 void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
   gate.full = false;
   if (LeavesToChooser(gate, now)) return;
-  while (!gate.empty() && !gate.full) {
-    BucketQueue& queue = *gate.Next();
-    queue.turn = true;
-    Admit(queue, now);
-    queue.turn = false;
-    if (queue.depth() == 0) MarkDirty(queue);
-  }
+  while (!gate.empty() && !gate.full) GiveTurn(*gate.First().queue(), gate, now);
+}
+
+void Scheduler::GiveTurn(BucketQueue& queue, GateQueue& gate, Nanos now) {
+  queue.turn = gate.bucket;
+  Admit(queue, now);
+  queue.turn = nullptr;
+  if (queue.depth() == 0) MarkDirty(queue);
 }
 
 void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask) {
@@ -439,12 +501,9 @@ void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask) {
 Scheduler::Demanded Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most,
                                       absl::Span<std::int64_t> amounts) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  TakeIn(now);
-  PostBatch();
-  Nudge();
-  BucketQueue* queue = Find(bucket);
+  BucketQueue* queue = FindNow(bucket, now);
   if (queue == nullptr) return {0, false};
-  return {queue->Demand(now, ageing_, most, amounts), queue->gate != nullptr};
+  return {queue->Demand(most, amounts), !queue->at_gates.empty()};
 }
 
 void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask, Nanos patience) {
@@ -474,11 +533,12 @@ std::vector<Scheduler::Contender> Scheduler::Contenders(Bucket& gate, Nanos now)
   if (found == places_.end()) return out;
   const auto& parked = static_cast<const GateQueue&>(*found->second);
   if (parked.size() < 2 || gate.meter(0).ReadyAt(now, 1) > now) return out;
-  parked.ForEach([&out](const BucketQueue& queue) {
+  parked.ForEach([&out](ClassQueue& heads) {
     // Whoever was there may have been cancelled since, and the queue not been looked at again.
-    const Waiter* head = queue.at_gate_for->head();
+    const Waiter* head = heads.head();
     if (head == nullptr) return;
-    out.push_back({queue.bucket, queue.depth(), queue.at_gate_for->priority(), head->submitted()});
+    const BucketQueue& queue = *heads.queue();
+    out.push_back({queue.bucket, queue.depth(heads.gate()), heads.priority(), head->submitted()});
   });
   return out;
 }
@@ -489,16 +549,13 @@ bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
   BucketQueue* queue = Find(bucket);
   if (found == places_.end() || queue == nullptr) return false;
   auto& parked = static_cast<GateQueue&>(*found->second);
-  if (!parked.Holds(*queue)) return false;
+  if (!queue->StandsAt(&gate)) return false;
   if (const auto chooser = choosers_.find(&gate);
       chooser != choosers_.end() && chooser->second.absent)
     return false;
   parked.full = false;
   parked.choose_by = kNever;  // the next place is another decision
-  queue->turn = true;
-  Admit(*queue, now);
-  queue->turn = false;
-  if (queue->depth() == 0) MarkDirty(*queue);
+  GiveTurn(*queue, parked, now);
   MarkDirty(parked);
   AdmitDirty(now);
   PostBatch();
@@ -518,8 +575,7 @@ void Scheduler::AdmitAccount(AccountPlace& place, Nanos now) {
   for (Flow* flow : parked) {
     BucketQueue* queue = flow->of->queue();
     if (const Waiter* head = flow->head; head != nullptr) {
-      const Nanos ageing = queue->ageing != 0 ? queue->ageing : ageing_;
-      order.emplace_back(TurnOf(*head, flow->of->priority(), ageing), queue);
+      order.emplace_back(TurnOf(*head, flow->of->priority(), queue->ageing), queue);
     } else {
       MarkDirty(*queue);
     }
@@ -533,7 +589,8 @@ void Scheduler::AdmitAccount(AccountPlace& place, Nanos now) {
 }
 
 // Takes a wait out of its queue that does not go through it to its end.
-void Scheduler::TakeOut(BucketQueue& queue, Waiter* waiter) {
+void Scheduler::TakeOut(BucketQueue& queue, Waiter* waiter, Nanos now) {
+  LetGo(*waiter, now);
   // Its account may be held up for it, and not for whoever comes next.
   AccountPlace* place = waiter->flow_->parked_at;
   if (place != nullptr && waiter->flow_->head == waiter) MarkDirty(*place);
@@ -558,6 +615,11 @@ void Scheduler::AdmitDirty(Nanos now) {
       }
       case Place::Kind::kGate: {
         auto& gate = static_cast<GateQueue&>(place);
+        // Whoever is going to stand there must do so before it is decided who goes next.
+        if (dirty_buckets_ > 0) {
+          MarkDirty(gate);
+          break;
+        }
         AdmitAtGate(gate, now);
         if (gate.empty()) Drop(gate);
         break;
@@ -578,9 +640,9 @@ Nanos Scheduler::Advance(Nanos now) {
   TakeIn(now);
   FireTimers(now);
   // A deadline is the last instant at which a wait may be admitted, so it is tried at it once more.
-  FailDeadlines(now - 1);
+  FailDeadlines(now - 1, now);
   AdmitDirty(now);
-  FailDeadlines(now);
+  FailDeadlines(now, now);
   AdmitDirty(now);
   PostBatch();
   Nanos next = kNever;
@@ -599,10 +661,7 @@ Denial Scheduler::Estimate(Bucket& bucket, const Account* account, Nanos now, st
                            absl::Span<const std::int64_t> more,
                            absl::Span<const std::int64_t> amounts) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  TakeIn(now);
-  PostBatch();
-  Nudge();
-  const BucketQueue* queue = Find(bucket);
+  const BucketQueue* queue = FindNow(bucket, now);
   if (queue == nullptr && more.empty()) return bucket.Look(now, amounts);
   absl::InlinedVector<std::int64_t, 4> ahead(amounts.size());
   if (queue != nullptr) ahead = queue->Ahead(priority, account, amounts.size());
@@ -626,11 +685,14 @@ Denial Scheduler::Estimate(const Path& path, Nanos now, std::int32_t priority,
 
 std::size_t Scheduler::Depth(Bucket& bucket, Nanos now) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  TakeIn(now);
-  PostBatch();
-  Nudge();
-  const BucketQueue* queue = Find(bucket);
+  const BucketQueue* queue = FindNow(bucket, now);
   return queue == nullptr ? 0 : queue->depth();
+}
+
+std::size_t Scheduler::Depth(Bucket& bucket, const Bucket* gate, Nanos now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const BucketQueue* queue = FindNow(bucket, now);
+  return queue == nullptr ? 0 : queue->depth(gate);
 }
 
 bool Scheduler::DropOldest(Bucket& bucket, const Bucket* gate, Nanos now) {
@@ -641,7 +703,7 @@ bool Scheduler::DropOldest(Bucket& bucket, const Bucket* gate, Nanos now) {
     while (!dropped) {
       Waiter* oldest = queue->OldestNewcomer(gate);
       if (oldest == nullptr) break;
-      TakeOut(*queue, oldest);
+      TakeOut(*queue, oldest, now);
       dropped = oldest->Finish(Outcome::kDropped);
       if (dropped) Finish(oldest);  // else it was cancelled, and its owner pushes it
     }
@@ -670,14 +732,11 @@ void Scheduler::Forget() {
   dirty_buckets_ = 0;
   for (auto& [bucket, place] : places_) {
     if (place->kind == Place::Kind::kBucket) {
-      auto& queue = static_cast<BucketQueue&>(*place);
-      while (Waiter* waiter = queue.Oldest()) {
-        queue.Unlink(waiter);
-        stop(waiter);
-      }
+      static_cast<BucketQueue&>(*place).Empty(stop);
     }
     bucket->ClearWaiters();
     bucket->blocked.store(0);
+    bucket->gated.store(nullptr);
   }
   places_.clear();
   while (cancelled != nullptr) {

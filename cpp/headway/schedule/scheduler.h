@@ -21,14 +21,15 @@
 namespace headway {
 
 // The order of admission over any number of buckets:
-// - strict priority classes, a wait gaining one step for each `ageing` it has waited;
+// - strict priority classes, a wait gaining one step for each `ageing` it has waited: a step of
+//   priority is worth as much as having been submitted that much earlier;
 // - among the accounts of a class, whoever has been given least (see Share), and first in, first
-// out
-//   within an account;
+//   out within an account;
 // - nobody passes the head of the top class on a meter that binds it, or has bound it. Those who
 //   ask nothing of that meter's resource may go;
 // - an account that its own limits hold up keeps nobody else waiting;
-// - buckets whose heads a common gate holds up take turns at it.
+// - buckets whose heads a common gate holds up take turns at it, and keep nobody waiting who comes
+//   through another gate.
 //
 // Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to
 // the mailboxes, and says when to come back. The dispatcher drives it with the real clock and the
@@ -87,8 +88,9 @@ class Scheduler final : public WaiterSignal {
   Denial Estimate(const Path& path, Nanos now, std::int32_t priority,
                   absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
 
-  // How many wait on this bucket.
+  // How many wait on this bucket; of them only those who come through this gate.
   std::size_t Depth(Bucket& bucket, Nanos now);
+  std::size_t Depth(Bucket& bucket, const Bucket* gate, Nanos now);
 
   // Ends the wait on this bucket that was submitted first, as kDropped: of those that come through
   // the same gate, and not for another turn. False where there is none.
@@ -105,7 +107,7 @@ class Scheduler final : public WaiterSignal {
   void SetChooser(Bucket& gate, std::function<void()> ask, Nanos patience = kNever);
   struct Contender {
     Bucket* bucket;
-    std::size_t waiting;
+    std::size_t waiting;    // there, to come through this gate
     std::int32_t priority;  // of the head
     Nanos submitted;        // the head was
   };
@@ -142,21 +144,25 @@ class Scheduler final : public WaiterSignal {
   T& PlaceOf(Bucket* bucket);
   BucketQueue& QueueOf(Bucket* bucket) { return PlaceOf<BucketQueue>(bucket); }
   BucketQueue* Find(Bucket& bucket);
+  BucketQueue* FindNow(Bucket& bucket, Nanos now);
   void TakeIn(Nanos now);
   void Queue(Waiter* waiter, Nanos now);
   void TakeTouched();
   void FireTimers(Nanos now);
-  void FailDeadlines(Nanos until);
+  void FailDeadlines(Nanos until, Nanos now);
   void AdmitDirty(Nanos now);
   void Admit(BucketQueue& queue, Nanos now);
+  void LeaveGates(BucketQueue& queue, Nanos now);
   void AdmitAtGate(GateQueue& gate, Nanos now);
+  void GiveTurn(BucketQueue& queue, GateQueue& gate, Nanos now);
   bool LeavesToChooser(GateQueue& gate, Nanos now);
   void AdmitAccount(AccountPlace& place, Nanos now);
-  void TakeOut(BucketQueue& queue, Waiter* waiter);
+  void TakeOut(BucketQueue& queue, Waiter* waiter, Nanos now);
+  void LetGo(Waiter& waiter, Nanos now);
   enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
   void AskForCredit(Bucket& bucket);
   Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
-  std::optional<Refusal> Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now);
+  std::optional<Refusal> Reserve(BucketQueue& queue, Waiter& waiter, Nanos now);
   void ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until);
   void Nudge();
   void Finish(Waiter* waiter);

@@ -31,8 +31,9 @@ struct Round {
 };
 
 // `count` waiters queue for one unit each; then all of it is given back at once, and they are
-// admitted, handed over and claimed, as the loop's thread does it.
-Round Wake(std::int64_t count) {
+// admitted, handed over and claimed, as the loop's thread does it. Each has a priority of its own,
+// or all have the same.
+Round Wake(std::int64_t count, bool own_priorities) {
   Limit limit = Limit::Parse("1 requests/31day bucket").value();
   limit.amount = count;
   const std::array<std::uint8_t, 1> resources = {0};
@@ -50,7 +51,8 @@ Round Wake(std::int64_t count) {
   const std::int64_t before = AllocatedBytes();
   const Nanos began = MonotonicNow();
   for (std::int64_t i = 0; i < count; ++i)
-    owned.push_back(scheduler.Submit(bucket, one, 0, kStart, kNever, mailbox, nullptr));
+    owned.push_back(scheduler.Submit(bucket, one, own_priorities ? static_cast<std::int32_t>(i) : 0,
+                                     kStart, kNever, mailbox, nullptr));
   scheduler.Advance(kStart);
   const Nanos queued = MonotonicNow();
   const std::int64_t bytes = AllocatedBytes() - before;
@@ -77,13 +79,13 @@ Round Wake(std::int64_t count) {
 
 // The time of an iteration is that of all but the queueing, for one waiter. The memory has been
 // used before: what the system takes to hand out a page is not the scheduler's.
-void BM_Wake(benchmark::State& state) {
+void Measure(benchmark::State& state, bool own_priorities) {
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
-  Wake(state.range(0));
+  Wake(state.range(0), own_priorities);
   Round sum;
   for (auto _ : state) {
-    const Round round = Wake(state.range(0));
+    const Round round = Wake(state.range(0), own_priorities);
     if (!round.all) state.SkipWithError("not all were admitted");
     sum.queue += round.queue;
     sum.admit += round.admit;
@@ -97,9 +99,15 @@ void BM_Wake(benchmark::State& state) {
   state.counters["claim_ns"] = sum.claim / rounds;
   state.counters["bytes"] = sum.bytes;
 }
+
+void BM_Wake(benchmark::State& state) { Measure(state, /*own_priorities=*/false); }
+void BM_WakeByPriority(benchmark::State& state) { Measure(state, /*own_priorities=*/true); }
+
 BENCHMARK(BM_Wake)->Arg(10'000)->Iterations(20)->UseManualTime();
 BENCHMARK(BM_Wake)->Arg(100'000)->Iterations(3)->UseManualTime();
 BENCHMARK(BM_Wake)->Arg(1'000'000)->Iterations(1)->UseManualTime();
+BENCHMARK(BM_WakeByPriority)->Arg(10'000)->Iterations(3)->UseManualTime();
+BENCHMARK(BM_WakeByPriority)->Arg(100'000)->Iterations(1)->UseManualTime();
 
 }  // namespace
 }  // namespace headway
