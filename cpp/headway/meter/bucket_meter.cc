@@ -126,7 +126,8 @@ bool BucketMeter::GiveBack(Meter& m, Nanos now, const Taken& taken, std::int64_t
         m.promised_.compare_exchange_strong(promised, promised - taken.increment);
     }
     const Nanos before = word.value();
-    Nanos after = refund > before ? 0 : before - refund;
+    // 0 would say that nothing was ever taken.
+    Nanos after = std::max(cancel ? 0 : std::min<Nanos>(1, before), before - refund);
     // As if it had never been: as long full as before, unless others came meanwhile.
     if (cancel && !slot && !changed && before == taken.after)
       after = std::max<Nanos>(0, after - taken.full_for_or_lap);

@@ -107,7 +107,8 @@ class BucketMeter {
                        Debt debt);
   // Whether it has been full for so long that nothing taken before can matter any more.
   static bool IsFull(Word word, Nanos now, const Parameters& p) {
-    return word.value() + p.guard() <= now;
+    // Nothing has been taken yet, on a clock that has not run for as long as the guard.
+    return word.value() == 0 || word.value() + p.guard() <= now;
   }
   // It is full at `now`, and what is taken from now on may be a full burst.
   static void Begin(Meter& m, Nanos now) {
