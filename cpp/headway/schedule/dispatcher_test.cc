@@ -246,7 +246,14 @@ TEST(Dispatcher, AForkedChildIsEmptyAndWorksWhenItIsStarted) {
   Bucket* bucket = MakeBucket({Make(Shape::kBucket, 1, 3600 * kSecond)});
   auto* mailbox = new Mailbox;
   const Nanos now = MonotonicNow();
-  ASSERT_TRUE(bucket->TryTake(now, Amounts{1}));
+  // Its thread runs by now: as it begins, it holds locks of a sanitizer's allocator, which lets no
+  // child of a fork have them.
+  Waiter* first =
+      dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, now, kNever, mailbox, nullptr);
+  ASSERT_EQ(Next(*mailbox), first);
+  first->Claim(now);
+  first->Unref();
+  first->Unref();
   Waiter* w = dispatcher.scheduler().Submit(bucket, Amounts{1}, 0, now, kNever, mailbox, nullptr);
   const unsigned generation = Dispatcher::ForkGeneration();
   dispatcher.BeforeFork();
