@@ -89,7 +89,11 @@ class Exchange {
   // Who is admitted, in that order. Their reservations are in `running`.
   std::vector<Waiter*> Serve(Nanos now) {
     std::vector<Waiter*> out;
-    while (woken || next <= now || scheduler.HasWork()) {
+    for (int looks = 0; woken || next <= now || scheduler.HasWork(); ++looks) {
+      if (looks > 10'000) {
+        ADD_FAILURE() << "asks to be looked at again, for ever";
+        break;
+      }
       woken = false;
       next = scheduler.Advance(now);
       for (Waiter* w : Drain()) {
@@ -537,10 +541,12 @@ TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
       room.push_back(random.From(1, 4));
       gates.push_back(x.MakeGate(room.back()));
     }
-    std::vector<std::int64_t> sizes = {2, 3, 1'000};
+    const std::vector<std::int64_t> sizes = {2, 3, 1'000};
     std::vector<Bucket*> buckets;
     for (const char* text : {"2 concurrency", "3 concurrency", "1_000 concurrency"})
       buckets.push_back(x.MakeBucket({text, "1_000_000 requests/s bucket"}));
+    // And one with rates, where now this binds and now that.
+    buckets.push_back(x.MakeBucket({"3 requests/s bucket burst 3", "2 tokens/s bucket burst 4"}));
     struct Mine {
       std::size_t gate;
       std::size_t bucket;
@@ -559,7 +565,7 @@ TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
         ++inside[all.at(w).gate];
         ++used[all.at(w).bucket];
       }
-      for (std::size_t b = 0; b < buckets.size(); ++b) {
+      for (std::size_t b = 0; b < sizes.size(); ++b) {
         const std::int64_t in_hand = buckets[b]->Used(0, now) - used[b];
         std::int64_t full = 0;
         for (std::size_t g = 0; g < gates.size(); ++g) {
@@ -571,7 +577,7 @@ TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
         used[b] += in_hand;
       }
       for (Waiter* w : order) {
-        if (w->outcome() != Outcome::kWaiting) continue;
+        if (w->outcome() != Outcome::kWaiting || all.at(w).bucket == 3) continue;
         ASSERT_TRUE(inside[all.at(w).gate] == room[all.at(w).gate] ||
                     used[all.at(w).bucket] == sizes[all.at(w).bucket])
             << "idle, though somebody waits";
@@ -580,15 +586,16 @@ TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
     for (int event = 0; event < 400; ++event) {
       const Nanos before = now;
       now += random.OneIn(3) ? random.From(0, kSecond) : 0;
+      if (random.OneIn(50)) buckets[3]->Cool(now + random.From(0, kSecond));
       if (now != before) {
         ASSERT_NO_FATAL_FAILURE(serve());
       }
       if (random.From(0, 9) < 6) {
         const Mine mine{static_cast<std::size_t>(random.From(0, 2)),
-                        static_cast<std::size_t>(random.From(0, 2)),
+                        static_cast<std::size_t>(random.From(0, 3)),
                         static_cast<std::int32_t>(random.From(0, 2))};
         Waiter* w = x.SubmitThrough(gates[mine.gate], now, buckets[mine.bucket], nullptr,
-                                    random.From(0, 1), mine.priority,
+                                    random.From(0, mine.bucket == 3 ? 3 : 1), mine.priority,
                                     random.OneIn(8) ? now + random.From(0, 9 * kSecond) : kNever);
         all[w] = mine;
         order.push_back(w);
@@ -610,6 +617,7 @@ TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
     for (int i = 0; i < 2'000 && waiting() > 0; ++i) {
       if (!x.running.empty()) x.End(x.running.begin()->first, now);
       ASSERT_NO_FATAL_FAILURE(serve());
+      now += kSecond;
     }
     EXPECT_EQ(waiting(), 0);
     while (!x.running.empty()) x.End(x.running.begin()->first, now);
@@ -618,7 +626,7 @@ TEST(Gates, NobodyIsIdleForAnotherGateAndEverybodyGetsThrough) {
       EXPECT_EQ(gate->Used(0, now), 0);
       EXPECT_FALSE(gate->has_waiters());
     }
-    for (Bucket* bucket : buckets) EXPECT_EQ(bucket->Used(0, now), 0);
+    for (std::size_t b = 0; b < sizes.size(); ++b) EXPECT_EQ(buckets[b]->Used(0, now), 0);
   }
 }
 
@@ -722,6 +730,48 @@ TEST(Gates, WhatIsInHandIsGivenUpForWhoGoesFirstAndWithHimWhoHadIt) {
     x.Serve(kStart + 3 * kSecond);
     EXPECT_EQ(shared->Used(0, kStart + 3 * kSecond), 0);
   }
+}
+
+TEST(Gates, WhatIsInHandIsGivenUpOnlyWhereThatHelpsWhoGoesFirst) {
+  Exchange x(1);
+  Bucket* const busy = x.MakeBucket({"1_000 concurrency"});
+  Bucket* const shared =
+      x.MakeBucket({"2 requests/s bucket burst 2", "1 tokens/s bucket burst 10"});
+  Bucket* const wide = x.MakeGate(9);
+  Waiter* const running = x.Submit(kStart, busy, nullptr, 0);
+  // Its tokens are used up, and somebody waits for its requests.
+  x.SubmitThrough(wide, kStart, shared, nullptr, 10);
+  x.SubmitThrough(wide, kStart, shared, nullptr, 0);
+  EXPECT_EQ(x.Serve(kStart).size(), 3U);
+  Waiter* const narrow = x.Submit(kStart, shared, nullptr, 0);
+  for (int i = 0; i < 3; ++i) x.SubmitThrough(wide, kStart, shared, nullptr, 0, -1);
+  x.Serve(kStart);
+  while (x.next < kStart + kSecond) x.Serve(x.next);
+  // An urgent one of the same gate lacks tokens, which that one has none of: Serve must come to its
+  // end, and take nothing from him.
+  x.Submit(kStart + kSecond, shared, nullptr, 5, 9);
+  x.Serve(kStart + kSecond);
+  const std::int64_t used = shared->Used(0, kStart + kSecond);
+  EXPECT_GE(used, 1);
+  x.Serve(kStart + kSecond);
+  EXPECT_EQ(shared->Used(0, kStart + kSecond), used);
+  EXPECT_EQ(narrow->outcome(), Outcome::kWaiting);
+  x.End(running, kStart + kSecond);
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{narrow});
+  // Where an urgent one of another line lacks what he has, it is given up.
+  Bucket* const one = x.MakeBucket({"1 concurrency"});
+  Waiter* const before = x.SubmitThrough(wide, kStart + kSecond, one, nullptr, 0);
+  x.Serve(kStart + kSecond);
+  Waiter* const stands = x.Submit(kStart + kSecond, one, nullptr, 0);
+  x.SubmitThrough(wide, kStart + kSecond, one, nullptr, 0);
+  x.End(before, kStart + kSecond);
+  EXPECT_TRUE(x.Serve(kStart + kSecond).empty());
+  EXPECT_EQ(one->Used(0, kStart + kSecond), 1);
+  Waiter* const urgent = x.Submit(kStart + kSecond, one, nullptr, 7, 9);
+  EXPECT_TRUE(x.Serve(kStart + kSecond).empty());
+  x.End(narrow, kStart + kSecond);
+  EXPECT_EQ(x.Serve(kStart + kSecond), std::vector<Waiter*>{urgent});
+  EXPECT_EQ(stands->outcome(), Outcome::kWaiting);
 }
 
 TEST(Gates, EachCountsThoseWhoComeThroughIt) {

@@ -312,18 +312,32 @@ void Scheduler::LetGo(Waiter& waiter, Nanos now) {
   waiter.at_ = kUntold;
 }
 
+// Whoever of the same gate goes later gives back what he has in hand of these resources, because
+// they bind the head of these, or because that one stands at the gate now. In no other case, or he
+// would take it again, and so on for ever. Whether there was somebody.
+bool Scheduler::LetGoFor(const ClassQueue& heads, std::uint32_t binding,
+                         absl::Span<ClassQueue* const> order, Nanos now) {
+  bool found = false;
+  for (ClassQueue* c : order) {
+    if (c == &heads || c->gate() != heads.gate() || (c->asks() & binding) == 0) continue;
+    Waiter& head = *c->head();
+    if (head.reservation_.load() == nullptr) continue;
+    LetGo(head, now);
+    found = true;
+  }
+  return found;
+}
+
 // The heads that stand at gates come back to be tried.
 void Scheduler::LeaveGates(BucketQueue& queue, Nanos now) {
   if (queue.at_gates.empty()) return;
   const absl::Span<ClassQueue* const> order = queue.Ordered();
   while (!queue.at_gates.empty()) {
     ClassQueue& heads = *queue.at_gates.back();
-    // Somebody may have come who goes first, and must not lack what this one has in hand.
-    const auto* const first =
-        std::find_if(order.begin(), order.end(),
-                     [&heads](const ClassQueue* c) { return c->gate() == heads.gate(); });
+    // Where somebody came who stands before him in the same line, it is not his turn any more.
     Waiter* const head = heads.head();
-    if (head != nullptr && (first == order.end() || *first != &heads)) LetGo(*head, now);
+    if (head != nullptr && std::find(order.begin(), order.end(), &heads) == order.end())
+      LetGo(*head, now);
     // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
     if (!choosers_.empty() && queue.turn != heads.gate()) MarkDirty(*heads.at);
     heads.at->Unpark(heads);
@@ -415,8 +429,16 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       // With one class there is nobody whose turn could come in between.
       while (queue.OfOneClass() && tried == Try::kDone && heads->head() != nullptr)
         tried = TryHead(queue, *heads, now, denial);
+      if (tried == Try::kDenied) {
+        const std::uint32_t binding = bucket.Binding(denial);
+        if (LetGoFor(*heads, binding, order, now)) {
+          heads->held |= binding;  // that is his now, even where something else binds him next
+          tried = TryHead(queue, *heads, now, denial);
+        }
+      }
       if (tried == Try::kGate) {
         PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(*heads);
+        LetGoFor(*heads, ~std::uint32_t{0}, order, now);
         continue;
       }
       moved = tried != Try::kDenied;

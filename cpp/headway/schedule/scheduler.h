@@ -159,6 +159,8 @@ class Scheduler final : public WaiterSignal {
   void AdmitAccount(AccountPlace& place, Nanos now);
   void TakeOut(BucketQueue& queue, Waiter* waiter, Nanos now);
   void LetGo(Waiter& waiter, Nanos now);
+  bool LetGoFor(const ClassQueue& heads, std::uint32_t binding, absl::Span<ClassQueue* const> order,
+                Nanos now);
   enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
   void AskForCredit(Bucket& bucket);
   Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
