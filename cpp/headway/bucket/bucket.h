@@ -163,11 +163,6 @@ class Bucket {
   // blocked. A priority in the upper half (the lowest of the blocked heads') and the resources that
   // bind in the lower, as bits; 0 resources: nobody is blocked.
   std::atomic<std::uint64_t> blocked{0};
-  // The same for a gate at which somebody stands, null where nobody does, and his priority. Both
-  // are read after the newcomer was pushed: who reads only one of them as it is going to be has
-  // pushed before the driver looks into the intake once more.
-  std::atomic<const Bucket*> gated{nullptr};
-  std::atomic<std::int32_t> gated_priority{0};
   // Links this bucket into the scheduler's list of touched ones.
   Bucket* next_touched = nullptr;
   std::atomic<bool> touched{false};

@@ -15,36 +15,27 @@ Path::~Path() {
 
 std::optional<Refusal> Path::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                         bool privileged, Reservation& out, bool looked) const {
-  if (gate_ == nullptr) return TryReserveAtGate(now, amounts, privileged, out, looked);
-  if (!gate_->TryEnter(now, privileged)) return Refusal{Denial{0, kUntold}, gate_};
-  HEADWAY_PAUSE();
-  const auto refusal = TryReserveAtGate(now, amounts, privileged, out, looked);
-  if (refusal) {
-    gate_->Leave(now);
-  } else {
-    out.Entered(gate_);
-  }
-  return refusal;
-}
-
-std::optional<Refusal> Path::TryReserveAtGate(Nanos now, absl::Span<const std::int64_t> amounts,
-                                              bool privileged, Reservation& out,
-                                              bool looked) const {
   Bucket* const limits = this->limits();
+  if (gate_ != nullptr && !gate_->TryEnter(now, privileged))
+    return Refusal{Denial{0, kUntold}, gate_};
+  HEADWAY_PAUSE();
   std::unique_ptr<Reservation> of_account;
   if (limits != nullptr) {
     of_account = std::make_unique<Reservation>();
     if (const auto denial =
-            limits->TryReserve(now, amounts, privileged, *of_account, /*answered=*/true))
+            limits->TryReserve(now, amounts, privileged, *of_account, /*answered=*/true)) {
+      if (gate_ != nullptr) gate_->Leave(now);
       return Refusal{*denial, limits};
+    }
   }
   HEADWAY_PAUSE();
   if (const auto denial =
           bucket_->TryReserve(now, amounts, privileged, out, /*answered=*/false, looked)) {
     if (of_account != nullptr) of_account->Cancel(now);
+    if (gate_ != nullptr) gate_->Leave(now);
     return Refusal{*denial, bucket_};
   }
-  out.Attach(std::move(of_account));
+  out.Attach(gate_, std::move(of_account));
   return std::nullopt;
 }
 

@@ -84,9 +84,6 @@ class Path {
   // has just said that it fits.
   std::optional<Refusal> TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                     bool privileged, Reservation& out, bool looked = false) const;
-  // The same without the gate, which is entered afterwards (see Reservation::Entered).
-  std::optional<Refusal> TryReserveAtGate(Nanos now, absl::Span<const std::int64_t> amounts,
-                                          bool privileged, Reservation& out, bool looked) const;
 
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits). Look leaves out
   // the gate.

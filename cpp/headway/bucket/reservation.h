@@ -63,10 +63,11 @@ class Reservation {
   // owner, once, before anybody else sees it.
   void Begin(Nanos now);
 
-  // What was reserved together with it, and the gate that was entered for it, end with it. Each
-  // once, before anybody else sees it.
-  void Attach(std::unique_ptr<Reservation> of_account) { of_account_ = std::move(of_account); }
-  void Entered(Bucket* gate) { gate_ = gate; }
+  // What was entered and reserved together with it ends with it. Once, before anybody else sees it.
+  void Attach(Bucket* gate, std::unique_ptr<Reservation> of_account) {
+    gate_ = gate;
+    of_account_ = std::move(of_account);
+  }
 
   // Ends it at the estimate, and without an answer.
   bool Expire(Nanos now) { return Settle(now, {}, /*answered=*/false); }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 namespace headway {
 namespace {
@@ -60,7 +61,6 @@ void Flow::Unlink(Waiter* w) {
 
 void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
   ++size_;
-  ++line_->waiting;
   Flow* flow = last_;
   if (flow == nullptr || flow->account != account) {
     std::unique_ptr<Flow>& found = flows_[account];
@@ -80,7 +80,6 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
 
 void ClassQueue::Unlink(Waiter* w) {
   --size_;
-  --line_->waiting;
   Flow* flow = w->flow_;
   const bool was_head = flow == elected_ && flow->head == w;
   flow->Unlink(w);
@@ -104,9 +103,10 @@ void ClassQueue::Displace() {
 
 // Nobody waits in it, whether held up elsewhere or not.
 bool ClassQueue::over() const {
-  bool parked = at != nullptr;
+  if (size_ != 0 || line_->queue->at_gate_for == this) return false;
+  bool parked = false;
   ForEachFlow([&parked](const Flow& flow) { parked = parked || flow.parked_at != nullptr; });
-  return size_ == 0 && !parked;
+  return !parked;
 }
 
 void ClassQueue::Push(Flow* flow) {
@@ -172,15 +172,12 @@ void ClassQueue::Unpark(Flow* flow) {
 
 ClassQueue& BucketQueue::ClassOf(const Waiter& w) {
   const std::uint32_t asks = Asks(w.amounts_);
-  const Bucket* const gate = GateOf(w);
-  if (last_ != nullptr && last_->priority() == w.priority_ && last_->asks() == asks &&
-      last_->gate() == gate)
-    return *last_;
+  if (last_ != nullptr && last_->priority() == w.priority_ && last_->asks() == asks) return *last_;
   Line* line = nullptr;
   for (const auto& each : lines_)
-    if (each->asks == asks && each->gate == gate) line = each.get();
+    if (each->asks == asks) line = each.get();
   if (line == nullptr) {
-    lines_.push_back(std::make_unique<Line>(this, asks, gate));
+    lines_.push_back(std::make_unique<Line>(this, asks));
     line = lines_.back().get();
   }
   std::unique_ptr<ClassQueue>& c = line->classes[w.priority_];
@@ -203,6 +200,7 @@ void BucketQueue::List(ClassQueue* c) {
 void BucketQueue::FindPlaces(bool also_alone) {
   std::vector<ClassQueue*> kept;
   for (ClassQueue* c : listed_) {
+    c->head();  // forgets flows in which nobody waits any more
     if (c->over()) {
       if (last_ == c) last_ = nullptr;
       Line* line = c->line_;
@@ -234,17 +232,18 @@ Share* BucketQueue::ShareOf(const Account* account) {
   std::unique_ptr<Share>& share = shares_[account];
   if (share == nullptr) {
     share = std::make_unique<Share>(account);
-    if (shares_.size() >= forget_at_) ForgetShares();
+    if (shares_.size() >= forget_at_) ForgetShares(account);
   }
   return shares_[account].get();
 }
 
 // Accounts that wait no more and are behind everybody else anyway: names come from outside.
-void BucketQueue::ForgetShares() {
+void BucketQueue::ForgetShares(const Account* but) {
   for (auto it = shares_.begin(); it != shares_.end();) {
     const Share& share = *it->second;
     const auto here = it++;
-    if (share.users == 0 && share.given > 0 && share.given <= virtual_now_) shares_.erase(here);
+    if (share.users == 0 && share.account != but && share.given <= virtual_now_)
+      shares_.erase(here);
   }
   forget_at_ = 2 * shares_.size() + 64;
 }
@@ -255,12 +254,12 @@ void BucketQueue::Append(Waiter* w) {
   if (account != nullptr) w->cost_ = Cost(*bucket, w->amounts());
   Return(*share);
   ClassOf(*w).Append(w, account, share);
-  ++depth_;
+  Count(*w, 1);
 }
 
 void BucketQueue::Unlink(Waiter* w) {
   w->flow_->of->Unlink(w);
-  --depth_;
+  Count(*w, -1);
 }
 
 void BucketQueue::Charge(Waiter* w) {
@@ -295,16 +294,20 @@ absl::Span<ClassQueue* const> BucketQueue::Ordered() {
   return order_;
 }
 
-bool BucketQueue::OfSeveralGates() const {
-  for (const auto& line : lines_)
-    if (line->gate != lines_[0]->gate) return true;
-  return false;
+std::size_t BucketQueue::depth(const Bucket* gate) const {
+  for (const auto& [through, count] : by_gate_)
+    if (through == gate) return count;
+  return 0;
 }
 
-std::size_t BucketQueue::depth(const Bucket* gate) const {
-  std::size_t sum = 0;
-  for (const auto& line : lines_) sum += line->gate == gate ? line->waiting : 0;
-  return sum;
+void BucketQueue::Count(const Waiter& w, int change) {
+  depth_ += static_cast<std::size_t>(change);
+  const Bucket* const gate = GateOf(w);
+  auto found = std::find_if(by_gate_.begin(), by_gate_.end(),
+                            [gate](const auto& each) { return each.first == gate; });
+  if (found == by_gate_.end()) found = by_gate_.insert(found, {gate, 0});
+  found->second += static_cast<std::size_t>(change);
+  if (found->second == 0) by_gate_.erase(found);
 }
 
 absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
@@ -378,10 +381,9 @@ std::size_t BucketQueue::Demand(std::size_t most, absl::Span<std::int64_t> amoun
 Waiter* BucketQueue::OldestNewcomer(const Bucket* gate) const {
   Waiter* oldest = nullptr;
   ForEachFlow([&](const Flow& flow) {
-    if (flow.of->gate() != gate) return;
     for (Waiter* w = flow.head; w != nullptr; w = w->next_) {
       if (oldest != nullptr && oldest->sequence_ < w->sequence_) return;
-      if (w->again_) continue;
+      if (w->again_ || GateOf(*w) != gate) continue;
       oldest = w;
       return;
     }
@@ -393,21 +395,24 @@ Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing) {
   return {head.submitted() - static_cast<__int128>(priority) * ageing, BucketQueue::Sequence(head)};
 }
 
-void GateQueue::Park(ClassQueue& heads) {
-  BucketQueue* queue = heads.queue();
-  heads.at = this;
-  heads.at_gate = TurnOf(*heads.head(), heads.priority(), queue->ageing);
-  parked_.insert({heads.at_gate, &heads});
-  queue->at_gates.push_back(&heads);
+void GateQueue::Park(BucketQueue* queue, ClassQueue& heads) {
+  queue->gate = this;
+  queue->at_gate_for = &heads;
+  queue->at_gate = TurnOf(*heads.head(), heads.priority(), queue->ageing);
+  parked_.insert({queue->at_gate, queue});
 }
 
-void GateQueue::Unpark(ClassQueue& heads) {
-  parked_.erase({heads.at_gate, &heads});
-  heads.at = nullptr;
-  auto& at_gates = heads.queue()->at_gates;
-  at_gates.erase(std::find(at_gates.begin(), at_gates.end(), &heads));
+void GateQueue::Unpark(BucketQueue* queue) {
+  parked_.erase({queue->at_gate, queue});
+  queue->gate = nullptr;
+  // If it is over, it was kept for this.
+  queue->List(std::exchange(queue->at_gate_for, nullptr));
 }
 
-ClassQueue& GateQueue::First() const { return *parked_.begin()->second; }
+BucketQueue* GateQueue::Next() {
+  BucketQueue* queue = parked_.begin()->second;
+  Unpark(queue);
+  return queue;
+}
 
 }  // namespace headway

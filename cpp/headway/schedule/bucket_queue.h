@@ -92,7 +92,6 @@ class ClassQueue {
   bool empty() const { return size_ == 0; }
   std::int32_t priority() const { return priority_; }
   std::uint32_t asks() const;
-  const Bucket* gate() const;
   BucketQueue* queue() const;
 
   // The head's account must wait for its own limits: the next one is elected.
@@ -109,9 +108,6 @@ class ClassQueue {
   std::uint32_t held = 0;
   // The head was held up last by what no grant of credit helps against.
   bool elsewhere = false;
-  // At the gate (see GateQueue), and its place there.
-  GateQueue* at = nullptr;
-  Turn at_gate;
 
  private:
   friend class BucketQueue;
@@ -146,21 +142,18 @@ class ClassQueue {
   std::vector<Offer> offers_;
 };
 
-// Waits that ask the same resources through the same gate. Whatever holds up the first of them
-// holds up all, so there is only one to be tried, however many priorities there are.
+// Waits that ask the same resources. Whatever holds up the first of them holds up all, so there is
+// only one to be tried, however many priorities there are.
 struct Line {
-  Line(BucketQueue* q, std::uint32_t a, const Bucket* g) : queue(q), asks(a), gate(g) {}
+  Line(BucketQueue* q, std::uint32_t a) : queue(q), asks(a) {}
 
   BucketQueue* const queue;
-  const std::uint32_t asks;  // bit by resource
-  const Bucket* const gate;
-  std::size_t waiting = 0;
+  const std::uint32_t asks;                                                // bit by resource
   absl::flat_hash_map<std::int32_t, std::unique_ptr<ClassQueue>> classes;  // by priority
   absl::btree_set<std::pair<Turn, ClassQueue*>> order;                     // by their heads
 };
 
 inline std::uint32_t ClassQueue::asks() const { return line_->asks; }
-inline const Bucket* ClassQueue::gate() const { return line_->gate; }
 inline BucketQueue* ClassQueue::queue() const { return line_->queue; }
 
 // A place at which waits are held up: a bucket, the gate before it, or an account's own limits.
@@ -201,13 +194,6 @@ class BucketQueue final : public Place {
   absl::Span<ClassQueue* const> Ordered();
   // Whether all who wait are in one class.
   bool OfOneClass() const { return classes_ == 1; }
-  // Whether some come through one gate and some through another, or none.
-  bool OfSeveralGates() const;
-  // Whether one of its heads stands at this gate.
-  bool StandsAt(const Bucket* gate) const {
-    return std::any_of(at_gates.begin(), at_gates.end(),
-                       [gate](const ClassQueue* c) { return c->gate() == gate; });
-  }
 
   // By resource, what goes in front of a newcomer of this priority and account.
   absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
@@ -240,21 +226,26 @@ class BucketQueue final : public Place {
 
   Nanos ageing = 0;  // of who came first; of the same queue always the same
 
-  // Whose heads stand at a gate: of each gate one at most.
-  absl::InlinedVector<ClassQueue*, 1> at_gates;
+  // At a gate: its place there (see GateQueue).
+  GateQueue* gate = nullptr;
+  ClassQueue* at_gate_for = nullptr;  // whose head it is there with; null: it is at none
+  Turn at_gate;
   const Bucket* turn = nullptr;  // the gate at which it is its turn
   bool contends = false;         // other buckets may be able to go at the same instant
 
  private:
   friend class ClassQueue;
+  friend class GateQueue;
 
   ClassQueue& ClassOf(const Waiter& w);
   Share* ShareOf(const Account* account);
-  void ForgetShares();
+  void ForgetShares(const Account* but);
   void List(ClassQueue* c);
+  void Count(const Waiter& w, int change);
   void FindPlaces(bool also_alone);
 
   std::size_t depth_ = 0;
+  absl::InlinedVector<std::pair<const Bucket*, std::size_t>, 1> by_gate_;  // of it
   double virtual_now_ = 0;   // what whoever went last had been given
   std::size_t classes_ = 0;  // in all lines
   std::vector<std::unique_ptr<Line>> lines_;
@@ -265,36 +256,33 @@ class BucketQueue final : public Place {
   std::size_t forget_at_ = 64;
 };
 
-// The heads that are held up by how many may be under way at once, of each bucket one. They take
-// turns: who has waited longest goes first, a step of priority counting as much as what it is aged
-// by.
-//
-// Whoever comes to the same bucket through another gate goes on meanwhile. So that he leaves
-// something to this one when his turn comes, this one has taken from the bucket already what he
-// asks: else he could be too late for ever, here or there.
+// The buckets whose heads are held up by how many may be under way at once. They take turns: the
+// one whose head has waited longest goes first, a step of priority counting as much as what it is
+// aged by.
 //
 // It exists as long as the gate's waiters flag is set.
 class GateQueue final : public Place {
  public:
   explicit GateQueue(Bucket* b) : Place(Kind::kGate, b) {}
 
-  void Park(ClassQueue& heads);
-  void Unpark(ClassQueue& heads);
-  // Whose turn it is.
-  ClassQueue& First() const;
+  void Park(BucketQueue* queue, ClassQueue& heads);
+  bool Holds(const BucketQueue& queue) const { return queue.gate == this; }
+  void Unpark(BucketQueue* queue);
+  // Takes out whose turn it is.
+  BucketQueue* Next();
   bool empty() const { return parked_.empty(); }
   std::size_t size() const { return parked_.size(); }
 
   template <typename Each>
   void ForEach(Each each) const {
-    for (const auto& [key, heads] : parked_) each(*heads);
+    for (const auto& [key, queue] : parked_) each(*queue);
   }
 
   bool full = false;         // the last look found it so, with its waiters flag set
   Nanos choose_by = kNever;  // whoever decides here has been asked, and may take until then
 
  private:
-  absl::btree_set<std::pair<Turn, ClassQueue*>> parked_;
+  absl::btree_set<std::pair<Turn, BucketQueue*>> parked_;
 };
 
 // The accounts that are held up by their own limits, in whatever buckets they wait.

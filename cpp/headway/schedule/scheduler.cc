@@ -28,7 +28,6 @@ Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::
                         void* cookie, bool again) {
   auto* waiter = new Waiter(bucket, path, amounts, priority, now, deadline, mailbox, cookie, again);
   const std::uint32_t asks = Asks(amounts);
-  const Bucket* const gate = path == nullptr ? nullptr : path->gate();
   // From now on nobody passes by on the meter that binds, even if what is asked comes free before
   // the driver has taken this in. The driver takes the flag away again when nobody waits any more.
   const Refusal binding =
@@ -37,13 +36,10 @@ Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::
   HEADWAY_PAUSE();
   intake_.Push(waiter);
   HEADWAY_PAUSE();
-  // Behind a blocked head nothing is to be done until that head's time comes, and behind a full
-  // gate until somebody leaves it, so nobody is woken: a submission then costs the push. Looked at
-  // after the push: whoever unblocks the bucket looks into the intake afterwards.
-  if (deadline != kNever || !(StandsBehind(bucket->blocked.load(), priority, asks) ||
-                              (gate != nullptr && bucket->gated.load() == gate &&
-                               priority <= bucket->gated_priority.load())))
-    wake_();
+  // Behind a blocked head nothing is to be done until that head's time comes, so nobody is woken: a
+  // submission then costs the push. Looked at after the push: whoever unblocks the bucket looks
+  // into the intake afterwards.
+  if (deadline != kNever || !StandsBehind(bucket->blocked.load(), priority, asks)) wake_();
   return waiter;
 }
 
@@ -119,7 +115,6 @@ void Scheduler::Drop(Place& place) {
   bucket->ClearWaiters();
   HEADWAY_PAUSE();
   bucket->blocked.store(0);
-  bucket->gated.store(nullptr);
   places_.erase(bucket);
 }
 
@@ -211,7 +206,7 @@ void Scheduler::TakeIn(Nanos now) {
     cancelled = cancelled->next_cancelled_;
     if (waiter->flow_ != nullptr) {
       BucketQueue& queue = QueueOf(waiter->bucket_);
-      TakeOut(queue, waiter, now);
+      TakeOut(queue, waiter);
     }
     if (waiter->deadline_ != kNever) deadlines_.erase({waiter->deadline_, waiter});
     waiter->Unref();
@@ -227,120 +222,49 @@ void Scheduler::FireTimers(Nanos now) {
 }
 
 // Ends the waits whose deadline lies at or before `until`.
-void Scheduler::FailDeadlines(Nanos until, Nanos now) {
+void Scheduler::FailDeadlines(Nanos until) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= until) {
     Waiter* waiter = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    LetGo(*waiter, now);
     if (!waiter->Finish(Outcome::kDeadline))
       continue;  // cancelled: its owner has pushed it, or will
     BucketQueue& queue = QueueOf(waiter->bucket_);
-    TakeOut(queue, waiter, now);
+    TakeOut(queue, waiter);
     Finish(waiter);
   }
 }
 
-// Takes what the waiter asks. Through the gate only when it is this bucket's turn, or no other
-// bucket contends for it.
-std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, Waiter& waiter, Nanos now) {
+// Takes what the waiter asks into `spare_`. Through the gate only when it is this bucket's turn, or
+// no other bucket contends for it.
+std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now) {
   if (spare_ == nullptr) spare_ = std::make_unique<Reservation>();
-  const auto take = [this, &waiter, now] {
-    waiter.at_ = now;
-    waiter.reservation_.store(spare_.release());
-  };
   const Path* path = waiter.path_;
   if (path == nullptr) {
     const std::optional<Denial> denied =
         waiter.bucket_->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
-    if (denied) return Refusal{*denied, waiter.bucket_};
-    take();
-    return std::nullopt;
+    return denied ? std::optional<Refusal>({*denied, waiter.bucket_}) : std::nullopt;
   }
-  if (path->gate() == nullptr) {
-    const auto refusal = path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
-    if (!refusal) take();
-    return refusal;
-  }
-  // A refusal by the provider may have come since he took it.
-  if (waiter.bucket_->cooled_until() > now) LetGo(waiter, now);
-  Reservation* const in_hand = waiter.reservation_.load();
+  if (path->gate() == nullptr)
+    return path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_);
   // Entering the gate and leaving it again would signal those who wait there for nothing.
-  if (in_hand == nullptr) {
-    if (const Refusal refusal = path->Look(now, waiter.amounts_); refusal.denial.ready_at > now)
-      return refusal;
-  }
+  if (const Refusal refusal = path->Look(now, waiter.amounts_); refusal.denial.ready_at > now)
+    return refusal;
   const auto found = places_.find(path->gate());
   auto* gate = found == places_.end() ? nullptr : static_cast<GateQueue*>(found->second.get());
-  const bool in_line =
-      queue.turn != path->gate() && ((gate != nullptr && !gate->empty()) || queue.contends);
-  if (in_line && gate == nullptr) OpenGate(path->gate());
-  while (!in_line) {
-    if (in_hand != nullptr) {
-      if (path->gate()->TryEnter(now, /*privileged=*/true)) {
-        in_hand->Entered(path->gate());
-        waiter.at_ = now;
-        return std::nullopt;
-      }
-    } else {
-      const auto refusal =
-          path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_, /*looked=*/true);
-      if (!refusal) take();
-      if (!refusal || refusal->by != path->gate()) return refusal;
-    }
+  if (queue.turn != path->gate() && ((gate != nullptr && !gate->empty()) || queue.contends)) {
+    if (gate == nullptr) OpenGate(path->gate());
+    return Refusal{Denial{0, kUntold}, path->gate()};
+  }
+  for (;;) {
+    const auto refusal =
+        path->TryReserve(now, waiter.amounts_, /*privileged=*/true, *spare_, /*looked=*/true);
+    if (!refusal || refusal->by != path->gate()) return refusal;
     // Looked at with the flag set: whoever leaves from now on signals.
     if (gate != nullptr) {
       gate->full = true;
-      break;
+      return refusal;
     }
     gate = &OpenGate(path->gate());
-  }
-  // So that those who go through another gate leave it to him.
-  if (in_hand == nullptr && queue.OfSeveralGates()) {
-    const auto refusal = path->TryReserveAtGate(now, waiter.amounts_, /*privileged=*/true, *spare_,
-                                                /*looked=*/true);
-    if (refusal) return refusal;
-    take();
-  }
-  return Refusal{Denial{0, kUntold}, path->gate()};
-}
-
-// Gives back what somebody who still waits has taken already.
-void Scheduler::LetGo(Waiter& waiter, Nanos now) {
-  const std::unique_ptr<Reservation> in_hand = waiter.Unclaimed();
-  if (in_hand == nullptr) return;
-  in_hand->Cancel(now);
-  waiter.at_ = kUntold;
-}
-
-// Whoever of the same gate goes later gives back what he has in hand of these resources, because
-// they bind the head of these, or because that one stands at the gate now. In no other case, or he
-// would take it again, and so on for ever. Whether there was somebody.
-bool Scheduler::LetGoFor(const ClassQueue& heads, std::uint32_t binding,
-                         absl::Span<ClassQueue* const> order, Nanos now) {
-  bool found = false;
-  for (ClassQueue* c : order) {
-    if (c == &heads || c->gate() != heads.gate() || (c->asks() & binding) == 0) continue;
-    Waiter& head = *c->head();
-    if (head.reservation_.load() == nullptr) continue;
-    LetGo(head, now);
-    found = true;
-  }
-  return found;
-}
-
-// The heads that stand at gates come back to be tried.
-void Scheduler::LeaveGates(BucketQueue& queue, Nanos now) {
-  if (queue.at_gates.empty()) return;
-  const absl::Span<ClassQueue* const> order = queue.Ordered();
-  while (!queue.at_gates.empty()) {
-    ClassQueue& heads = *queue.at_gates.back();
-    // Where somebody came who stands before him in the same line, it is not his turn any more.
-    Waiter* const head = heads.head();
-    if (head != nullptr && std::find(order.begin(), order.end(), &heads) == order.end())
-      LetGo(*head, now);
-    // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
-    if (!choosers_.empty() && queue.turn != heads.gate()) MarkDirty(*heads.at);
-    heads.at->Unpark(heads);
   }
 }
 
@@ -365,7 +289,6 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
   for (;;) {
     if (waiter->outcome() != Outcome::kWaiting) {
       // Cancelled: its owner pushes it, and the reference goes there.
-      LetGo(*waiter, now);
       queue.Unlink(waiter);
       return Try::kDone;
     }
@@ -390,9 +313,13 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
     }
     if (!refusal) {
       queue.Charge(waiter);
-      queue.turn = nullptr;
+      if (waiter->path_ != nullptr && waiter->path_->gate() == queue.turn) queue.turn = nullptr;
     }
     queue.Unlink(waiter);
+    if (!refusal) {
+      waiter->at_ = now;
+      waiter->reservation_.store(spare_.release());
+    }
     HEADWAY_PAUSE();
     if (waiter->Finish(never ? Outcome::kNever : Outcome::kAdmitted)) {
       Finish(waiter);
@@ -412,7 +339,11 @@ void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
 
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
   Bucket& bucket = *queue.bucket;
-  LeaveGates(queue, now);
+  if (queue.gate != nullptr) {
+    // Whoever is left there may have nobody beside him any more, and so nobody who chooses.
+    if (!choosers_.empty()) MarkDirty(*queue.gate);
+    queue.gate->Unpark(&queue);
+  }
   while (queue.depth() > 0) {
     const absl::Span<ClassQueue* const> order = queue.Ordered();
     std::uint32_t blocked = 0;
@@ -421,25 +352,19 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     bool moved = false;
     bool lacks_credit = false;
     for (ClassQueue* heads : order) {
-      // What somebody has in hand nobody else holds up.
-      const bool in_hand = heads->head()->reservation_.load() != nullptr;
-      if (((heads->asks() & blocked) != 0 && !in_hand) || queue.StandsAt(heads->gate())) continue;
+      if ((heads->asks() & blocked) != 0) continue;
       Denial denial;
       Try tried = TryHead(queue, *heads, now, denial);
       // With one class there is nobody whose turn could come in between.
       while (queue.OfOneClass() && tried == Try::kDone && heads->head() != nullptr)
         tried = TryHead(queue, *heads, now, denial);
-      if (tried == Try::kDenied) {
-        const std::uint32_t binding = bucket.Binding(denial);
-        if (LetGoFor(*heads, binding, order, now)) {
-          heads->held |= binding;  // that is his now, even where something else binds him next
-          tried = TryHead(queue, *heads, now, denial);
-        }
-      }
       if (tried == Try::kGate) {
-        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(*heads);
-        LetGoFor(*heads, ~std::uint32_t{0}, order, now);
-        continue;
+        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads);
+        SetTimer(queue, kNever);
+        bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));
+        // Who was tried before it must not wait for the gate, too.
+        if (lacks_credit) AskForCredit(bucket);
+        return;
       }
       moved = tried != Try::kDenied;
       if (moved) break;
@@ -463,9 +388,6 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
     if (moved) continue;
     SetTimer(queue, next);
     bucket.blocked.store(PackBlocked(lowest, blocked));
-    const ClassQueue* const at_gate = queue.at_gates.empty() ? nullptr : queue.at_gates[0];
-    bucket.gated_priority.store(at_gate == nullptr ? 0 : at_gate->priority());
-    bucket.gated.store(at_gate == nullptr ? nullptr : at_gate->gate());
     if (lacks_credit) AskForCredit(bucket);
     return;
   }
@@ -501,7 +423,7 @@ bool Scheduler::LeavesToChooser(GateQueue& gate, Nanos now) {
 void Scheduler::AdmitAtGate(GateQueue& gate, Nanos now) {
   gate.full = false;
   if (LeavesToChooser(gate, now)) return;
-  while (!gate.empty() && !gate.full) GiveTurn(*gate.First().queue(), gate, now);
+  while (!gate.empty() && !gate.full) GiveTurn(*gate.Next(), gate, now);
 }
 
 void Scheduler::GiveTurn(BucketQueue& queue, GateQueue& gate, Nanos now) {
@@ -525,7 +447,7 @@ Scheduler::Demanded Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t mos
   const std::lock_guard<std::mutex> lock(mutex_);
   BucketQueue* queue = FindNow(bucket, now);
   if (queue == nullptr) return {0, false};
-  return {queue->Demand(most, amounts), !queue->at_gates.empty()};
+  return {queue->Demand(most, amounts), queue->gate != nullptr};
 }
 
 void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask, Nanos patience) {
@@ -555,12 +477,12 @@ std::vector<Scheduler::Contender> Scheduler::Contenders(Bucket& gate, Nanos now)
   if (found == places_.end()) return out;
   const auto& parked = static_cast<const GateQueue&>(*found->second);
   if (parked.size() < 2 || gate.meter(0).ReadyAt(now, 1) > now) return out;
-  parked.ForEach([&out](ClassQueue& heads) {
+  parked.ForEach([&out, &gate](const BucketQueue& queue) {
     // Whoever was there may have been cancelled since, and the queue not been looked at again.
-    const Waiter* head = heads.head();
+    const Waiter* head = queue.at_gate_for->head();
     if (head == nullptr) return;
-    const BucketQueue& queue = *heads.queue();
-    out.push_back({queue.bucket, queue.depth(heads.gate()), heads.priority(), head->submitted()});
+    out.push_back(
+        {queue.bucket, queue.depth(&gate), queue.at_gate_for->priority(), head->submitted()});
   });
   return out;
 }
@@ -571,7 +493,7 @@ bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
   BucketQueue* queue = Find(bucket);
   if (found == places_.end() || queue == nullptr) return false;
   auto& parked = static_cast<GateQueue&>(*found->second);
-  if (!queue->StandsAt(&gate)) return false;
+  if (!parked.Holds(*queue)) return false;
   if (const auto chooser = choosers_.find(&gate);
       chooser != choosers_.end() && chooser->second.absent)
     return false;
@@ -611,8 +533,7 @@ void Scheduler::AdmitAccount(AccountPlace& place, Nanos now) {
 }
 
 // Takes a wait out of its queue that does not go through it to its end.
-void Scheduler::TakeOut(BucketQueue& queue, Waiter* waiter, Nanos now) {
-  LetGo(*waiter, now);
+void Scheduler::TakeOut(BucketQueue& queue, Waiter* waiter) {
   // Its account may be held up for it, and not for whoever comes next.
   AccountPlace* place = waiter->flow_->parked_at;
   if (place != nullptr && waiter->flow_->head == waiter) MarkDirty(*place);
@@ -662,9 +583,9 @@ Nanos Scheduler::Advance(Nanos now) {
   TakeIn(now);
   FireTimers(now);
   // A deadline is the last instant at which a wait may be admitted, so it is tried at it once more.
-  FailDeadlines(now - 1, now);
+  FailDeadlines(now - 1);
   AdmitDirty(now);
-  FailDeadlines(now, now);
+  FailDeadlines(now);
   AdmitDirty(now);
   PostBatch();
   Nanos next = kNever;
@@ -725,7 +646,7 @@ bool Scheduler::DropOldest(Bucket& bucket, const Bucket* gate, Nanos now) {
     while (!dropped) {
       Waiter* oldest = queue->OldestNewcomer(gate);
       if (oldest == nullptr) break;
-      TakeOut(*queue, oldest, now);
+      TakeOut(*queue, oldest);
       dropped = oldest->Finish(Outcome::kDropped);
       if (dropped) Finish(oldest);  // else it was cancelled, and its owner pushes it
     }
@@ -758,7 +679,6 @@ void Scheduler::Forget() {
     }
     bucket->ClearWaiters();
     bucket->blocked.store(0);
-    bucket->gated.store(nullptr);
   }
   places_.clear();
   while (cancelled != nullptr) {

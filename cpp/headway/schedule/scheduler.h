@@ -28,8 +28,7 @@ namespace headway {
 // - nobody passes the head of the top class on a meter that binds it, or has bound it. Those who
 //   ask nothing of that meter's resource may go;
 // - an account that its own limits hold up keeps nobody else waiting;
-// - buckets whose heads a common gate holds up take turns at it, and keep nobody waiting who comes
-//   through another gate.
+// - buckets whose heads a common gate holds up take turns at it.
 //
 // Passive: whoever drives it calls `Advance(now)`, which admits what can be admitted, posts it to
 // the mailboxes, and says when to come back. The dispatcher drives it with the real clock and the
@@ -149,22 +148,18 @@ class Scheduler final : public WaiterSignal {
   void Queue(Waiter* waiter, Nanos now);
   void TakeTouched();
   void FireTimers(Nanos now);
-  void FailDeadlines(Nanos until, Nanos now);
+  void FailDeadlines(Nanos until);
   void AdmitDirty(Nanos now);
   void Admit(BucketQueue& queue, Nanos now);
-  void LeaveGates(BucketQueue& queue, Nanos now);
   void AdmitAtGate(GateQueue& gate, Nanos now);
   void GiveTurn(BucketQueue& queue, GateQueue& gate, Nanos now);
   bool LeavesToChooser(GateQueue& gate, Nanos now);
   void AdmitAccount(AccountPlace& place, Nanos now);
-  void TakeOut(BucketQueue& queue, Waiter* waiter, Nanos now);
-  void LetGo(Waiter& waiter, Nanos now);
-  bool LetGoFor(const ClassQueue& heads, std::uint32_t binding, absl::Span<ClassQueue* const> order,
-                Nanos now);
+  void TakeOut(BucketQueue& queue, Waiter* waiter);
   enum class Try : std::uint8_t { kDone, kDenied, kAccount, kGate };
   void AskForCredit(Bucket& bucket);
   Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
-  std::optional<Refusal> Reserve(BucketQueue& queue, Waiter& waiter, Nanos now);
+  std::optional<Refusal> Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now);
   void ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until);
   void Nudge();
   void Finish(Waiter* waiter);
