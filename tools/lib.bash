@@ -33,7 +33,8 @@ find_python() {
 import ctypes, ensurepip, os, sys, sysconfig, venv
 assert "%d.%d" % sys.version_info[:2] == sys.argv[1] and sys.implementation.name == "cpython"
 assert os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
-print(sys.executable)
+# Not an environment's own, which may be the one that is about to be made anew.
+print(sys._base_executable)
 PY
     ); then
       printf '%s\n' "$found"

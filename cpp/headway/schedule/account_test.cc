@@ -678,12 +678,88 @@ TEST(Gates, OfPrioritiesAndAccountsThatComeAndGoNothingIsKept) {
     }
     x.Serve(kStart);
     for (Waiter* w : two) x.scheduler.Cancel(w, kStart);
+    Amounts asked(3);
+    x.scheduler.Demand(*shared, kStart, 9, absl::MakeSpan(asked));  // looks while it stands there
     x.Serve(kStart);
     for (Waiter* w : two) w->Unref();
   }
   EXPECT_LE(simulate::AllocatedBytes(), before + 20'000);
   EXPECT_EQ(x.scheduler.Depth(*shared, kStart), 1U);
   x.End(running, kStart);
+}
+
+TEST(Gates, AnAccountDoesNotWaitBehindTheFloodOfAnotherInAnotherBucket) {
+  Exchange x(2);
+  Bucket* const left = x.MakeBucket({"1_000 concurrency"});
+  Bucket* const right = x.MakeBucket({"1_000 concurrency"});
+  Account* const flood = x.MakeAccount(1);
+  Account* const light = x.MakeAccount(1);
+  for (int i = 0; i < 500; ++i) x.Submit(kStart, left, flood, 0);
+  Nanos now = kStart;
+  x.Serve(now);
+  const auto end_one = [&] {
+    x.End(x.running.begin()->first, now);
+    x.Serve(now);
+  };
+  for (int i = 0; i < 20; ++i) {
+    now += kSecond;
+    end_one();
+    Waiter* const w = x.Submit(now, right, light, 0);
+    x.Serve(now);
+    // Whoever stands at the gate already has its turn before it, at most.
+    now += kSecond;
+    end_one();
+    now += kSecond;
+    end_one();
+    EXPECT_NE(w->outcome(), Outcome::kWaiting) << i;
+  }
+}
+
+TEST(Gates, AccountsInDifferentBucketsGetPlacesByWeightAndUrgentOnesGoFirst) {
+  Exchange x(3);
+  std::vector<Bucket*> buckets;
+  std::vector<Account*> accounts;
+  for (int i = 0; i < 3; ++i) accounts.push_back(x.MakeAccount(1 << i));
+  // The first waits in two buckets, which gives it no more.
+  for (int i = 0; i < 4; ++i) buckets.push_back(x.MakeBucket({"1_000 concurrency"}));
+  std::map<Waiter*, std::size_t> whose;
+  for (std::size_t i = 0; i < 4; ++i)
+    for (int n = 0; n < 500; ++n) whose[x.Submit(kStart, buckets[i], accounts[i % 3], 0)] = i % 3;
+  std::vector<double> served(3);
+  Nanos now = kStart;
+  x.Serve(now);
+  for (int i = 0; i < 700; ++i) {
+    now += kMillisecond;
+    x.End(x.running.begin()->first, now);
+    for (Waiter* w : x.Serve(now)) ++served[whose.at(w)];
+  }
+  std::vector<double> shares;
+  for (std::size_t i = 0; i < 3; ++i) shares.push_back(served[i] / static_cast<double>(1 << i));
+  EXPECT_GE(Jain(shares), 0.999) << served[0] << " " << served[1] << " " << served[2];
+  Waiter* const urgent = x.Submit(now, buckets[2], accounts[2], 0, 1);
+  x.Serve(now);
+  x.End(x.running.begin()->first, now);
+  EXPECT_EQ(x.Serve(now), std::vector<Waiter*>{urgent});
+}
+
+TEST(Gates, AnAccountGetsNoMorePlacesForWaitingInManyBuckets) {
+  Exchange x(1);
+  Account* const flood = x.MakeAccount(1);
+  Account* const light = x.MakeAccount(1);
+  for (int i = 0; i < 50; ++i) {
+    Bucket* const bucket = x.MakeBucket({"1_000 concurrency"});
+    for (int n = 0; n < 3; ++n) x.Submit(kStart, bucket, flood, 0);
+  }
+  Bucket* const other = x.MakeBucket({"1_000 concurrency"});
+  x.Serve(kStart);
+  for (int i = 0; i < 5; ++i) {
+    x.End(x.running.begin()->first, kStart + i);
+    EXPECT_EQ(x.Serve(kStart + i)[0]->path()->account(), flood);
+    Waiter* const w = x.Submit(kStart + i, other, light, 0);
+    x.Serve(kStart + i);
+    x.End(x.running.begin()->first, kStart + i);
+    EXPECT_EQ(x.Serve(kStart + i), std::vector<Waiter*>{w});
+  }
 }
 
 TEST(Gates, EachCountsThoseWhoComeThroughIt) {

@@ -72,6 +72,8 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
   }
   const bool was_empty = flow->head == nullptr;
   if (flow->queued.size() < w->amounts().size()) flow->queued.resize(w->amounts().size());
+  if (queued_.size() < w->amounts().size()) queued_.resize(w->amounts().size());
+  for (std::size_t i = 0; i < w->amounts().size(); ++i) queued_[i] += w->amounts()[i];
   flow->Append(w);
   if (!was_empty || flow->parked_at != nullptr) return;
   ++share->flows;
@@ -81,6 +83,7 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
 void ClassQueue::Unlink(Waiter* w) {
   --size_;
   Flow* flow = w->flow_;
+  for (std::size_t i = 0; i < w->amounts().size(); ++i) queued_[i] -= w->amounts()[i];
   const bool was_head = flow == elected_ && flow->head == w;
   flow->Unlink(w);
   if (flow->head == nullptr && flow->parked_at == nullptr) --flow->share->flows;
@@ -228,17 +231,24 @@ void BucketQueue::FindPlaces(bool also_alone) {
   }
 }
 
-Share* BucketQueue::ShareOf(const Account* account) {
+Share& Shares::Of(const Account* account) {
   std::unique_ptr<Share>& share = shares_[account];
   if (share == nullptr) {
     share = std::make_unique<Share>(account);
-    if (shares_.size() >= forget_at_) ForgetShares(account);
+    if (shares_.size() >= forget_at_) Forget(account);
   }
-  return shares_[account].get();
+  return *shares_[account];
+}
+
+double Shares::Given(const Account* account) const {
+  const auto own = shares_.find(account);
+  if (own == shares_.end()) return virtual_now_;
+  const Share& share = *own->second;
+  return share.flows == 0 ? std::max(share.given, virtual_now_) : share.given;
 }
 
 // Accounts that wait no more and are behind everybody else anyway: names come from outside.
-void BucketQueue::ForgetShares(const Account* but) {
+void Shares::Forget(const Account* but) {
   for (auto it = shares_.begin(); it != shares_.end();) {
     const Share& share = *it->second;
     const auto here = it++;
@@ -250,10 +260,10 @@ void BucketQueue::ForgetShares(const Account* but) {
 
 void BucketQueue::Append(Waiter* w) {
   const Account* account = AccountOf(*w);
-  Share* share = ShareOf(account);
+  Share& share = shares_.Of(account);
   if (account != nullptr) w->cost_ = Cost(*bucket, w->amounts());
-  Return(*share);
-  ClassOf(*w).Append(w, account, share);
+  Return(share);
+  ClassOf(*w).Append(w, account, &share);
   Count(*w, 1);
 }
 
@@ -263,9 +273,7 @@ void BucketQueue::Unlink(Waiter* w) {
 }
 
 void BucketQueue::Charge(Waiter* w) {
-  Share& share = *w->flow_->share;
-  virtual_now_ = std::max(virtual_now_, share.given);
-  share.given += static_cast<double>(w->cost_) / share.weight;
+  shares_.Charge(*w->flow_->share, static_cast<double>(w->cost_));
 }
 
 absl::Span<ClassQueue* const> BucketQueue::Ordered() {
@@ -313,25 +321,32 @@ void BucketQueue::Count(const Waiter& w, int change) {
 absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
                                                         const Account* account,
                                                         std::size_t resources) const {
-  // By what its account will have been given when its turn comes, its own that wait included.
-  const auto own = shares_.find(account);
-  double given = own == shares_.end() ? 0 : own->second->given;
-  if (own == shares_.end() || own->second->flows == 0) given = std::max(given, virtual_now_);
-  ForEachFlow([&](const Flow& flow) {
-    if (flow.account == account && flow.of->priority() >= priority)
-      given += flow.cost / flow.share->weight;
-  });
   absl::InlinedVector<std::int64_t, 4> sum(resources);
-  ForEachFlow([&](const Flow& flow) {
-    if (flow.of->priority() < priority) return;
-    // Of another account of this priority, as much as brings it up to there.
-    double part = 1;
-    if (flow.of->priority() == priority && flow.account != account && flow.cost > 0)
-      part = std::clamp((given - flow.share->given) * flow.share->weight / flow.cost, 0.0, 1.0);
-    for (std::size_t i = 0; i < std::min(resources, flow.queued.size()); ++i)
-      sum[i] += part == 1 ? flow.queued[i]
-                          : static_cast<std::int64_t>(part * static_cast<double>(flow.queued[i]));
-  });
+  // By what its account will have been given when its turn comes, its own that wait included.
+  double given = shares_.Given(account);
+  for (const auto& line : lines_) {
+    for (auto it = line->classes.lower_bound(priority); it != line->classes.end(); ++it) {
+      const ClassQueue& c = *it->second;
+      if (account != nullptr)
+        if (const Flow* own = c.FlowOf(account)) given += own->cost / own->share->weight;
+      if (c.priority() == priority) continue;
+      for (std::size_t i = 0; i < std::min(resources, c.queued().size()); ++i)
+        sum[i] += c.queued()[i];
+    }
+  }
+  for (const auto& line : lines_) {
+    const auto found = line->classes.find(priority);
+    if (found == line->classes.end()) continue;
+    found->second->ForEachFlow([&](const Flow& flow) {
+      // Of another account of this priority, as much as brings it up to there.
+      double part = 1;
+      if (flow.account != account && flow.cost > 0)
+        part = std::clamp((given - flow.share->given) * flow.share->weight / flow.cost, 0.0, 1.0);
+      for (std::size_t i = 0; i < std::min(resources, flow.queued.size()); ++i)
+        sum[i] += part == 1 ? flow.queued[i]
+                            : static_cast<std::int64_t>(part * static_cast<double>(flow.queued[i]));
+    });
+  }
   return sum;
 }
 
@@ -400,19 +415,39 @@ void GateQueue::Park(BucketQueue* queue, ClassQueue& heads) {
   queue->at_gate_for = &heads;
   queue->at_gate = TurnOf(*heads.head(), heads.priority(), queue->ageing);
   parked_.insert({queue->at_gate, queue});
+  Share& share = shares_.Of(AccountOf(*heads.head()));
+  shares_.Return(share);
+  ++share.flows;
+  ++share.users;
+  queue->share_at_gate = &share;
+  queue->given_at_gate = share.given;
+  by_priority_[heads.priority()].insert({share.given, queue->at_gate, queue});
 }
 
 void GateQueue::Unpark(BucketQueue* queue) {
   parked_.erase({queue->at_gate, queue});
+  const auto of_priority = by_priority_.find(queue->at_gate_for->priority());
+  of_priority->second.erase({queue->given_at_gate, queue->at_gate, queue});
+  if (of_priority->second.empty()) by_priority_.erase(of_priority);
+  --queue->share_at_gate->flows;
+  --queue->share_at_gate->users;
   queue->gate = nullptr;
   // If it is over, it was kept for this.
   queue->List(std::exchange(queue->at_gate_for, nullptr));
 }
 
 BucketQueue* GateQueue::Next() {
-  BucketQueue* queue = parked_.begin()->second;
-  Unpark(queue);
-  return queue;
+  ByShare& due = by_priority_[parked_.begin()->second->at_gate_for->priority()];
+  for (;;) {
+    BucketQueue* queue = std::get<BucketQueue*>(*due.begin());
+    if (queue->given_at_gate == queue->share_at_gate->given) {
+      Unpark(queue);
+      return queue;
+    }
+    due.erase(due.begin());
+    queue->given_at_gate = queue->share_at_gate->given;
+    due.insert({queue->given_at_gate, queue->at_gate, queue});
+  }
 }
 
 }  // namespace headway

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
@@ -46,6 +48,31 @@ struct Share {
   double given = 0;
   int flows = 0;  // of this account that have somebody in them
   int users = 0;  // flows that refer to it
+};
+
+// The shares of all accounts at one place, each kept for as long as it says anything. Not
+// thread-safe.
+class Shares {
+ public:
+  // Its share; a new one begins behind nobody.
+  Share& Of(const Account* account);
+  // It begins to wait: it is owed nothing for the time in which it did not.
+  void Return(Share& share) {
+    if (share.flows == 0) share.given = std::max(share.given, virtual_now_);
+  }
+  void Charge(Share& share, double cost) {
+    virtual_now_ = std::max(virtual_now_, share.given);
+    share.given += cost / share.weight;
+  }
+  // What it will be said to have been given when it begins to wait now.
+  double Given(const Account* account) const;
+
+ private:
+  void Forget(const Account* but);
+
+  double virtual_now_ = 0;  // what whoever went last had been given
+  absl::flat_hash_map<const Account*, std::unique_ptr<Share>> shares_;
+  std::size_t forget_at_ = 64;
 };
 
 // Waits of one account, one priority and one line: first in, first out.
@@ -89,8 +116,9 @@ class ClassQueue {
     return elected_ == nullptr ? nullptr : elected_->head;
   }
   const Share& share() const { return *elected_->share; }
-  bool empty() const { return size_ == 0; }
   std::int32_t priority() const { return priority_; }
+  // The sum of what waits in it, by resource.
+  absl::Span<const std::int64_t> queued() const { return queued_; }
   std::uint32_t asks() const;
   BucketQueue* queue() const;
 
@@ -98,6 +126,11 @@ class ClassQueue {
   Flow* Park(AccountPlace* place);
   void Unpark(Flow* flow);
 
+  // Null where there is none.
+  const Flow* FlowOf(const Account* account) const {
+    const auto found = flows_.find(account);
+    return found == flows_.end() ? nullptr : found->second.get();
+  }
   template <typename Each>
   void ForEachFlow(Each each) const {
     for (const auto& [account, flow] : flows_) each(*flow);
@@ -134,6 +167,7 @@ class ClassQueue {
   bool listed_ = false;  // among those whose place is still to be found
   Turn turn_;
   std::size_t size_ = 0;
+  absl::InlinedVector<std::int64_t, 2> queued_;
   Flow* elected_ = nullptr;
   Flow* last_ = nullptr;  // that was appended to: almost always the next one, too
   absl::flat_hash_map<const Account*, std::unique_ptr<Flow>> flows_;
@@ -148,9 +182,9 @@ struct Line {
   Line(BucketQueue* q, std::uint32_t a) : queue(q), asks(a) {}
 
   BucketQueue* const queue;
-  const std::uint32_t asks;                                                // bit by resource
-  absl::flat_hash_map<std::int32_t, std::unique_ptr<ClassQueue>> classes;  // by priority
-  absl::btree_set<std::pair<Turn, ClassQueue*>> order;                     // by their heads
+  const std::uint32_t asks;                                            // bit by resource
+  absl::btree_map<std::int32_t, std::unique_ptr<ClassQueue>> classes;  // by priority
+  absl::btree_set<std::pair<Turn, ClassQueue*>> order;                 // by their heads
 };
 
 inline std::uint32_t ClassQueue::asks() const { return line_->asks; }
@@ -182,10 +216,7 @@ class BucketQueue final : public Place {
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
-  // Its account begins to wait: it is owed nothing for the time in which it did not.
-  void Return(Share& share) {
-    if (share.flows == 0) share.given = std::max(share.given, virtual_now_);
-  }
+  void Return(Share& share) { shares_.Return(share); }
   // It is being admitted: its account is charged. Before it is unlinked.
   void Charge(Waiter* w);
 
@@ -230,6 +261,8 @@ class BucketQueue final : public Place {
   GateQueue* gate = nullptr;
   ClassQueue* at_gate_for = nullptr;  // whose head it is there with; null: it is at none
   Turn at_gate;
+  double given_at_gate = 0;
+  Share* share_at_gate = nullptr;
   const Bucket* turn = nullptr;  // the gate at which it is its turn
   bool contends = false;         // other buckets may be able to go at the same instant
 
@@ -238,27 +271,25 @@ class BucketQueue final : public Place {
   friend class GateQueue;
 
   ClassQueue& ClassOf(const Waiter& w);
-  Share* ShareOf(const Account* account);
-  void ForgetShares(const Account* but);
   void List(ClassQueue* c);
   void Count(const Waiter& w, int change);
   void FindPlaces(bool also_alone);
 
   std::size_t depth_ = 0;
   absl::InlinedVector<std::pair<const Bucket*, std::size_t>, 1> by_gate_;  // of it
-  double virtual_now_ = 0;   // what whoever went last had been given
-  std::size_t classes_ = 0;  // in all lines
+  std::size_t classes_ = 0;                                                // in all lines
   std::vector<std::unique_ptr<Line>> lines_;
   ClassQueue* last_ = nullptr;  // that was appended to
   std::vector<ClassQueue*> listed_;
   std::vector<ClassQueue*> order_;
-  absl::flat_hash_map<const Account*, std::unique_ptr<Share>> shares_;
-  std::size_t forget_at_ = 64;
+  Shares shares_;
 };
 
-// The buckets whose heads are held up by how many may be under way at once. They take turns: the
-// one whose head has waited longest goes first, a step of priority counting as much as what it is
-// aged by.
+// The buckets whose heads are held up by how many may be under way at once. They take turns: who
+// has waited longest, a step of priority counting as much as what it is aged by, says which
+// priority is due; of that one the head goes whose account has been given the fewest places here,
+// by its weight, and among equals who has waited longest. So a flood in one bucket does not keep an
+// account waiting in another.
 //
 // It exists as long as the gate's waiters flag is set.
 class GateQueue final : public Place {
@@ -270,6 +301,8 @@ class GateQueue final : public Place {
   void Unpark(BucketQueue* queue);
   // Takes out whose turn it is.
   BucketQueue* Next();
+  // Somebody of this account has got a place, while others wait for one.
+  void Charge(const Account* account) { shares_.Charge(shares_.Of(account), 1); }
   bool empty() const { return parked_.empty(); }
   std::size_t size() const { return parked_.size(); }
 
@@ -282,7 +315,13 @@ class GateQueue final : public Place {
   Nanos choose_by = kNever;  // whoever decides here has been asked, and may take until then
 
  private:
+  using ByShare = absl::btree_set<std::tuple<double, Turn, BucketQueue*>>;
+
   absl::btree_set<std::pair<Turn, BucketQueue*>> parked_;
+  // The same by what was given as they were put there. That only grows, so an entry may stand too
+  // far in front, never too far behind.
+  absl::btree_map<std::int32_t, ByShare> by_priority_;
+  Shares shares_;
 };
 
 // The accounts that are held up by their own limits, in whatever buckets they wait.

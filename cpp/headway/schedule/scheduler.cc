@@ -313,6 +313,7 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
     }
     if (!refusal) {
       queue.Charge(waiter);
+      ChargeAtGate(*waiter);
       if (waiter->path_ != nullptr && waiter->path_->gate() == queue.turn) queue.turn = nullptr;
     }
     queue.Unlink(waiter);
@@ -328,6 +329,14 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
     }
     return Try::kDone;
   }
+}
+
+// It has got a place at its gate; where others wait there, that counts.
+void Scheduler::ChargeAtGate(const Waiter& waiter) {
+  const Path* const path = waiter.path_;
+  if (path == nullptr || path->gate() == nullptr) return;
+  if (const auto found = places_.find(path->gate()); found != places_.end())
+    static_cast<GateQueue&>(*found->second).Charge(path->account());
 }
 
 // The account of a class's head is held up by its own limits until then.

@@ -153,6 +153,7 @@ class Scheduler final : public WaiterSignal {
   void Admit(BucketQueue& queue, Nanos now);
   void AdmitAtGate(GateQueue& gate, Nanos now);
   void GiveTurn(BucketQueue& queue, GateQueue& gate, Nanos now);
+  void ChargeAtGate(const Waiter& waiter);
   bool LeavesToChooser(GateQueue& gate, Nanos now);
   void AdmitAccount(AccountPlace& place, Nanos now);
   void TakeOut(BucketQueue& queue, Waiter* waiter);
