@@ -19,6 +19,7 @@ from headway import (
     RequestMetadata,
     create_scheduler,
 )
+from headway.backends import MemoryBackend
 from headway.scheduler import RateLimiterConfig, SchedulingStrategy, StateConfig
 
 REQUEST = RequestMetadata("r", "m", TEXT)
@@ -198,9 +199,11 @@ def test_what_is_no_metadata_is_named(ask: Callable[[Any, Any], Any], what: Any)
         with pytest.raises(TypeError) as caught:
             ask(scheduler, what)
         name = type(what).__name__
-        assert (
-            str(caught.value)
-            == f"metadata {name}: must be a RequestMetadata, whose model_id is a str"
+        given = isinstance(what, RequestMetadata)
+        assert str(caught.value) == (
+            "metadata.model_id None: must be a str"
+            if given
+            else f"metadata {name}: must be a RequestMetadata"
         )
         assert scheduler.get_metrics()["requests_scheduled"] == 0
 
@@ -291,3 +294,28 @@ def test_an_instant_that_is_none_is_named(when: Any) -> None:
             await create_scheduler(None).schedule_rate_limit_reset("m", when)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("timeout", ["5", None, -1, float("nan")])
+def test_a_drain_timeout_is_a_number_of_seconds(timeout: Any) -> None:
+    with (
+        create_scheduler(None) as scheduler,
+        pytest.raises(ConfigurationError, match="drain_timeout .*: must be 0 or more seconds"),
+    ):
+        scheduler.stop_sync(drain_timeout=timeout)
+
+
+def test_whoever_shares_a_bucket_is_told_that_its_limits_are_another_s(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = MemoryBackend()
+    first = create_scheduler(None, limits=["100 requests/min"], backend=backend)
+    other = create_scheduler(None, limits=["10 requests/min", "500 tokens/min"], backend=backend)
+    with first, other:
+        for scheduler in (first, other, first):
+            scheduler.submit_sync(RequestMetadata("r", "m", TEXT), lambda: None)
+    told = [each.getMessage() for each in caplog.records if "has limits already" in each.message]
+    assert told == [
+        "bucket 'm' of the backend has limits already, which hold for all who share it: "
+        "90 requests/min; not 9 requests/min, 450 tokens/min"
+    ]

@@ -35,6 +35,9 @@ absl::string_view Meant(absl::string_view resource) {
   // The names that answers of some providers have for it.
   if (resource == "prompt_tokens") return "input_tokens";
   if (resource == "completion_tokens") return "output_tokens";
+  // What a request is called, too.
+  for (const absl::string_view other : {"req", "reqs", "call", "calls"})
+    if (resource == other) return "requests";
   for (const absl::string_view known : kKnownResources) {
     if (resource == known) return "";
     absl::string_view is = resource;
@@ -201,8 +204,8 @@ absl::StatusOr<Limit> Limit::Make(Limit limit) {
   if (const absl::string_view meant = Meant(limit.resource); !meant.empty())
     return Bad("resource", absl::StrCat("'", limit.resource, "'"),
                absl::StrCat("must be '", meant,
-                            "', if that is meant; a name of your own differs from "
-                            "it by more than one letter"));
+                            "', if that is meant; a name of your own must not look "
+                            "like it"));
   if (limit.amount < 0 || limit.amount > kMaxAmount)
     return Bad("amount", absl::StrCat(limit.amount), "must be from 0 to 2**53");
   const bool concurrency = limit.resource == "concurrency";

@@ -146,7 +146,8 @@ TEST(LimitErrors, SayWhichResourceASlipWasToBe) {
   for (const char* slip : {"token", "tokenss", "tokns", "tokems", "otkens", "tokesn"})
     EXPECT_THAT(refusal(slip), AllOf(HasSubstr(std::string("resource '") + slip + "'"),
                                      HasSubstr("must be 'tokens', if that is meant")));
-  EXPECT_THAT(refusal("request"), HasSubstr("must be 'requests'"));
+  for (const char* other : {"request", "req", "reqs", "call", "calls"})
+    EXPECT_THAT(refusal(other), HasSubstr("must be 'requests'"));
   EXPECT_THAT(refusal("input-tokens"), HasSubstr("must be 'input_tokens'"));
   EXPECT_THAT(refusal("prompt_tokens"), HasSubstr("must be 'input_tokens'"));
   EXPECT_THAT(refusal("completion_tokens"), HasSubstr("must be 'output_tokens'"));

@@ -11,6 +11,7 @@ from headway.backends import MemoryBackend
 from headway.errors import ConfigurationError
 from headway.scheduler import _rules as rules
 from headway.scheduler.config import RateLimiterConfig, StateConfig
+from headway.types import RequestMetadata
 
 _OF_PROVIDERS = ("discover_limits", "get_bucket_for_model", "parse_rate_limit_response")
 
@@ -118,8 +119,9 @@ def read_types(retry_on: object) -> tuple[type[BaseException], ...]:
 def check_metadata(metadata: Any) -> None:
     """Raises TypeError for what says nothing of a model."""
     for name in ("model_id", "resource_type"):
-        if not isinstance(getattr(metadata, name, None), str):
-            raise TypeError(
-                f"metadata {type(metadata).__name__}: must be a RequestMetadata, whose {name} "
-                "is a str"
-            )
+        value = getattr(metadata, name, None)
+        if isinstance(value, str):
+            continue
+        if isinstance(metadata, RequestMetadata):
+            raise TypeError(f"metadata.{name} {value!r}: must be a str")
+        raise TypeError(f"metadata {type(metadata).__name__}: must be a RequestMetadata")

@@ -221,10 +221,20 @@ class Buckets:
         words = self._backend.make_words(bucket_id, used)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         stated = {}
-        for place, limit in enumerate(_core.limits(words)):
+        holding = _core.limits(words)
+        for place, limit in enumerate(holding):
             for own, before in zip(used, given, strict=True):
                 if limit == own:
                     stated[place] = before.amount
+        others = [limit for limit in used if limit not in holding]
+        if others:
+            _logger.warning(
+                "bucket %r of the backend has limits already, which hold for all who share it: %s; "
+                "not %s",
+                bucket_id,
+                ", ".join(str(each) for each in holding if each.amount < UNLIMITED) or "none",
+                ", ".join(map(str, others)),
+            )
         self._dress(bucket, stated)
         found = self._discovered.get(bucket_id)
         if found is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Any, final
 
 from headway import _core
 from headway.errors import ConfigurationError, ProviderError
@@ -121,8 +121,8 @@ class Life:
         if scheduler.scheduling_strategy is not None:
             self.chores.start(self._choice.run)
 
-    def _hurry(self, drain_timeout: float) -> None:
-        if not drain_timeout >= 0:
+    def _hurry(self, drain_timeout: Any) -> None:
+        if not isinstance(drain_timeout, (int, float)) or not drain_timeout >= 0:
             raise ConfigurationError(f"drain_timeout {drain_timeout!r}: must be 0 or more seconds")
         self._drain.hurry(drain_timeout)
 
