@@ -300,7 +300,7 @@ def test_an_instant_that_is_none_is_named(when: Any) -> None:
 def test_a_drain_timeout_is_a_number_of_seconds(timeout: Any) -> None:
     with (
         create_scheduler(None) as scheduler,
-        pytest.raises(ConfigurationError, match="drain_timeout .*: must be 0 or more seconds"),
+        pytest.raises(ConfigurationError, match=r"drain_timeout .*: must be 0 or more seconds"),
     ):
         scheduler.stop_sync(drain_timeout=timeout)
 
@@ -316,6 +316,8 @@ def test_whoever_shares_a_bucket_is_told_that_its_limits_are_another_s(
             scheduler.submit_sync(RequestMetadata("r", "m", TEXT), lambda: None)
     told = [each.getMessage() for each in caplog.records if "has limits already" in each.message]
     assert told == [
-        "bucket 'm' of the backend has limits already, which hold for all who share it: "
-        "90 requests/min; not 9 requests/min, 450 tokens/min"
+        (
+            "bucket 'm' of the backend has limits already, which hold for all who share it: "
+            "90 requests/min; not 9 requests/min, 450 tokens/min"
+        )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway.errors import ConfigurationError, ProviderError
