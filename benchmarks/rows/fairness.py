@@ -26,14 +26,24 @@ is without the flood, and the time that one of the flood's largest requests take
 """
 
 
+_GATE_METHOD = """
+One account has {flood} calls of 0.1 s to one model waiting for the ten places of
+max_concurrent_executions, another makes one call to another model now and then, {calls} in all; the
+figure is the 99th percentile of how long those wait. Floor: the length of one of the flood's calls,
+since all places may have been taken at the same instant.
+"""
+
+
 def measure(options: Options) -> list[Result]:
-    """Both rows are one."""
+    """All cells."""
     seconds = 2.0 if options.quick else 10.0
     jain = apart(index, seconds)
     flood = 5_000 if options.quick else 50_000
     light_for = 4 if options.quick else 20
     alone = apart(light_wait, 0, light_for)
     beside = apart(light_wait, flood, light_for)
+    crowd, calls = (500, 10) if options.quick else (2_000, 40)
+    at_gate = apart(wait_at_gate, crowd, calls)
     return [
         Result(
             row="fairness",
@@ -57,11 +67,23 @@ def measure(options: Options) -> list[Result]:
             method=_LIGHT_METHOD.format(flood=flood, seconds=light_for),
             peers=NO_PART,
         ),
+        Result(
+            row="fairness",
+            cell="a light account beside a flood of another model, p99 wait",
+            unit="ms",
+            headway=at_gate * 1e3,
+            floor=CALL * 1e3,
+            goal="at most one of the flood's calls",
+            met=at_gate <= CALL + 0.02,
+            method=_GATE_METHOD.format(flood=crowd, calls=calls),
+            peers=NO_PART,
+        ),
     ]
 
 
 RATE = 10_000.0  # tokens a second
 LARGEST = 2_000  # tokens
+CALL = 0.1  # seconds
 
 
 def index(seconds: float) -> float:
@@ -153,4 +175,44 @@ async def _light_wait(flood: int, seconds: int) -> float:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    return _p99(waits)
+
+
+def wait_at_gate(flood: int, calls: int) -> float:
+    """The 99th percentile of a light account's waits for a place, in seconds."""
+    return asyncio.run(_wait_at_gate(flood, calls))
+
+
+async def _wait_at_gate(flood: int, calls: int) -> float:
+    from headway import RateLimiterConfig, RequestMetadata, create_scheduler
+
+    loop = asyncio.get_running_loop()
+    waits: list[float] = []
+
+    async def long() -> None:
+        await asyncio.sleep(CALL)
+
+    config = RateLimiterConfig(max_queue_size=flood, max_concurrent_executions=10)
+    async with create_scheduler(object(), mode="account", config=config) as scheduler:
+        metadata = RequestMetadata("f", "one", "text", client_id="flood")
+        tasks = [
+            asyncio.ensure_future(scheduler.submit_request(metadata, long)) for _ in range(flood)
+        ]
+        await asyncio.sleep(0.25)
+        metadata = RequestMetadata("l", "another", "text", client_id="light")
+        for _ in range(calls):
+            began = loop.time()
+
+            async def note(began: float = began) -> None:
+                waits.append(loop.time() - began)
+
+            await scheduler.submit_request(metadata, note)
+            await asyncio.sleep(0.13)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return _p99(waits)
+
+
+def _p99(waits: list[float]) -> float:
     return sorted(waits)[max(0, -(-len(waits) * 99 // 100) - 1)]
