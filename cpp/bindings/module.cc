@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m) {
     throw pybind11::error_already_set();
   AddInspection(m);
   AddMetrics(m);
+  AddObserve(m);
 }

@@ -126,6 +126,7 @@ bool AddWithReservation(PyObject* module);
 bool AddScheduler(PyObject* module);
 void AddInspection(py::module_& m);
 void AddMetrics(py::module_& m);
+void AddObserve(py::module_& m);
 // Around a fork, for what is read without the GIL.
 void MetricsBeforeFork();
 void MetricsAfterFork(bool in_child);

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from time import time
 from typing import final
+
+from headway import _values
 
 LONGEST_TOLD = 120.0
 """Seconds that a server may ask to wait at most; a longer time is cut to this."""
@@ -17,18 +18,12 @@ def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | N
     `retry-after-ms`, else `retry-after` as seconds or as a date, which is compared with `now`
     (seconds since the epoch; None is the present).
     """
-    wait = _number(headers.get("retry-after-ms", ""))
-    if wait is not None:
-        wait /= 1000
+    told = _values.number(headers.get("retry-after-ms", ""))
+    if told is not None:
+        told /= 1000
     else:
-        text = headers.get("retry-after", "")
-        wait = _number(text)
-        if wait is None:
-            date = _date(text)
-            if date is None:
-                return None
-            wait = date - (time() if now is None else now)
-    return min(max(wait, 0.0), LONGEST_TOLD)
+        told = _values.wait(headers.get("retry-after", ""), time() if now is None else now)
+    return None if told is None else min(told, LONGEST_TOLD)
 
 
 @final
@@ -54,24 +49,3 @@ class RetryBudget:
             return False
         self._taken += 1
         return True
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    # "nan" and "inf" are numbers to Python, but no times.
-    return value if abs(value) < 1e12 else None
-
-
-def _date(text: str) -> float | None:
-    from email.utils import parsedate_to_datetime  # slow to import, and rarely needed
-
-    try:
-        date: datetime = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError):
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return date.timestamp()

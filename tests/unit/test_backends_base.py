@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headway.backends.base
-from headway import ConfigurationError
-from headway.backends import BaseBackend, HealthCheckResult, _headers, validate_safety_margin
+from headway import ConfigurationError, _values
+from headway.backends import BaseBackend, HealthCheckResult, validate_safety_margin
 
 NOW = 1_750_000_000.0
 
@@ -238,7 +238,7 @@ def test_a_reset_that_says_no_instant_is_none(backend: Any, text: object) -> Non
 @settings(deadline=None)
 @given(st.one_of(st.text(), st.floats(), st.integers(), st.binary(), st.none()))
 def test_no_reset_raises_or_lies_outside_of_1970_to_2100(value: object) -> None:
-    found = _headers.instant(value, NOW)
+    found = _values.instant(value, NOW)
     assert found is None or 0 <= found <= 4_102_444_800
 
 
@@ -253,8 +253,8 @@ def test_a_duration_is_the_sum_of_its_parts(parts: tuple[int, ...], milliseconds
     length = timedelta(
         days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds
     )
-    assert _headers.duration(text) == pytest.approx(length.total_seconds())
-    assert _headers.instant(text, NOW) == pytest.approx(NOW + length.total_seconds())
+    assert _values.duration(text) == pytest.approx(length.total_seconds())
+    assert _values.instant(text, NOW) == pytest.approx(NOW + length.total_seconds())
 
 
 @settings(deadline=None)
@@ -263,18 +263,18 @@ def test_every_way_to_write_one_instant_gives_that_instant(moment: datetime, hou
     there = moment.replace(tzinfo=timezone(timedelta(hours=hours)))
     at = there.timestamp()
     whole = there.replace(microsecond=0)
-    assert _headers.instant(there.isoformat(), NOW) == pytest.approx(at, abs=1e-5)
-    assert _headers.instant(format_datetime(whole), NOW) == whole.timestamp()
+    assert _values.instant(there.isoformat(), NOW) == pytest.approx(at, abs=1e-5)
+    assert _values.instant(format_datetime(whole), NOW) == whole.timestamp()
     if at > 1e9:
-        assert _headers.instant(f"{at:.6f}", NOW) == pytest.approx(at, abs=1e-5)
-        assert _headers.instant(str(int(at * 1000)), NOW) == pytest.approx(at, abs=1e-2)
+        assert _values.instant(f"{at:.6f}", NOW) == pytest.approx(at, abs=1e-5)
+        assert _values.instant(str(int(at * 1000)), NOW) == pytest.approx(at, abs=1e-2)
 
 
 def test_retry_after_may_be_a_date_and_one_that_has_passed_is_no_wait() -> None:
-    assert _headers.wait("Sun, 15 Jun 2025 15:07:40 GMT", NOW) == 60
-    assert _headers.wait("Sun, 15 Jun 2025 15:00:00 GMT", NOW) == 0
-    assert _headers.wait("30", NOW) == 30
-    assert _headers.wait("never", NOW) is None
+    assert _values.wait("Sun, 15 Jun 2025 15:07:40 GMT", NOW) == 60
+    assert _values.wait("Sun, 15 Jun 2025 15:00:00 GMT", NOW) == 0
+    assert _values.wait("30", NOW) == 30
+    assert _values.wait("never", NOW) is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ NOW = 1_700_000_000.0
         ({"retry-after-ms": "soon", "retry-after": "3"}, 3.0),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:50 GMT"}, 30.0),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:00 GMT"}, 0.0),
-        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "-5"}, None),
         ({"retry-after": "86400"}, LONGEST_TOLD),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from headway.backends import _headers
+from headway import _values
 from headway.backends._words import UNLIMITED, KeyWords
 
 OF_AN_INSTANT = frozenset({"last_updated", "reset_at"})
@@ -20,7 +20,7 @@ def whole(value: object) -> int | None:
         if math.isnan(value):
             return None
         return int(min(max(0, value), UNLIMITED))
-    return _headers.whole(value)
+    return _values.whole(value)
 
 
 def scaled(limit: int, margin: float) -> int:

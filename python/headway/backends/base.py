@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
-from headway.backends import _headers
+from headway import _values
 from headway.errors import ConfigurationError
 
 _logger = logging.getLogger("headway")
@@ -227,11 +227,11 @@ class BaseBackend(ABC):
                 _logger.warning("header %s has a value that is none and is ignored", header)
 
         for key, header in _COUNTS.items():
-            take(key, header, _headers.whole)
+            take(key, header, _values.whole)
         for key, header in _RESETS.items():
-            take(key, header, lambda value: _headers.instant(value, now))
+            take(key, header, lambda value: _values.instant(value, now))
         take("retry_after", "retry-after-ms", _milliseconds)
-        take("retry_after", "retry-after", lambda value: _headers.wait(value, now))
+        take("retry_after", "retry-after", lambda value: _values.wait(value, now))
         return parsed
 
     def _calculate_wait_time(self, rate_limits: Mapping[str, Any]) -> float:
@@ -256,9 +256,9 @@ class BaseBackend(ABC):
         A number of seconds from now, or of seconds or milliseconds since the epoch; "6m0s"; an ISO
         8601 time; an HTTP date. Nothing negative and nothing after the year 2100.
         """
-        return _headers.instant(value, time())
+        return _values.instant(value, time())
 
 
 def _milliseconds(value: Any) -> float | None:
-    found = _headers.number(value)
+    found = _values.number(value)
     return None if found is None else found / 1000

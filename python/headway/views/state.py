@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Any
 
-from headway.backends import _headers
+from headway import _values
 from headway.errors import ConfigurationError
 
 
@@ -155,7 +155,7 @@ def _flag(name: str, value: Any) -> bool:
 def _moment(name: str, value: Any) -> datetime:
     if isinstance(value, datetime):
         return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value
-    seconds = _headers.instant(value, _now().timestamp())
+    seconds = _values.instant(value, _now().timestamp())
     if seconds is None:
         raise ConfigurationError(f"{name} must be an instant, got {value!r}")
     return datetime.fromtimestamp(seconds, timezone.utc)
