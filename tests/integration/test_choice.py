@@ -223,13 +223,20 @@ def test_where_its_loop_stands_still_or_was_closed_another_one_asks_it(
     if closed:
         loop.close()
     # From a thread that holds the only place until all of them wait.
+    holds = threading.Event()
     asked = threading.Event()
+
+    def hold() -> None:
+        holds.set()
+        asked.wait(20)
+
     held = threading.Thread(
         target=scheduler.submit_sync,
-        args=(RequestMetadata("r", "first", "text"), lambda: asked.wait(20)),
+        args=(RequestMetadata("r", "first", "text"), hold),
         daemon=True,
     )
     held.start()
+    assert holds.wait(20)  # or one of the others may have the place first, and be over
     threads, order = in_threads(scheduler, "abcabc")
     while sum(b["queue_depth"] for b in scheduler.get_metrics()["buckets"].values()) < 6:
         time.sleep(0)
