@@ -24,8 +24,6 @@ One account floods the bucket with {flood} requests, another sends one a second 
 after the first burst; the figure is the 99th percentile of the light one's waits. Floor: what it
 is without the flood, and the time that one of the flood's largest requests takes to be paid for.
 """
-
-
 _GATE_METHOD = """
 One account has {flood} calls of 0.1 s to one model waiting for the ten places of
 max_concurrent_executions, another makes one call to another model now and then, {calls} in all; the

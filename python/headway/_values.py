@@ -15,8 +15,14 @@ def number(value: object) -> float | None:
     return None if text is None else _core.parse_number(text)
 
 
+def milliseconds(value: object) -> float | None:
+    """The same as seconds."""
+    found = number(value)
+    return None if found is None else found / 1000
+
+
 def whole(value: object) -> int | None:
-    """The same without its fraction: of half a request nothing can be sent."""
+    """A number without its fraction: of half a request nothing can be sent."""
     found = number(value)
     return None if found is None else int(found)
 

@@ -18,10 +18,8 @@ def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | N
     `retry-after-ms`, else `retry-after` as seconds or as a date, which is compared with `now`
     (seconds since the epoch; None is the present).
     """
-    told = _values.number(headers.get("retry-after-ms", ""))
-    if told is not None:
-        told /= 1000
-    else:
+    told = _values.milliseconds(headers.get("retry-after-ms", ""))
+    if told is None:
         told = _values.wait(headers.get("retry-after", ""), time() if now is None else now)
     return None if told is None else min(told, LONGEST_TOLD)
 

@@ -230,7 +230,7 @@ class BaseBackend(ABC):
             take(key, header, _values.whole)
         for key, header in _RESETS.items():
             take(key, header, lambda value: _values.instant(value, now))
-        take("retry_after", "retry-after-ms", _milliseconds)
+        take("retry_after", "retry-after-ms", _values.milliseconds)
         take("retry_after", "retry-after", lambda value: _values.wait(value, now))
         return parsed
 
@@ -257,8 +257,3 @@ class BaseBackend(ABC):
         8601 time; an HTTP date. Nothing negative and nothing after the year 2100.
         """
         return _values.instant(value, time())
-
-
-def _milliseconds(value: Any) -> float | None:
-    found = _values.number(value)
-    return None if found is None else found / 1000
