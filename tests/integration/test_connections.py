@@ -176,7 +176,7 @@ def test_a_client_of_httpx_can_use_them() -> None:
     serve(body)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("latency", [0.05, 1.0])
 def test_a_strict_window_refuses_nothing_over_cold_connections(latency: float) -> None:
     period, amount = 2.0, 200

@@ -22,7 +22,7 @@ def requests(tmp_path: Path) -> Path:
 
 
 # 600 at once; then 2 400 at 300 a second, or four times 600 after two seconds each.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("limit", ["300 requests/s bucket burst 600", "600 requests/2s window"])
 def test_three_thousand_lines_are_sent_as_fast_as_the_limits_allow_and_none_is_refused(
     tmp_path: Path, limit: str
@@ -122,6 +122,7 @@ def test_no_key_is_said_and_none_is_sent(requests: Path) -> None:
     assert ended.stderr == "headway run: OPENAI_API_KEY is not set: no key is sent\n"
 
 
+@pytest.mark.long
 def test_as_many_are_in_flight_as_the_limits_need_and_no_more_than_concurrency_allows(
     tmp_path: Path,
 ) -> None:

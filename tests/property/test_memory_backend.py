@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headway import ManualClock, MemoryBackend
@@ -102,6 +102,18 @@ STEPS = st.one_of(
 
 @settings(max_examples=500, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 100), st.lists(STEPS, max_size=60))
+# What others use begins together with a reservation that ends before it.
+@example(
+    1,
+    32,
+    [
+        ("reserve", (0, 1)),
+        ("tell", ("tokens", 0)),
+        ("release", 0),
+        ("advance", 61.0),
+        ("tell", ("tokens", 2)),
+    ],
+)
 def test_no_window_holds_more_than_the_limit_and_what_is_given_back_is_there_again(
     rpm: int, tpm: int, steps: list[tuple[str, Any]]
 ) -> None:

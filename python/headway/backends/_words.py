@@ -156,6 +156,9 @@ class KeyWords(_core.LimiterCore):
         if taken:
             assert isinstance(taken, Reservation)
             taken.sent(0.0)
+            # It has been counted. One that was still out would leave with the last of its cell,
+            # which others may have said is far away.
+            taken.answered()
             self._foreign.append(_Foreign(taken, resource, amount, now + _PERIOD))
             return
         # Somebody waits, or was faster. To settle with more charges it whether it fits or not.
