@@ -107,7 +107,10 @@ def test_a_resource_of_ones_own_is_none() -> None:
         ({"test_rate_multiplier": -1}, "test_rate_multiplier must be positive, got -1"),
         ({"metrics_enabled": "no"}, "metrics_enabled must be True or False, got 'no'"),
         ({"accounts": ["a"]}, "accounts ['a']: must be a dict of weights or Accounts"),
-        ({"accounts": {"a": "x"}}, "accounts 'a': weight 'x': must be a number greater than 0"),
+        (
+            {"accounts": {"a": "x"}},
+            "accounts 'a': weight 'x': must be a number from 0.001 to 1_000_000",
+        ),
         ({"limits": 5}, "limits 5: must be a list of limits"),
         ({"limits": {"m": None}}, "limits 'm' None: must be a list of limits"),
         (

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -109,6 +110,39 @@ class Exchange {
   void End(Waiter* w, Nanos now) {
     EXPECT_TRUE(running.at(w)->Settle(now, {}));
     running.erase(w);
+  }
+
+  using Served = std::map<const Account*, int>;
+
+  // From `now` until `end`; each call is over at once. Who was admitted how often.
+  Served ServeUntil(Nanos& now, Nanos end) {
+    Served served;
+    while (now <= end) {
+      for (Waiter* w : Serve(now)) {
+        ++served[w->path()->account()];
+        End(w, now);
+      }
+      if (!woken && next > now) now = next;
+    }
+    now = end;
+    return served;
+  }
+
+  // The next `places` at the gate, one a millisecond, as calls end one by one.
+  Served GivePlaces(Nanos& now, int places) {
+    Served served;
+    for (int i = 0; i < places; ++i) {
+      now += kMillisecond;
+      End(running.begin()->first, now);
+      for (Waiter* w : Serve(now)) ++served[w->path()->account()];
+    }
+    return served;
+  }
+  // How many places are given before it has one; `most` where it has none by then.
+  int PlacesUntil(const Waiter* w, Nanos& now, int most) {
+    int places = 0;
+    for (; places < most && w->outcome() == Outcome::kWaiting; ++places) GivePlaces(now, 1);
+    return places;
   }
 
  private:
@@ -292,24 +326,35 @@ TEST(Accounts, CarryNoDebtOverIdleTime) {
 }
 
 TEST(Accounts, ThatComeOneByOneAreForgottenAgain) {
-  Exchange x;
-  Bucket* bucket = x.MakeBucket({"1_000 requests/s bucket burst 1"});
-  Account* always = x.MakeAccount(1);
-  for (int i = 0; i < 100; ++i) x.Submit(kStart, bucket, always, 0);
-  Nanos now = kStart;
-  x.Serve(now);
-  std::size_t before = 0;
-  for (int i = 0; i < 20'000; ++i) {
-    x.Submit(now, bucket, x.MakeAccount(1), 0);
-    x.Submit(now, bucket, always, 0);
-    for (int n = 0; n < 2; ++n) {
-      now = x.next;
-      for (Waiter* w : x.Serve(now)) x.End(w, now);
+  for (const bool steady : {false, true}) {
+    Exchange x;
+    Bucket* const bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+    Account* const always = x.MakeAccount(1);
+    Nanos now = kStart;
+    std::set<Waiter*> ours;
+    const auto one = [&] {
+      auto* account = new Account(1);
+      auto* path = new Path(bucket, x.gate, account);
+      account->Unref();
+      ours.insert(x.scheduler.Submit(path, Amounts{1, 0, 1}, 0, now, kNever, x.mailbox, nullptr));
+      path->Unref();
+    };
+    for (int i = 0; i < 3; ++i) one();
+    for (int i = 0; steady && i < 10'000; ++i) x.Submit(now, bucket, always, 0);
+    x.Serve(now);
+    std::size_t before = 0;
+    for (int i = 0; i < 12'000; ++i) {
+      if (i == 2'000) before = simulate::AllocatedBytes();
+      one();
+      now = std::max(now, x.next) + kSecond / 10;
+      for (Waiter* w : x.Serve(now)) {
+        x.End(w, now);
+        if (ours.erase(w) != 0) w->Unref();
+      }
     }
-    if (i == 10'000) before = simulate::AllocatedBytes();
+    EXPECT_LE(simulate::AllocatedBytes(), before + 10'000 * 20U) << steady;
+    for (Waiter* w : ours) w->Unref();
   }
-  // Of each the test itself keeps waiter, account and path, four hundred bytes or so.
-  EXPECT_LE(simulate::AllocatedBytes() - before, 10'000 * 900U);
 }
 
 // An account that is gone leaves a place in memory, which the next one may take.
@@ -445,6 +490,140 @@ TEST(Accounts, AreOwedNothingForTheTimeInWhichTheirOwnLimitsHeldThemUp) {
     in_a_row = order[i] == limited && order[i - 1] == limited ? in_a_row + 1 : 0;
     ASSERT_LE(in_a_row, 2) << "at " << i;
   }
+}
+
+TEST(Accounts, WhatAnotherPriorityWasGivenIsNoShareOfThis) {
+  Exchange x;
+  Bucket* const bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* const steady = x.MakeAccount(1);
+  Account* const urgent = x.MakeAccount(0.01);
+  Account* const newcomer = x.MakeAccount(1);
+  for (int i = 0; i < 2'000; ++i) x.Submit(kStart, bucket, steady, 0);
+  for (int i = 0; i < 600; ++i) x.Submit(kStart, bucket, urgent, 0, 10);
+  Nanos now = kStart;
+  x.ServeUntil(now, kStart + 62 * kSecond);
+  for (int i = 0; i < 1'000; ++i) x.Submit(now, bucket, newcomer, 0);
+  Exchange::Served served = x.ServeUntil(now, now + 50 * kSecond);
+  EXPECT_NEAR(served[steady], served[newcomer], 2);
+}
+
+TEST(Accounts, AWaitOfALowPrioritySavesNothingUp) {
+  Exchange x;
+  Bucket* const bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* const steady = x.MakeAccount(1);
+  Account* const saver = x.MakeAccount(1);
+  for (int i = 0; i < 2'000; ++i) x.Submit(kStart, bucket, steady, 0);
+  x.Submit(kStart, bucket, saver, 0, -100);
+  Nanos now = kStart;
+  x.ServeUntil(now, kStart + 60 * kSecond);
+  for (int i = 0; i < 1'000; ++i) x.Submit(now, bucket, saver, 0);
+  Exchange::Served served = x.ServeUntil(now, now + 50 * kSecond);
+  EXPECT_NEAR(served[steady], served[saver], 2);
+}
+
+TEST(Accounts, WhoHasNoneHasAShareLikeOneOfThem) {
+  Exchange x;
+  Bucket* const bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* const account = x.MakeAccount(1);
+  for (int i = 0; i < 600; ++i) {
+    x.Submit(kStart, bucket, account, 0);
+    x.Submit(kStart, bucket, nullptr, 0);
+  }
+  Nanos now = kStart;
+  Exchange::Served served = x.ServeUntil(now, kStart + 50 * kSecond);
+  EXPECT_NEAR(served[account], served[nullptr], 2);
+}
+
+// Each newcomer is owed a request, but so is whoever has been served once.
+TEST(Accounts, OneThatWasServedIsNotPassedByNewcomersForEver) {
+  Exchange x;
+  Bucket* const bucket = x.MakeBucket({"10 requests/s bucket burst 1"});
+  Account* const old = x.MakeAccount(1);
+  Waiter* last = nullptr;
+  for (int i = 0; i < 3; ++i) last = x.Submit(kStart, bucket, old, 0);
+  Nanos now = kStart;
+  x.Serve(now);
+  for (int i = 0; i < 3; ++i) x.Submit(now, bucket, x.MakeAccount(1), 0);
+  int others = 0;
+  for (; others < 100 && last->outcome() == Outcome::kWaiting; ++others) {
+    x.Submit(now, bucket, x.MakeAccount(1), 0);
+    now = std::max(now, x.next);
+    for (Waiter* w : x.Serve(now)) x.End(w, now);
+  }
+  EXPECT_LE(others, 20);
+}
+
+TEST(Accounts, WhatWasQueuedBeforeItsLimitWasKnownCostsWhatItCosts) {
+  Exchange x(1);
+  Limit unknown = Read("1 requests/min window");
+  unknown.amount = Limit::kMaxAmount;
+  const std::uint8_t resource = kRequests;
+  Bucket* const bucket = Bucket::Make({&unknown, 1}, {&resource, 1}, 0, &x.scheduler);
+  Account* const early = x.MakeAccount(1);
+  Account* const late = x.MakeAccount(1);
+  for (int i = 0; i < 1'001; ++i) x.Submit(kStart, bucket, early, 0);
+  x.Serve(kStart);  // one goes, the others wait at the gate
+  bucket->SetLimit(kStart, 0, Read("100 requests/min window"), 0, Debt::kAbsolute);
+  for (int i = 0; i < 1'000; ++i) x.Submit(kStart, bucket, late, 0);
+  Exchange::Served served;
+  for (Nanos now = kStart; now < kStart + 600 * kSecond; now += kSecond / 100) {
+    while (!x.running.empty()) {
+      Waiter* const w = x.running.begin()->first;
+      ++served[w->path()->account()];
+      x.running.begin()->second->Answered(now, false);
+      x.End(w, now);
+    }
+    x.Serve(now);
+  }
+  EXPECT_NEAR(served[early], served[late], 3);
+  bucket->Unref();
+}
+
+TEST(Accounts, ALargeOneIsNotStarvedOnItsOwnLimit) {
+  for (const bool elsewhere : {false, true}) {
+    Exchange x;
+    Bucket* const left = x.MakeBucket({"1_000_000 tokens/s bucket"});
+    Bucket* const right = x.MakeBucket({"1_000_000 tokens/s bucket"});
+    Account* const account = x.MakeAccount(1, {"1_000 tokens/min bucket"});
+    x.Submit(kStart, left, account, 1'000);
+    Nanos now = kStart;
+    x.ServeUntil(now, kStart);
+    Waiter* const large = x.Submit(kStart, left, account, 1'000, 1);
+    x.ServeUntil(now, kStart + 2 * kSecond);
+    for (int second = 3; second < 60; ++second) {
+      x.Submit(now, elsewhere ? right : left, account, 10);  // it would fit, but for the first
+      EXPECT_EQ(x.ServeUntil(now, kStart + second * kSecond)[account], 0);
+    }
+    x.ServeUntil(now, kStart + 62 * kSecond);
+    EXPECT_EQ(large->outcome(), Outcome::kAdmitted);
+    // And then they go, as fast as the limit allows.
+    for (int i = 0; i < 1'000; ++i) x.Submit(now, elsewhere ? right : left, account, 10);
+    EXPECT_NEAR(x.ServeUntil(now, now + 60 * kSecond)[account], 100, 4);
+  }
+}
+
+TEST(Accounts, ThatGiveUpWhileTheHeadIsHeldUpAreForgotten) {
+  Exchange x;
+  Bucket* const bucket = x.MakeBucket({"1 requests/h bucket burst 1"});
+  x.Submit(kStart, bucket, nullptr, 0);
+  x.Serve(kStart);
+  x.Submit(kStart, bucket, x.MakeAccount(1), 0);
+  x.Serve(kStart);
+  std::size_t before = 0;
+  for (int i = 0; i < 6'000; ++i) {
+    if (i == 1'000) before = simulate::AllocatedBytes();
+    auto* account = new Account(1);
+    auto* path = new Path(bucket, x.gate, account);
+    account->Unref();
+    Waiter* const w =
+        x.scheduler.Submit(path, Amounts{1, 0, 1}, 0, kStart, kNever, x.mailbox, nullptr);
+    path->Unref();
+    x.Serve(kStart);
+    x.scheduler.Cancel(w, kStart);
+    w->Unref();
+    x.Serve(kStart);
+  }
+  EXPECT_LE(simulate::AllocatedBytes(), before + 100'000);
 }
 
 TEST(Accounts, AnEstimateCountsOthersByTheirWeightOnly) {
@@ -760,6 +939,89 @@ TEST(Gates, AnAccountGetsNoMorePlacesForWaitingInManyBuckets) {
     x.End(x.running.begin()->first, kStart + i);
     EXPECT_EQ(x.Serve(kStart + i), std::vector<Waiter*>{w});
   }
+}
+
+// Whoever of a class stands at the gate does not stand there for all of it.
+TEST(Gates, AnAccountDoesNotWaitBehindAFloodThatIsInItsBucketToo) {
+  for (const int buckets : {1, 50}) {
+    Exchange x(1);
+    Account* const flood = x.MakeAccount(1);
+    Account* const steady = x.MakeAccount(1);
+    std::vector<Bucket*> flooded;
+    for (int i = 0; i < buckets; ++i) {
+      flooded.push_back(x.MakeBucket({"1_000 concurrency"}));
+      for (int n = 0; n < 20; ++n) x.Submit(kStart + i, flooded.back(), flood, 0);
+    }
+    Bucket* const other = x.MakeBucket({"1_000 concurrency"});
+    for (int i = 0; i < 500; ++i) x.Submit(kStart, other, steady, 0);
+    Nanos now = kStart + buckets;
+    x.Serve(now);
+    x.GivePlaces(now, 3);
+    Waiter* const w = x.Submit(now, flooded.back(), x.MakeAccount(1), 0);
+    x.Serve(now);
+    EXPECT_LE(x.PlacesUntil(w, now, 50), 3) << buckets;
+  }
+}
+
+TEST(Gates, AnAccountDoesNotWaitBehindOneOfLittleWeight) {
+  for (const double weight : {1.0, 0.01}) {
+    Exchange x(1);
+    Bucket* const left = x.MakeBucket({"1_000 concurrency"});
+    Bucket* const right = x.MakeBucket({"1_000 concurrency"});
+    Account* const tiny = x.MakeAccount(weight);
+    Account* const steady = x.MakeAccount(1);
+    for (int i = 0; i < 10; ++i) x.Submit(kStart, left, tiny, 0);
+    for (int i = 0; i < 500; ++i) x.Submit(kStart, right, steady, 0);
+    Nanos now = kStart;
+    x.Serve(now);
+    x.GivePlaces(now, 3);
+    Waiter* const w = x.Submit(now, left, x.MakeAccount(1), 0);
+    x.Serve(now);
+    EXPECT_LE(x.PlacesUntil(w, now, 50), 3) << weight;
+  }
+}
+
+TEST(Gates, WhatAnotherPriorityWasGivenIsNoShareOfThis) {
+  Exchange x(1);
+  std::vector<Bucket*> buckets;
+  for (int i = 0; i < 4; ++i) buckets.push_back(x.MakeBucket({"1_000 concurrency"}));
+  Account* const steady = x.MakeAccount(1);
+  Account* const saver = x.MakeAccount(1);
+  Account* const urgent = x.MakeAccount(1);
+  Account* const newcomer = x.MakeAccount(1);
+  // In two buckets, so that it stands there without a break.
+  for (int i = 0; i < 500; ++i) x.Submit(kStart, buckets[i % 2 == 0 ? 0 : 3], steady, 0);
+  for (int i = 0; i < 100; ++i) x.Submit(kStart, buckets[1], urgent, 0, 10);
+  x.Submit(kStart, buckets[2], saver, 0, -100);
+  Nanos now = kStart;
+  x.Serve(now);
+  x.GivePlaces(now, 150);
+  for (int i = 0; i < 300; ++i) x.Submit(now, buckets[1], newcomer, 0);
+  for (int i = 0; i < 300; ++i) x.Submit(now, buckets[2], saver, 0);
+  x.Serve(now);
+  Exchange::Served served = x.GivePlaces(now, 90);
+  EXPECT_NEAR(served[steady], 30, 2);
+  EXPECT_NEAR(served[newcomer], 30, 2);
+  EXPECT_NEAR(served[saver], 30, 2);
+}
+
+TEST(Gates, OneThatHadAPlaceIsNotPassedByNewcomersForEver) {
+  Exchange x(1);
+  Bucket* const left = x.MakeBucket({"1_000 concurrency"});
+  Bucket* const right = x.MakeBucket({"1_000 concurrency"});
+  Account* const old = x.MakeAccount(1);
+  Waiter* last = nullptr;
+  for (int i = 0; i < 4; ++i) last = x.Submit(kStart, left, old, 0);
+  x.Serve(kStart);
+  Nanos now = kStart;
+  for (int i = 0; i < 3; ++i) x.Submit(now, right, x.MakeAccount(1), 0);
+  x.Serve(now);
+  int others = 0;
+  for (; others < 100 && last->outcome() == Outcome::kWaiting; ++others) {
+    x.Submit(now, right, x.MakeAccount(1), 0);
+    x.GivePlaces(now, 1);
+  }
+  EXPECT_LE(others, 20);
 }
 
 TEST(Gates, EachCountsThoseWhoComeThroughIt) {

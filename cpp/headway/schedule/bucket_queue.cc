@@ -75,8 +75,9 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
   if (queued_.size() < w->amounts().size()) queued_.resize(w->amounts().size());
   for (std::size_t i = 0; i < w->amounts().size(); ++i) queued_[i] += w->amounts()[i];
   flow->Append(w);
+  if (was_empty && flow->offered) --stale_;
   if (!was_empty || flow->parked_at != nullptr) return;
-  ++share->flows;
+  shares_->Begin(*share);
   if (flow != elected_) Push(flow);
 }
 
@@ -86,12 +87,34 @@ void ClassQueue::Unlink(Waiter* w) {
   for (std::size_t i = 0; i < w->amounts().size(); ++i) queued_[i] -= w->amounts()[i];
   const bool was_head = flow == elected_ && flow->head == w;
   flow->Unlink(w);
-  if (flow->head == nullptr && flow->parked_at == nullptr) --flow->share->flows;
+  if (flow->head == nullptr && flow->parked_at == nullptr) shares_->End(*flow->share);
+  if (flow->head == nullptr && flow->offered) ++stale_;
   if (was_head) {
     Displace();
     if (flow->head != nullptr) Push(flow);
   }
   EraseIfOver(flow);
+  if (stale_ > 32 && stale_ > offers_.size() / 2) DropStale();
+}
+
+// Accounts that gave up while a head was held up: nobody is elected then, who would clear away.
+void ClassQueue::DropStale() {
+  std::vector<Offer> kept;
+  std::vector<Flow*> gone;
+  for (const Offer& offer : offers_) {
+    if (offer.flow->head != nullptr) {
+      kept.push_back(offer);
+    } else {
+      gone.push_back(offer.flow);
+    }
+  }
+  std::make_heap(kept.begin(), kept.end(), std::greater<>());
+  offers_ = std::move(kept);
+  stale_ = 0;
+  for (Flow* flow : gone) {
+    flow->offered = false;
+    EraseIfOver(flow);
+  }
 }
 
 // Its head is one no more.
@@ -132,6 +155,7 @@ void ClassQueue::Elect() {
     offers_.pop_back();
     Flow* flow = offer.flow;
     flow->offered = false;
+    if (flow->head == nullptr) --stale_;
     if (flow->head == nullptr || flow->parked_at != nullptr) {
       EraseIfOver(flow);
     } else if (offer.given != flow->share->given || offer.sequence != flow->head->sequence_) {
@@ -156,7 +180,7 @@ void ClassQueue::EraseIfOver(Flow* flow) {
 Flow* ClassQueue::Park(AccountPlace* place) {
   Flow* flow = elected_;
   flow->parked_at = place;
-  --flow->share->flows;  // as if it was idle: it is owed nothing for that time
+  shares_->End(*flow->share);  // as if it was idle: it is owed nothing for that time
   Displace();
   return flow;
 }
@@ -164,8 +188,7 @@ Flow* ClassQueue::Park(AccountPlace* place) {
 void ClassQueue::Unpark(Flow* flow) {
   flow->parked_at = nullptr;
   if (flow->head != nullptr) {
-    line_->queue->Return(*flow->share);
-    ++flow->share->flows;
+    shares_->Begin(*flow->share);
     Push(flow);
   } else {
     EraseIfOver(flow);
@@ -185,7 +208,9 @@ ClassQueue& BucketQueue::ClassOf(const Waiter& w) {
   }
   std::unique_ptr<ClassQueue>& c = line->classes[w.priority_];
   if (c == nullptr) {
-    c = std::make_unique<ClassQueue>(line, w.priority_, w.amounts_.size());
+    std::unique_ptr<Shares>& shares = shares_[w.priority_];
+    if (shares == nullptr) shares = std::make_unique<Shares>();
+    c = std::make_unique<ClassQueue>(line, w.priority_, w.amounts_.size(), shares.get());
     ++classes_;
   }
   last_ = c.get();
@@ -207,8 +232,12 @@ void BucketQueue::FindPlaces(bool also_alone) {
     if (c->over()) {
       if (last_ == c) last_ = nullptr;
       Line* line = c->line_;
-      line->classes.erase(c->priority());
+      const std::int32_t priority = c->priority();
+      line->classes.erase(priority);
       --classes_;
+      if (std::none_of(lines_.begin(), lines_.end(),
+                       [priority](const auto& each) { return each->classes.contains(priority); }))
+        shares_.erase(priority);
       if (!line->classes.empty()) continue;
       lines_.erase(std::find_if(lines_.begin(), lines_.end(),
                                 [line](const auto& each) { return each.get() == line; }));
@@ -260,10 +289,9 @@ void Shares::Forget(const Account* but) {
 
 void BucketQueue::Append(Waiter* w) {
   const Account* account = AccountOf(*w);
-  Share& share = shares_.Of(account);
-  if (account != nullptr) w->cost_ = Cost(*bucket, w->amounts());
-  Return(share);
-  ClassOf(*w).Append(w, account, &share);
+  w->cost_ = Cost(*bucket, w->amounts());
+  ClassQueue& c = ClassOf(*w);
+  c.Append(w, account, &c.shares_->Of(account));
   Count(*w, 1);
 }
 
@@ -273,7 +301,7 @@ void BucketQueue::Unlink(Waiter* w) {
 }
 
 void BucketQueue::Charge(Waiter* w) {
-  shares_.Charge(*w->flow_->share, static_cast<double>(w->cost_));
+  w->flow_->of->shares_->Charge(*w->flow_->share, static_cast<double>(Cost(*bucket, w->amounts())));
 }
 
 absl::Span<ClassQueue* const> BucketQueue::Ordered() {
@@ -323,7 +351,8 @@ absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
                                                         std::size_t resources) const {
   absl::InlinedVector<std::int64_t, 4> sum(resources);
   // By what its account will have been given when its turn comes, its own that wait included.
-  double given = shares_.Given(account);
+  const auto shares = shares_.find(priority);
+  double given = shares == shares_.end() ? 0 : shares->second->Given(account);
   for (const auto& line : lines_) {
     for (auto it = line->classes.lower_bound(priority); it != line->classes.end(); ++it) {
       const ClassQueue& c = *it->second;
@@ -415,9 +444,12 @@ void GateQueue::Park(BucketQueue* queue, ClassQueue& heads) {
   queue->at_gate_for = &heads;
   queue->at_gate = TurnOf(*heads.head(), heads.priority(), queue->ageing);
   parked_.insert({queue->at_gate, queue});
-  Share& share = shares_.Of(AccountOf(*heads.head()));
-  shares_.Return(share);
-  ++share.flows;
+  if (shares_.size() > 64 + 2 * by_priority_.size())
+    absl::erase_if(shares_,
+                   [this](const auto& each) { return !by_priority_.contains(each.first); });
+  Shares& shares = shares_[heads.priority()];
+  Share& share = shares.Of(AccountOf(*heads.head()));
+  shares.Begin(share);
   ++share.users;
   queue->share_at_gate = &share;
   queue->given_at_gate = share.given;
@@ -429,24 +461,86 @@ void GateQueue::Unpark(BucketQueue* queue) {
   const auto of_priority = by_priority_.find(queue->at_gate_for->priority());
   of_priority->second.erase({queue->given_at_gate, queue->at_gate, queue});
   if (of_priority->second.empty()) by_priority_.erase(of_priority);
-  --queue->share_at_gate->flows;
+  shares_[queue->at_gate_for->priority()].End(*queue->share_at_gate);
   --queue->share_at_gate->users;
   queue->gate = nullptr;
   // If it is over, it was kept for this.
   queue->List(std::exchange(queue->at_gate_for, nullptr));
 }
 
-BucketQueue* GateQueue::Next() {
-  ByShare& due = by_priority_[parked_.begin()->second->at_gate_for->priority()];
-  for (;;) {
-    BucketQueue* queue = std::get<BucketQueue*>(*due.begin());
-    if (queue->given_at_gate == queue->share_at_gate->given) {
-      Unpark(queue);
-      return queue;
+void ClassQueue::ElectAtGate(const GateQueue& gate) {
+  if (held != 0 || flows_.size() == 1 || elected_ == nullptr) return;
+  // Among equals one who does not stand there yet.
+  const auto key = [&](const Flow* f) {
+    return std::tuple(gate.Given(f->account, priority_), gate.Stands(f->account, priority_),
+                      f->share->given, f->head->sequence_);
+  };
+  Flow* best = elected_;
+  auto least = key(best);
+  for (const auto& [account, flow] : flows_) {
+    if (flow->head == nullptr || flow->parked_at != nullptr) continue;
+    if (const auto k = key(flow.get()); k < least) {
+      least = k;
+      best = flow.get();
     }
-    due.erase(due.begin());
-    queue->given_at_gate = queue->share_at_gate->given;
-    due.insert({queue->given_at_gate, queue->at_gate, queue});
+  }
+  if (best == elected_) return;
+  Flow* before = elected_;
+  Displace();
+  Push(before);
+  elected_ = best;
+}
+
+BucketQueue* GateQueue::Next() {
+  for (;;) {
+    const ByShare& due = by_priority_[parked_.begin()->second->at_gate_for->priority()];
+    BucketQueue* queue = std::get<BucketQueue*>(*due.begin());
+    ClassQueue& heads = *queue->at_gate_for;
+    const bool current = queue->given_at_gate == queue->share_at_gate->given;
+    Unpark(queue);
+    if (current || heads.head() == nullptr) return queue;
+    // Its account has been given more since: perhaps it is another's turn by now.
+    heads.ElectAtGate(*this);
+    Park(queue, heads);
+  }
+}
+
+void AccountPlace::Park(ClassQueue& heads, std::uint32_t binding) {
+  const Turn turn = TurnOf(*heads.head(), heads.priority(), heads.queue()->ageing);
+  if (binding != 0) held_.emplace_back(binding, turn);
+  Flow* flow = heads.Park(this);
+  flow->parked_turn = turn;
+  parked_[heads.asks()].insert({turn, flow});
+}
+
+void AccountPlace::Remove(Flow* flow) {
+  const auto group = parked_.find(flow->of->asks());
+  group->second.erase({flow->parked_turn, flow});
+  if (group->second.empty()) parked_.erase(group);
+}
+
+bool AccountPlace::HoldsUp(std::uint32_t asks, const Turn& turn) const {
+  return std::any_of(held_.begin(), held_.end(), [&](const auto& each) {
+    return (each.first & asks) != 0 && each.second <= turn;
+  });
+}
+
+Flow* AccountPlace::Next() {
+  for (;;) {
+    const std::pair<Turn, Flow*>* first = nullptr;
+    for (const auto& [asks, flows] : parked_) {
+      const std::pair<Turn, Flow*>& front = *flows.begin();
+      if (!HoldsUp(asks, front.first) && (first == nullptr || front < *first)) first = &front;
+    }
+    if (first == nullptr) return nullptr;
+    const auto [turn, flow] = *first;
+    Remove(flow);
+    if (flow->head == nullptr) return flow;
+    const Turn now = TurnOf(*flow->head, flow->of->priority(), flow->of->queue()->ageing);
+    if (now == turn) return flow;
+    // Who was its head gave up.
+    flow->parked_turn = now;
+    parked_[flow->of->asks()].insert({now, flow});
   }
 }
 

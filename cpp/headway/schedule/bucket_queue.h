@@ -13,6 +13,7 @@
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
+#include "absl/container/node_hash_map.h"
 #include "headway/schedule/waiter.h"
 
 namespace headway {
@@ -31,7 +32,9 @@ struct Line;
 // dominant share, Ghodsi et al. 2011).
 //
 // An account that comes back begins where the others are: it is owed nothing for its idle time, and
-// owes at most for its last request.
+// owes at most for its last request. Where the others are moves with every request, by what each of
+// them, and one more, would get of it: else accounts that come once and never again would all begin
+// before one that has been served, for ever.
 struct Share {
   // Holds a reference: another account in the same place in memory would be taken for this one.
   explicit Share(const Account* a) : account(a), weight(a == nullptr ? 1 : a->weight()) {
@@ -50,30 +53,53 @@ struct Share {
   int users = 0;  // flows that refer to it
 };
 
-// The shares of all accounts at one place, each kept for as long as it says anything. Not
-// thread-safe.
+// The shares of all accounts in one priority at one place, each kept for as long as it says
+// anything. By priority, because what is given there is given whatever the share. Not thread-safe.
 class Shares {
  public:
   // Its share; a new one begins behind nobody.
   Share& Of(const Account* account);
   // It begins to wait: it is owed nothing for the time in which it did not.
-  void Return(Share& share) {
-    if (share.flows == 0) share.given = std::max(share.given, virtual_now_);
+  void Begin(Share& share) {
+    if (share.flows++ > 0) return;
+    share.given = std::max(share.given, virtual_now_);
+    waiting_weight_ += share.weight;
+    ++waiting_;
+  }
+  void End(Share& share) {
+    if (--share.flows > 0) return;
+    // No rounding error outlives those who made it.
+    waiting_weight_ = --waiting_ == 0 ? 0 : waiting_weight_ - share.weight;
   }
   void Charge(Share& share, double cost) {
+    if (share.flows == 0) share.given = std::max(share.given, virtual_now_);
     virtual_now_ = std::max(virtual_now_, share.given);
     share.given += cost / share.weight;
+    const double all = waiting_weight_ + (share.flows == 0 ? share.weight : 0);
+    virtual_now_ += cost / (all + share.weight);
   }
   // What it will be said to have been given when it begins to wait now.
   double Given(const Account* account) const;
+  bool Waits(const Account* account) const {
+    const auto own = shares_.find(account);
+    return own != shares_.end() && own->second->flows > 0;
+  }
 
  private:
   void Forget(const Account* but);
 
-  double virtual_now_ = 0;  // what whoever went last had been given
+  double virtual_now_ = 0;     // where whoever begins to wait begins
+  double waiting_weight_ = 0;  // of all accounts that wait
+  std::size_t waiting_ = 0;    // how many they are
   absl::flat_hash_map<const Account*, std::unique_ptr<Share>> shares_;
   std::size_t forget_at_ = 64;
 };
+
+// An order of heads: when they were submitted, a step of priority counting as much as what it is
+// aged by, then who was taken in first. It does not change while they wait. Wide, because
+// priorities have all 32 bits and ageing may be a year.
+using Turn = std::pair<__int128, std::uint64_t>;
+Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing);
 
 // Waits of one account, one priority and one line: first in, first out.
 struct Flow {
@@ -89,23 +115,18 @@ struct Flow {
   Waiter* head = nullptr;
   Waiter* tail = nullptr;
   AccountPlace* parked_at = nullptr;            // held up by the account's own limits
+  Turn parked_turn;                             // there, of the head that it had then
   bool offered = false;                         // an entry of the class's heap is for it
   double cost = 0;                              // of all that wait
   absl::InlinedVector<std::int64_t, 2> queued;  // the sum of what waits, by resource
 };
 
-// An order of heads: when they were submitted, a step of priority counting as much as what it is
-// aged by, then who was taken in first. It does not change while they wait. Wide, because
-// priorities have all 32 bits and ageing may be a year.
-using Turn = std::pair<__int128, std::uint64_t>;
-Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing);
-
 // Waits of one priority in one line, of all accounts. The one whose turn it is, its head, is
 // elected once and stays until it goes: a newcomer of another account does not pass it.
 class ClassQueue {
  public:
-  ClassQueue(Line* line, std::int32_t priority, std::size_t resources)
-      : line_(line), priority_(priority), resources_(resources) {}
+  ClassQueue(Line* line, std::int32_t priority, std::size_t resources, Shares* shares)
+      : line_(line), priority_(priority), resources_(resources), shares_(shares) {}
 
   void Append(Waiter* w, const Account* account, Share* share);
   void Unlink(Waiter* w);
@@ -125,6 +146,9 @@ class ClassQueue {
   // The head's account must wait for its own limits: the next one is elected.
   Flow* Park(AccountPlace* place);
   void Unpark(Flow* flow);
+  // The head is to stand at a gate. Nothing is held for it there, so it need not stay: whoever has
+  // been given the fewest places there does. Takes as long as there are accounts in the class.
+  void ElectAtGate(const GateQueue& gate);
 
   // Null where there is none.
   const Flow* FlowOf(const Account* account) const {
@@ -158,11 +182,13 @@ class ClassQueue {
   void Push(Flow* flow);
   void EraseIfOver(Flow* flow);
   void Displace();
+  void DropStale();
   bool over() const;
 
   Line* const line_;
   const std::int32_t priority_;
   const std::size_t resources_;
+  Shares* const shares_;
   bool placed_ = false;  // in its line's order, at `turn_`
   bool listed_ = false;  // among those whose place is still to be found
   Turn turn_;
@@ -174,6 +200,7 @@ class ClassQueue {
   // Who may be elected, the least given in front. An entry may be out of date: it then stands too
   // far in front, never too far behind, since what was given only grows.
   std::vector<Offer> offers_;
+  std::size_t stale_ = 0;  // offers of flows in which nobody waits any more
 };
 
 // Waits that ask the same resources. Whatever holds up the first of them holds up all, so there is
@@ -216,7 +243,6 @@ class BucketQueue final : public Place {
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
-  void Return(Share& share) { shares_.Return(share); }
   // It is being admitted: its account is charged. Before it is unlinked.
   void Charge(Waiter* w);
 
@@ -282,14 +308,15 @@ class BucketQueue final : public Place {
   ClassQueue* last_ = nullptr;  // that was appended to
   std::vector<ClassQueue*> listed_;
   std::vector<ClassQueue*> order_;
-  Shares shares_;
+  absl::btree_map<std::int32_t, std::unique_ptr<Shares>> shares_;  // of each priority there is
 };
 
 // The buckets whose heads are held up by how many may be under way at once. They take turns: who
 // has waited longest, a step of priority counting as much as what it is aged by, says which
 // priority is due; of that one the head goes whose account has been given the fewest places here,
-// by its weight, and among equals who has waited longest. So a flood in one bucket does not keep an
-// account waiting in another.
+// by its weight, and among equals who has waited longest. A bucket stands here with the head of
+// whichever of its accounts has been given the fewest. So a flood in one bucket does not keep an
+// account waiting in another, nor behind some of it in the same.
 //
 // It exists as long as the gate's waiters flag is set.
 class GateQueue final : public Place {
@@ -302,7 +329,18 @@ class GateQueue final : public Place {
   // Takes out whose turn it is.
   BucketQueue* Next();
   // Somebody of this account has got a place, while others wait for one.
-  void Charge(const Account* account) { shares_.Charge(shares_.Of(account), 1); }
+  void Charge(const Account* account, std::int32_t priority) {
+    Shares& shares = shares_[priority];
+    shares.Charge(shares.Of(account), 1);
+  }
+  double Given(const Account* account, std::int32_t priority) const {
+    const auto found = shares_.find(priority);
+    return found == shares_.end() ? 0 : found->second.Given(account);
+  }
+  bool Stands(const Account* account, std::int32_t priority) const {
+    const auto found = shares_.find(priority);
+    return found != shares_.end() && found->second.Waits(account);
+  }
   bool empty() const { return parked_.empty(); }
   std::size_t size() const { return parked_.size(); }
 
@@ -321,15 +359,37 @@ class GateQueue final : public Place {
   // The same by what was given as they were put there. That only grows, so an entry may stand too
   // far in front, never too far behind.
   absl::btree_map<std::int32_t, ByShare> by_priority_;
-  Shares shares_;
+  absl::node_hash_map<std::int32_t, Shares> shares_;  // by priority
 };
 
 // The accounts that are held up by their own limits, in whatever buckets they wait.
+//
+// Of the flows that ask the same resources only the first is tried; and who comes behind one that
+// is held up for a resource is not tried if he asks for it: what is free of it is kept for the
+// first, or many small requests would starve a large one.
 class AccountPlace final : public Place {
  public:
   explicit AccountPlace(Bucket* b) : Place(Kind::kAccount, b) {}
 
-  std::vector<Flow*> parked;
+  // Of a class whose head is held up. `binding`: by what, as bits by resource; 0: it has not been
+  // tried.
+  void Park(ClassQueue& heads, std::uint32_t binding);
+  // It goes, whoever is in it.
+  void Remove(Flow* flow);
+  // Whether a head that asks so much, and whose turn that is, has to stand behind one that is here.
+  bool HoldsUp(std::uint32_t asks, const Turn& turn) const;
+  // Something may have become free.
+  void LookAgain() { held_.clear(); }
+  // Takes out who is to be tried next; null: nobody. It may have become empty.
+  Flow* Next();
+  bool empty() const { return parked_.empty(); }
+
+ private:
+  using ByTurn = absl::btree_set<std::pair<Turn, Flow*>>;
+
+  absl::btree_map<std::uint32_t, ByTurn> parked_;  // by what they ask
+  // By what those that were tried are held up, and their turns.
+  absl::InlinedVector<std::pair<std::uint32_t, Turn>, 2> held_;
 };
 
 // Bit by resource, where something is asked.

@@ -107,8 +107,7 @@ void Scheduler::Drop(Place& place) {
     // Its accounts may be held up elsewhere, with nobody left to go on.
     static_cast<BucketQueue&>(place).ForEachFlow([](Flow& flow) {
       if (flow.parked_at == nullptr) return;
-      std::vector<Flow*>& parked = flow.parked_at->parked;
-      parked.erase(std::find(parked.begin(), parked.end(), &flow));
+      flow.parked_at->Remove(&flow);
     });
   }
   Bucket* bucket = place.bucket;
@@ -292,6 +291,7 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
       queue.Unlink(waiter);
       return Try::kDone;
     }
+    if (StandsBehindItsOwn(heads)) return Try::kAccount;
     const std::optional<Refusal> refusal = Reserve(queue, *waiter, now);
     const bool never = refusal && refusal->denial.never();
     if (refusal && !never) {
@@ -308,7 +308,7 @@ Scheduler::Try Scheduler::TryHead(BucketQueue& queue, ClassQueue& heads, Nanos n
         continue;
       }
       if (refusal->by == waiter->bucket_) return Try::kDenied;
-      ParkAccount(heads, refusal->by, denial.ready_at);
+      ParkAccount(heads, refusal->by, denial);
       return Try::kAccount;
     }
     if (!refusal) {
@@ -336,14 +336,29 @@ void Scheduler::ChargeAtGate(const Waiter& waiter) {
   const Path* const path = waiter.path_;
   if (path == nullptr || path->gate() == nullptr) return;
   if (const auto found = places_.find(path->gate()); found != places_.end())
-    static_cast<GateQueue&>(*found->second).Charge(path->account());
+    static_cast<GateQueue&>(*found->second).Charge(path->account(), waiter.priority_);
+}
+
+// Whether another request of the account is held up by the account's own limits, and the head of
+// this class has to stay behind it.
+bool Scheduler::StandsBehindItsOwn(ClassQueue& heads) {
+  const Waiter& head = *heads.head();
+  Bucket* const limits = head.path_ == nullptr ? nullptr : head.path_->limits();
+  if (limits == nullptr) return false;
+  const auto found = places_.find(limits);
+  if (found == places_.end()) return false;
+  auto& place = static_cast<AccountPlace&>(*found->second);
+  const Turn turn = TurnOf(head, heads.priority(), heads.queue()->ageing);
+  if (!place.HoldsUp(heads.asks(), turn)) return false;
+  place.Park(heads, 0);
+  return true;
 }
 
 // The account of a class's head is held up by its own limits until then.
-void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until) {
+void Scheduler::ParkAccount(ClassQueue& heads, Bucket* limits, const Denial& denial) {
   auto& place = PlaceOf<AccountPlace>(limits);
-  place.parked.push_back(heads.Park(&place));
-  SetTimer(place, std::min(place.wake_at, until));
+  place.Park(heads, limits->Binding(denial));
+  SetTimer(place, std::min(place.wake_at, denial.ready_at));
 }
 
 void Scheduler::Admit(BucketQueue& queue, Nanos now) {
@@ -368,7 +383,9 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
       while (queue.OfOneClass() && tried == Try::kDone && heads->head() != nullptr)
         tried = TryHead(queue, *heads, now, denial);
       if (tried == Try::kGate) {
-        PlaceOf<GateQueue>(heads->head()->path_->gate()).Park(&queue, *heads);
+        auto& gate = PlaceOf<GateQueue>(heads->head()->path_->gate());
+        heads->ElectAtGate(gate);
+        gate.Park(&queue, *heads);
         SetTimer(queue, kNever);
         bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));
         // Who was tried before it must not wait for the gate, too.
@@ -522,22 +539,13 @@ bool Scheduler::Choose(Bucket& gate, Bucket& bucket, Nanos now) {
 // step of priority counting as much as what it is aged by: else one of several buckets could always
 // be the last.
 void Scheduler::AdmitAccount(AccountPlace& place, Nanos now) {
-  std::vector<std::pair<Turn, BucketQueue*>> order;
-  const std::vector<Flow*> parked = std::move(place.parked);
-  place.parked.clear();
-  for (Flow* flow : parked) {
-    BucketQueue* queue = flow->of->queue();
-    if (const Waiter* head = flow->head; head != nullptr) {
-      order.emplace_back(TurnOf(*head, flow->of->priority(), queue->ageing), queue);
-    } else {
-      MarkDirty(*queue);
-    }
+  place.LookAgain();
+  while (Flow* flow = place.Next()) {
+    BucketQueue& queue = *flow->of->queue();
+    const bool over = flow->head == nullptr;
     flow->of->Unpark(flow);
-  }
-  std::sort(order.begin(), order.end());
-  for (const auto& [turn, queue] : order) {
-    Admit(*queue, now);
-    if (queue->depth() == 0) MarkDirty(*queue);
+    if (!over) Admit(queue, now);
+    if (over || queue.depth() == 0) MarkDirty(queue);
   }
 }
 
@@ -579,7 +587,7 @@ void Scheduler::AdmitDirty(Nanos now) {
       case Place::Kind::kAccount: {
         auto& account = static_cast<AccountPlace&>(place);
         AdmitAccount(account, now);
-        if (account.parked.empty()) Drop(account);
+        if (account.empty()) Drop(account);
         break;
       }
     }

@@ -161,7 +161,8 @@ class Scheduler final : public WaiterSignal {
   void AskForCredit(Bucket& bucket);
   Try TryHead(BucketQueue& queue, ClassQueue& heads, Nanos now, Denial& denial);
   std::optional<Refusal> Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now);
-  void ParkAccount(ClassQueue& heads, Bucket* limits, Nanos until);
+  bool StandsBehindItsOwn(ClassQueue& heads);
+  void ParkAccount(ClassQueue& heads, Bucket* limits, const Denial& denial);
   void Nudge();
   void Finish(Waiter* waiter);
   void PostBatch();

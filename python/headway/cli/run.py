@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import signal
 import stat
@@ -28,6 +27,7 @@ from headway.batch.summary import Tally
 from headway.batch.table import table
 from headway.batch.tokens import RESOURCES
 from headway.scheduler import SchedulerMode
+from headway.scheduler.accounts import LEAST_WEIGHT, MOST_WEIGHT
 
 if TYPE_CHECKING:
     # httpx comes with an extra: what needs it is imported when it is needed.
@@ -315,9 +315,9 @@ def _weight(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         weight = 0.0
-    if not name or not equals or not 0 < weight < math.inf:
+    if not name or not equals or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: must be NAME=WEIGHT, with a weight greater than 0"
+            f"{text!r}: must be NAME=WEIGHT, with a weight from 0.001 to 1_000_000"
         )
     return name, weight
 

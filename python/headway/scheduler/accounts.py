@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headway._core import Limit
 from headway.errors import ConfigurationError
 
+LEAST_WEIGHT = 0.001
+MOST_WEIGHT = 1e6
+
 
 @dataclass(frozen=True)
 class Account:
     """A `client_id`'s weight, and limits that hold over all buckets together.
 
-    weight: more than 0; twice the weight is twice the share of what several wait for. limits: Limit
-    objects or their text form; what is counted by them is counted here, at admission.
+    weight: 0.001 to 1_000_000; twice the weight is twice the share of what several wait for. limits:
+    Limit objects or their text form; what is counted by them is counted here, at admission.
     """
 
     weight: float = 1.0
@@ -24,8 +26,11 @@ class Account:
     def __post_init__(self) -> None:
         weight: object = self.weight
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not math.isfinite(self.weight) or self.weight <= 0:
-            raise ConfigurationError(f"weight {self.weight!r}: must be a number greater than 0")
+        # Beyond that, sums of what accounts were given could not be told apart any more.
+        if not number or not LEAST_WEIGHT <= self.weight <= MOST_WEIGHT:
+            raise ConfigurationError(
+                f"weight {self.weight!r}: must be a number from 0.001 to 1_000_000"
+            )
         limits: object = [self.limits] if isinstance(self.limits, (str, Limit)) else self.limits
         if not isinstance(limits, Iterable):
             raise ConfigurationError(f"limits {limits!r}: must be a list of limits")
