@@ -102,6 +102,8 @@ STEPS = st.one_of(
 
 @settings(max_examples=500, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 100), st.lists(STEPS, max_size=60))
+# Of what others use a part is given back.
+@example(1, 32, [("tell", ("tokens", 0)), ("tell", ("tokens", 2))])
 # What others use begins together with a reservation that ends before it.
 @example(
     1,

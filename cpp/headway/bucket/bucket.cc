@@ -23,10 +23,11 @@ constexpr std::array<std::int64_t, Bucket::kMaxResources> kNothing{};
 }  // namespace
 
 Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8_t> resources,
-                     Nanos wall_offset, WaiterSignal* signal) {
+                     Nanos wall_offset, WaiterSignal* signal, int spare, int width) {
   static_assert(alignof(Slot) <= alignof(Bucket) && sizeof(Bucket) % alignof(Slot) == 0);
-  void* memory = ::operator new(sizeof(Bucket) + limits.size() * sizeof(Slot));
-  auto* bucket = new (memory) Bucket(static_cast<int>(limits.size()), signal);
+  const int most = static_cast<int>(limits.size()) + spare;
+  void* memory = ::operator new(sizeof(Bucket) + static_cast<std::size_t>(most) * sizeof(Slot));
+  auto* bucket = new (memory) Bucket(static_cast<int>(limits.size()), most, signal);
   bool cells = false;
   bool credit = false;
   for (std::size_t i = 0; i < limits.size(); ++i) {
@@ -35,14 +36,46 @@ Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8
     credit |= limits[i].shape == Shape::kCredit;
   }
   if (credit) bucket->expenses_ = std::make_unique<Expense[]>(limits.size());
-  if (cells) bucket->calls_ = std::make_unique<Calls>();
+  if (cells || spare > 0) bucket->calls_ = std::make_unique<Calls>();
+  if (spare > 0) bucket->history_ = std::make_unique<History>(static_cast<std::size_t>(width));
   bucket->SetTimed();
   return bucket;
 }
 
+int Bucket::AddLimit(const Limit& limit, std::uint8_t resource, Nanos wall_offset) {
+  const std::lock_guard<std::mutex> lock(ChangeMutex());
+  const std::uint16_t at = size_.load(std::memory_order_relaxed);
+  if (at == most_) return -1;
+  new (meters() + at) Slot(limit, wall_offset, resource);
+  size_.store(at + 1, std::memory_order_release);
+  SetTimed();
+  return at;
+}
+
+// A resource counts once, however many limits it has.
+void Bucket::Remember(Nanos now, Reservation& out) {
+  std::uint32_t seen = 0;
+  for (int i = 0; i < out.size(); ++i) {
+    Taken& taken = out.taken_[static_cast<std::size_t>(i)];
+    const auto r = static_cast<std::size_t>(resource(i));
+    const bool first = (seen & (std::uint32_t{1} << r)) == 0;
+    seen |= std::uint32_t{1} << r;
+    const std::int64_t total = history_->Admit(r, first ? taken.amount : 0);
+    if (meter(i).has_cells()) taken.increment = total;
+  }
+  history_->Mark(now);
+  // A limit that was added in between may have been told that this was not there yet.
+  for (int i = out.size(); i < size(); ++i)
+    for (int k = 0; k < out.size(); ++k)
+      if (resource(k) == resource(i)) {
+        meter(i).Charge(now, Taken{}, out.taken_[static_cast<std::size_t>(k)].amount);
+        break;
+      }
+}
+
 void Bucket::SetTimed() {
   bool timed = false;
-  for (int i = 0; i < size_; ++i) {
+  for (int i = 0; i < size(); ++i) {
     timed |= meter(i).has_cells() && meter(i).parameters().amount < Limit::kMaxAmount;
   }
   timed_.store(timed);
@@ -50,7 +83,7 @@ void Bucket::SetTimed() {
 
 void Bucket::Unref() {
   if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  for (int i = 0; i < size_; ++i) meters()[i].~Slot();
+  for (int i = 0; i < size(); ++i) meters()[i].~Slot();
   this->~Bucket();
   ::operator delete(static_cast<void*>(this));
 }
@@ -84,7 +117,7 @@ std::int64_t Bucket::Withdraw(int meter, std::int64_t amount) {
 
 Denial Bucket::LookBesideCredit(Nanos now, absl::Span<const std::int64_t> amounts) {
   Denial denial{Denial::kCooling, cooled_until()};
-  for (int i = 0; i < size_; ++i) {
+  for (int i = 0; i < size(); ++i) {
     const std::int64_t wanted = amount(i, amounts);
     if (wanted == 0 || meter(i).shape() == Shape::kCredit) continue;
     if (const Nanos at = meter(i).ReadyAt(now, wanted); at > denial.ready_at)
@@ -114,18 +147,18 @@ Nanos Bucket::Cooled(Nanos now, bool privileged) {
 
 bool Bucket::has_waiters() const {
   if ((cool_.load() & 1) != 0) return true;
-  for (int i = 0; i < size_; ++i)
+  for (int i = 0; i < size(); ++i)
     if (meters()[i].meter.has_waiters()) return true;
   return false;
 }
 
 void Bucket::ClearWaiters() {
   cool_.fetch_and(~std::uint64_t{1});
-  for (int i = 0; i < size_; ++i) meter(i).ClearWaiters();
+  for (int i = 0; i < size(); ++i) meter(i).ClearWaiters();
 }
 
 void Bucket::SignalOwed() {
-  for (int i = 0; i < size_; ++i)
+  for (int i = 0; i < size(); ++i)
     if (meter(i).TakeOwedSignal()) Signal();
 }
 
@@ -133,7 +166,7 @@ void Bucket::SignalOwed() {
 // long a call takes by itself; see Calls.
 bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial) {
   if (!calls_->HoldsLastBack()) return false;
-  for (int i = 0; i < size_; ++i) {
+  for (int i = 0; i < size(); ++i) {
     const std::int64_t wanted = amount(i, amounts);
     const std::int64_t capacity = meter(i).Capacity();
     if (wanted == 0 || meter(i).shape() != Shape::kWindow) continue;
@@ -158,7 +191,7 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
   if (cool_.load() != 0) {
     if (const Nanos at = Cooled(now, privileged); at > now) denial = Denial{Denial::kCooling, at};
   }
-  for (int i = 0; i < size_; ++i) {
+  for (int i = 0; i < size(); ++i) {
     const std::int64_t wanted = amount(i, amounts);
     if (wanted == 0) continue;
     const std::int64_t queued = amount(i, ahead);
@@ -212,11 +245,11 @@ bool Bucket::TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool pri
 }
 
 bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
-  if (size_ == 1 && calls_ == nullptr && cool_.load() == 0) {
+  if (calls_ == nullptr && size() == 1 && cool_.load() == 0) {
     Taken taken;
     return meter(0).Take(now, amount(0, amounts), false, true, taken);
   }
-  absl::InlinedVector<Taken, 4> taken(static_cast<std::size_t>(size_));
+  absl::InlinedVector<Taken, 4> taken(static_cast<std::size_t>(size()));
   for (;;) {
     const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/false, /*answered=*/true);
     const bool took = denial.ready_at <= now &&
@@ -228,10 +261,11 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
 
 void Bucket::BeginLate(Nanos now, Reservation& out) {
   bool signal = false;
-  for (int i = 0; i < size_; ++i)
+  for (int i = 0; i < out.size(); ++i)
     if (!out.untimed_ || !meter(i).has_cells())
       signal |= meter(i).Begin(now, out.taken_[static_cast<std::size_t>(i)]);
   out.began_at_ = now;
+  if (history_ != nullptr) Remember(now, out);
   if (!out.untimed_ && calls_ != nullptr) BeginCall(now, out);
   if (signal) Signal();
   SignalIfOwed();
@@ -240,20 +274,22 @@ void Bucket::BeginLate(Nanos now, Reservation& out) {
 void Bucket::BeginCall(Nanos now, Reservation& out) {
   out.call_ = calls_->Begin(now);
   const Nanos waited = Calls::Waited(out.call_.others);
-  for (int i = 0; i < size_; ++i)
+  for (int i = 0; i < out.size(); ++i)
     meter(i).Begun(out.taken_[static_cast<std::size_t>(i)], now, waited);
 }
 
 std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_t> amounts,
                                          bool privileged, Reservation& out, bool answered,
                                          bool looked) {
-  out.taken_.resize(static_cast<std::size_t>(size_));
+  out.taken_.resize(static_cast<std::size_t>(size()));
   const auto taken = absl::MakeSpan(out.taken_);
-  const bool untimed = answered || (calls_ != nullptr && !timed_.load(std::memory_order_relaxed));
+  // Where limits may be learnt, what is admitted before counts as exactly as what comes after.
+  const bool untimed = answered || (calls_ != nullptr && history_ == nullptr &&
+                                    !timed_.load(std::memory_order_relaxed));
   // Whoever waits begins when he goes on.
   const bool begins = !privileged || answered;
   // With one limit and nothing else to ask, taking is looking.
-  looked |= size_ == 1 && calls_ == nullptr && cool_.load() == 0;
+  looked |= calls_ == nullptr && size() == 1 && cool_.load() == 0;
   for (;;) {
     Denial denial;
     if (!looked) {
@@ -274,11 +310,11 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
 }
 
 Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out) {
-  out.taken_.resize(static_cast<std::size_t>(size_));
+  out.taken_.resize(static_cast<std::size_t>(size()));
   // Each meter has to count it at the common instant: at its own earlier one, the units would have
   // been paid for by then, and a full burst of others could go together with it.
   Nanos at = now;
-  if (size_ > 1) at = Look(now, amounts).ready_at;
+  if (size() > 1) at = Look(now, amounts).ready_at;
   if (at >= kUntold) return kNever;
   for (;;) {
     Nanos latest = at;
@@ -287,7 +323,7 @@ Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reser
       latest = std::max(latest, meter(k).ReserveAt(at, amount(k, amounts), out.taken_[i]));
       HEADWAY_PAUSE();
     }
-    if (latest == at || (size_ == 1 && latest < kUntold)) {
+    if (latest == at || (size() == 1 && latest < kUntold)) {
       Begin(latest, out);
       return latest;
     }
@@ -300,7 +336,7 @@ Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reser
 }
 
 bool Bucket::EverFits(absl::Span<const std::int64_t> amounts) const {
-  for (int i = 0; i < size_; ++i)
+  for (int i = 0; i < size(); ++i)
     if (amount(i, amounts) > meters()[i].meter.Capacity()) return false;
   return true;
 }

@@ -11,6 +11,7 @@
 #include "absl/types/span.h"
 #include "headway/base/limit.h"
 #include "headway/bucket/calls.h"
+#include "headway/bucket/history.h"
 #include "headway/bucket/reservation.h"
 #include "headway/meter/meter.h"
 
@@ -53,13 +54,18 @@ class Bucket {
 
   // `resources[i]` says which resource `limits[i]` counts, from 0 to kMaxResources - 1. Limits of
   // shape kConcurrency should come first (a refusal there is the cheapest to roll back).
+  //
+  // `spare`: so many limits more may be added later, as they are learnt, over resources below
+  // `width`; then what is admitted is remembered, too (history).
   static Bucket* Make(absl::Span<const Limit> limits, absl::Span<const std::uint8_t> resources,
-                      Nanos wall_offset, WaiterSignal* signal);
+                      Nanos wall_offset, WaiterSignal* signal, int spare = 0, int width = 0);
 
   void Ref() { references_.fetch_add(1, std::memory_order_relaxed); }
   void Unref();
 
-  int size() const { return size_; }
+  // How many limits it has by now. Whoever sees more of them than a reservation has taken sees what
+  // was admitted before they were there. Memory ordering: acquire, of the meters below it.
+  int size() const { return size_.load(std::memory_order_acquire); }
   int resource(int meter) const { return meters()[meter].resource; }
   Meter& meter(int i) { return meters()[i].meter; }
   const Meter& meter(int i) const { return meters()[i].meter; }
@@ -134,6 +140,12 @@ class Bucket {
   // Changes one limit (same shape and resource) while in use.
   void SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offset, Debt debt);
 
+  // Adds a limit while in use, and returns its place; -1: no spare place is left. What was admitted
+  // before is not in it: whoever adds it says how much of it is used (Raise).
+  int AddLimit(const Limit& limit, std::uint8_t resource, Nanos wall_offset);
+  // What has been admitted, over time; null where no limit can be added.
+  History* history() { return history_.get(); }
+
   // Whether the amounts could ever be admitted together.
   bool EverFits(absl::Span<const std::int64_t> amounts) const;
 
@@ -181,8 +193,10 @@ class Bucket {
     std::atomic<std::int64_t> used{0};
   };
 
-  Bucket(int size, WaiterSignal* signal)
-      : size_(static_cast<std::uint16_t>(size)), signal_(signal) {}
+  Bucket(int size, int most, WaiterSignal* signal)
+      : size_(static_cast<std::uint16_t>(size)),
+        most_(static_cast<std::uint16_t>(most)),
+        signal_(signal) {}
   ~Bucket() = default;
 
   Slot* meters() { return reinterpret_cast<Slot*>(this + 1); }
@@ -200,6 +214,7 @@ class Bucket {
     out.bucket_ = this;
     out.began_at_ = now;
     out.begun_ = begins;
+    if (begins && history_ != nullptr) Remember(now, out);
     if (untimed) {
       out.untimed_ = true;
     } else if (calls_ != nullptr) {
@@ -222,12 +237,14 @@ class Bucket {
     expense.taken.fetch_add(taken, std::memory_order_release);
   }
 
+  void Remember(Nanos now, Reservation& out);
   void SetTimed();
   void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool untimed);
 
   // In this order, and `touched` before, they leave no gaps.
   std::atomic<Debt> debt_{Debt::kAbsolute};
-  const std::uint16_t size_;
+  std::atomic<std::uint16_t> size_;
+  const std::uint16_t most_;  // limits that there is memory for
   std::atomic<std::uint32_t> references_{1};
   // Bit 0: somebody waits for it to have cooled down. The rest: until when it does; 0: not.
   std::atomic<std::uint64_t> cool_{0};
@@ -237,6 +254,7 @@ class Bucket {
   // nobody, so nobody need ask when its requests were answered.
   std::atomic<bool> timed_{false};
   std::unique_ptr<Expense[]> expenses_;  // by meter; only where credit is among them
+  std::unique_ptr<History> history_;     // only where limits can be added
 };
 
 }  // namespace headway

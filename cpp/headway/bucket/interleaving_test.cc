@@ -29,11 +29,11 @@ Limit Make(Shape shape, std::int64_t amount, Nanos period = 10 * kSecond) {
 // A bucket with a signal that counts. Resource i is counted by limit i.
 class Stage final : public WaiterSignal {
  public:
-  explicit Stage(const std::vector<Limit>& limits) {
+  explicit Stage(const std::vector<Limit>& limits, int spare = 0) {
     std::vector<std::uint8_t> resources;
     for (std::size_t i = 0; i < limits.size(); ++i)
       resources.push_back(static_cast<std::uint8_t>(i));
-    bucket_ = Bucket::Make(limits, resources, 0, this);
+    bucket_ = Bucket::Make(limits, resources, 0, this, spare, static_cast<int>(limits.size()));
   }
   ~Stage() { bucket_->Unref(); }
   Stage(const Stage&) = delete;
@@ -121,6 +121,29 @@ TEST(Interleaving, TheLastUnitGoesToExactlyOneOfTwo) {
                             if (s->admitted != 1)
                               return std::to_string(s->admitted) + " were admitted";
                             return s->stage->Used(0, kNow) == 1 ? "" : "used is not 1";
+                          }};
+    });
+  }
+}
+
+// Whoever adds a limit is told of it, or it counts there.
+TEST(Interleaving, WhatIsReservedWhileALimitIsAddedIsMissedByNobody) {
+  for (const Shape shape : {Shape::kBucket, Shape::kWindow}) {
+    Explore("a limit is added, " + Shapes({Make(shape, 1)}), 4, [shape] {
+      struct State {
+        Stage stage{{Make(Shape::kWindow, Limit::kMaxAmount)}, 1};
+        Reservation reservation;
+        std::int64_t told = 0;
+      };
+      auto s = std::make_shared<State>();
+      return Interleaving{{[s] { Reserve(s->stage, {1}, s->reservation); },
+                           [s, shape] {
+                             s->stage->AddLimit(Make(shape, 9), 0, 0);
+                             HEADWAY_PAUSE();
+                             s->told = s->stage->history()->Total(0);
+                           }},
+                          [s]() -> std::string {
+                            return s->stage->Used(1, kNow) + s->told >= 1 ? "" : "it was missed";
                           }};
     });
   }

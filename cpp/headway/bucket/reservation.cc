@@ -28,14 +28,14 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
   sent_at_.store(now);
   if (network_delay < 0) {
     // It begins only now, whoever was admitted and answered meanwhile.
-    for (int i = 0; calls != nullptr && i < bucket_->size(); ++i)
+    for (int i = 0; calls != nullptr && i < size(); ++i)
       bucket_->meter(i).Begun(taken_[static_cast<std::size_t>(i)], now,
                               Calls::Waited(call_.others));
     return true;
   }
   const Nanos counted_by = now + std::max(network_delay, Calls::kLeastNetworkDelay);
   if (!marks) {
-    for (int i = 0; i < bucket_->size(); ++i) {
+    for (int i = 0; i < size(); ++i) {
       // A cell that it was only counted in is not its to move.
       if (untimed_ && bucket_->meter(i).has_cells()) continue;
       if (bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by))
@@ -46,7 +46,7 @@ bool Reservation::Sent(Nanos now, Nanos network_delay) {
   bool signal = calls->SawTransport();
   counted_by_.store(counted_by);
   HEADWAY_PAUSE();
-  for (int i = 0; i < bucket_->size(); ++i)
+  for (int i = 0; i < size(); ++i)
     signal |= bucket_->meter(i).Sent(taken_[static_cast<std::size_t>(i)], counted_by);
   HEADWAY_PAUSE();
   const std::uint8_t before = state_.fetch_and(static_cast<std::uint8_t>(~kMarking));
@@ -92,7 +92,7 @@ void Reservation::TellAnswered(std::uint8_t how) {
   // The answer may be in before the network's delay is over, and long after.
   const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
   bool signal = calls.End(/*answered=*/!lost) || learnt;
-  for (int i = 0; i < bucket_->size(); ++i) {
+  for (int i = 0; i < size(); ++i) {
     Meter& meter = bucket_->meter(i);
     // Before the answer, so that it is never taken with more than what is known.
     if (pinned && !refused && calls.Knows()) meter.SetMargin(calls.Margin());
@@ -118,7 +118,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
   }
   const Debt debt = bucket_->debt_.load();
   bool signal = false;
-  for (int i = 0; i < bucket_->size(); ++i) {
+  for (int i = 0; i < size(); ++i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
     Meter& meter = bucket_->meter(i);
     const auto resource = static_cast<std::size_t>(bucket_->resource(i));
@@ -157,7 +157,7 @@ bool Reservation::Cancel(Nanos now) {
   HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
   bool signal = calls() != nullptr && calls()->End(/*answered=*/false);
-  for (int i = bucket_->size() - 1; i >= 0; --i) {
+  for (int i = size() - 1; i >= 0; --i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
     Meter& meter = bucket_->meter(i);
     // An untimed one holds no pin in its cell that could end.

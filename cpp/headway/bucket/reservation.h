@@ -81,6 +81,12 @@ class Reservation {
   Bucket* bucket() const { return bucket_; }
   Nanos began_at() const { return began_at_; }
   Nanos sent_at() const { return sent_at_.load(); }  // kNever: not told
+  // Whether `Sent` knew by when the server counts it.
+  bool timed_sending() const { return counted_by_.load() != kNever; }
+  // How many of the bucket's limits it was taken of: those that there were then. By whoever owns
+  // it, what of each.
+  int size() const { return static_cast<int>(taken_.size()); }
+  const Taken& taken(int meter) const { return taken_[static_cast<std::size_t>(meter)]; }
 
  private:
   friend class Bucket;

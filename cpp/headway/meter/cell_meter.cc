@@ -226,6 +226,7 @@ void CellMeter::Enter(Meter& m, const Parameters& p, Nanos now, std::int64_t amo
     taken.cell = open % Cells::kRing;
     taken.cell_generation = Cell::generation(state);
     taken.full_for_or_lap = lap;
+    taken.after = Word{m.word_.load()}.value() - cells.foreign.load();
     HEADWAY_PAUSE();
     if (tell) Owe(m);
     return;

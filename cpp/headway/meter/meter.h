@@ -40,8 +40,10 @@ enum class Debt : std::uint8_t {
 // value before; each take sets what its shape reads.
 struct Taken {
   std::int64_t amount = 0;  // units; 0: this meter was not asked
-  Nanos increment;          // bucket: the time that was added to the word
-  Nanos after;              // bucket: the word's instant after this take
+  Nanos increment;          // bucket: the time that was added to the word; window, fixed: where the
+                            // bucket remembers (History), all that had been admitted when it began
+  Nanos after;              // bucket: the word's instant after this take; window, fixed: what of
+                            // the word was ours when it began
   Nanos period;             // bucket: the limit's period then
   std::uint32_t cell;       // window, fixed: which cell, Cells::kNone before it has begun; bucket:
                             // Meter::shifted_

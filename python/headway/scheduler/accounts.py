@@ -16,8 +16,8 @@ MOST_WEIGHT = 1e6
 class Account:
     """A `client_id`'s weight, and limits that hold over all buckets together.
 
-    weight: 0.001 to 1_000_000; twice the weight is twice the share of what several wait for. limits:
-    Limit objects or their text form; what is counted by them is counted here, at admission.
+    weight: 0.001 to 1_000_000; twice the weight is twice the share of what several wait for.
+    limits: Limit objects or their text form; what they count is counted here, at admission.
     """
 
     weight: float = 1.0

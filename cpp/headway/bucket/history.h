@@ -1,0 +1,71 @@
+// headway/bucket/history.h: how much a bucket had admitted by an instant of the past.
+#ifndef HEADWAY_BUCKET_HISTORY_H_
+#define HEADWAY_BUCKET_HISTORY_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "headway/base/clock.h"
+
+namespace headway {
+
+// Running totals of what calls have taken, by resource, and marks of what they were at instants of
+// the past: an answer tells what the server had counted when it counted *that* request, so whoever
+// reads it has to know what of ours came after.
+//
+// The marks get sparser with their age: no two are closer than kGrain, or than 1/kPerAge of their
+// age. So a bound is off by what was admitted within that time, and kMost of them reach back for
+// more than a day.
+//
+// Thread-safe. What calls do is lock-free: whoever finds another thread at the marks leaves them
+// alone, and what is missing makes bounds looser, never wrong. Amounts are in units of the
+// resource.
+class History {
+ public:
+  static constexpr Nanos kGrain = 10 * kMillisecond;
+  static constexpr Nanos kPerAge = 128;
+  static constexpr std::size_t kMost = 1'536;
+
+  // Resources are numbered from 0 to `resources` - 1.
+  explicit History(std::size_t resources)
+      : resources_(resources), totals_(std::make_unique<std::atomic<std::int64_t>[]>(resources)) {}
+
+  std::size_t resources() const { return resources_; }
+
+  // A call takes `amount`. Returns the total with it.
+  std::int64_t Admit(std::size_t resource, std::int64_t amount) {
+    return totals_[resource].fetch_add(amount) + amount;
+  }
+  // A call has begun at `now`: what there is by then is remembered, if that is worth it.
+  void Mark(Nanos now) {
+    const Nanos since = now - marked_.load(std::memory_order_relaxed);
+    if (since >= kGrain || since < 0) MakeMark(now);
+  }
+
+  // All that has begun by now.
+  std::int64_t Total(std::size_t resource) const { return totals_[resource].load(); }
+  // At most, and at least, so much had begun by `at`.
+  std::int64_t AtMost(std::size_t resource, Nanos at) const;
+  std::int64_t AtLeast(std::size_t resource, Nanos at) const;
+
+ private:
+  void MakeMark(Nanos now);
+  void Thin(Nanos now);
+
+  const std::size_t resources_;
+  const std::unique_ptr<std::atomic<std::int64_t>[]> totals_;
+  // When the latest mark was made. A clock's zero is long past.
+  std::atomic<Nanos> marked_{-kDay};
+  mutable std::mutex mutex_;
+  bool whole_ = true;               // no mark has been dropped for want of room
+  std::vector<Nanos> at_;           // of each mark, rising
+  std::vector<std::int64_t> then_;  // resources_ totals for each mark
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_BUCKET_HISTORY_H_

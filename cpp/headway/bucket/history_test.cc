@@ -1,0 +1,77 @@
+// headway/bucket/history_test.cc: bounds on what had been admitted, beside a list of all of it.
+#include "headway/bucket/history.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "headway/simulate/random.h"
+
+namespace headway {
+namespace {
+
+using simulate::Random;
+
+TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
+  for (std::uint64_t run = 0; run < 20; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    History history(2);
+    std::vector<std::pair<Nanos, std::int64_t>> log;
+    Nanos now = 1'000 * kSecond;
+    const Nanos longest = kMillisecond * random.Magnitude(12);
+    for (int i = 0; i < 20'000; ++i) {
+      now += random.From(0, longest);
+      const std::int64_t amount = random.From(0, 9);
+      log.emplace_back(now, amount);
+      history.Admit(1, amount);
+      history.Mark(now);
+    }
+    std::int64_t total = 0;
+    for (const auto& [at, amount] : log) total += amount;
+    EXPECT_EQ(history.Total(1), total);
+    EXPECT_EQ(history.Total(0), 0);
+    for (int i = 0; i < 500; ++i) {
+      const Nanos at = random.From(log.front().first - kSecond, now);
+      const auto sum_until = [&](Nanos until) {
+        std::int64_t sum = 0;
+        for (const auto& [when, amount] : log)
+          if (when <= until) sum += amount;
+        return sum;
+      };
+      const std::int64_t least = history.AtLeast(1, at);
+      const std::int64_t most = history.AtMost(1, at);
+      EXPECT_LE(least, sum_until(at));
+      EXPECT_GE(most, sum_until(at - 1));
+      // Off by no more than what the marks' distance allows: that of two, or of two calls.
+      const Nanos off = std::max({History::kGrain, (now - at) / History::kPerAge, longest}) * 3;
+      EXPECT_GE(least, sum_until(at - off));
+      EXPECT_LE(most, sum_until(at + off));
+    }
+  }
+}
+
+TEST(History, OfManyThreadsCountsAll) {
+  History history(1);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&history] {
+      for (Nanos i = 1; i <= 20'000; ++i) {
+        history.Admit(0, 1);
+        history.Mark(i * kMillisecond);
+        if (i % 100 == 0) {
+          const std::int64_t least = history.AtLeast(0, i * kMillisecond);
+          EXPECT_LE(least, history.Total(0));
+        }
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(history.Total(0), 80'000);
+  EXPECT_EQ(history.AtMost(0, kDay), 80'000);
+}
+
+}  // namespace
+}  // namespace headway

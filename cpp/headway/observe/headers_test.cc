@@ -1,0 +1,169 @@
+// headway/observe/headers_test.cc: headers as providers write them, and as nobody should.
+#include "headway/observe/headers.h"
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "headway/simulate/random.h"
+
+namespace headway {
+namespace {
+
+using simulate::Random;
+
+constexpr double kNow = 1'800'000'000;
+
+std::vector<Reading> Read(const StatedLimit& stated,
+                          const std::map<std::string, std::string>& given) {
+  return ReadStated(
+      {stated},
+      [&](absl::string_view name) -> std::optional<absl::string_view> {
+        const auto found = given.find(std::string(name));
+        if (found == given.end()) return std::nullopt;
+        return absl::string_view(found->second);
+      },
+      kNow);
+}
+
+StatedLimit Requests(ResetForm form) {
+  StatedLimit stated;
+  stated.resource = 1;
+  stated.family = 2;
+  stated.limit = "limit";
+  stated.remaining = "remaining";
+  stated.reset = "reset";
+  stated.reset_form = form;
+  return stated;
+}
+
+TEST(Headers, EachFormOfAResetIsATimeFromNow) {
+  const std::vector<std::tuple<ResetForm, std::string, Nanos>> good = {
+      {ResetForm::kDuration, "6m0s", 360 * kSecond},
+      {ResetForm::kDuration, "12ms", 12 * kMillisecond},
+      {ResetForm::kDuration, "1.5", 1'500 * kMillisecond},
+      {ResetForm::kMilliseconds, "1500", 1'500 * kMillisecond},
+      {ResetForm::kEpoch, "1800000030", 30 * kSecond},
+      {ResetForm::kEpochMillis, "1800000030500", 30'500 * kMillisecond},
+      {ResetForm::kDate, "2027-01-15T08:00:45Z", 45 * kSecond},
+      {ResetForm::kAny, "1800000030", 30 * kSecond},
+      {ResetForm::kAny, "30", 30 * kSecond},
+      {ResetForm::kAny, "2027-01-15T08:00:45Z", 45 * kSecond},
+      {ResetForm::kDate, "2027-01-15T07:59:59Z", 0},  // full already, as Anthropic sends it
+  };
+  for (const auto& [form, text, in] : good) {
+    const auto readings = Read(Requests(form), {{"remaining", "5"}, {"reset", text}});
+    ASSERT_EQ(readings.size(), 1U);
+    EXPECT_EQ(readings[0].reset, in) << text;
+  }
+  for (const auto& [form, text] : std::vector<std::pair<ResetForm, std::string>>{
+           {ResetForm::kEpoch, "30"},          // no instant of this century
+           {ResetForm::kEpoch, "1799999000"},  // long past: the clocks differ
+           {ResetForm::kDuration, "-1"},
+           {ResetForm::kDuration, "1800000030"},  // 57 years
+           {ResetForm::kDate, "soon"},
+           {ResetForm::kMilliseconds, "6m0s"}}) {
+    const auto readings = Read(Requests(form), {{"remaining", "5"}, {"reset", text}});
+    ASSERT_EQ(readings.size(), 1U);
+    EXPECT_EQ(readings[0].reset, kNever) << text;
+  }
+}
+
+TEST(Headers, InstantsAreComparedWithTheServersOwnClock) {
+  const auto readings = Read(Requests(ResetForm::kDate), {{"remaining", "5"},
+                                                          {"date", "Fri, 15 Jan 2027 09:30:00 GMT"},
+                                                          {"reset", "2027-01-15T09:30:20Z"}});
+  ASSERT_EQ(readings.size(), 1U);
+  EXPECT_EQ(readings[0].reset, 20 * kSecond);
+}
+
+TEST(Headers, WhatIsNotKnownIsNotSaid) {
+  EXPECT_TRUE(Read(Requests(ResetForm::kAny), {}).empty());
+  EXPECT_TRUE(Read(Requests(ResetForm::kAny), {{"reset", "5"}}).empty());
+  EXPECT_TRUE(Read(Requests(ResetForm::kAny), {{"limit", "-1"}, {"remaining", "-1"}}).empty());
+  EXPECT_TRUE(Read(Requests(ResetForm::kAny), {{"limit", "1e30"}, {"remaining", "many"}}).empty());
+  const auto readings = Read(Requests(ResetForm::kAny), {{"limit", "100"}, {"remaining", "99.7"}});
+  ASSERT_EQ(readings.size(), 1U);
+  EXPECT_EQ(readings[0].resource, 1);
+  EXPECT_EQ(readings[0].family, 2);
+  EXPECT_EQ(readings[0].limit, 100);
+  EXPECT_EQ(readings[0].remaining, 99);
+  EXPECT_EQ(readings[0].reset, kNever);
+}
+
+// Examples of draft-ietf-httpapi-ratelimit-headers, and of earlier ones.
+TEST(Headers, RateLimitFieldsStatePoliciesAndWhatIsLeftOfThem) {
+  const auto readings = ReadRateLimitFields(
+      R"("permin";q=50;w=60, "perday";q=5000;w=86400;qu="requests", "bytes";q=1;qu="content-bytes")",
+      R"("permin";r=20;t=23)", 3, 7);
+  ASSERT_TRUE(readings);
+  ASSERT_EQ(readings->size(), 2U);
+  EXPECT_EQ((*readings)[0].resource, 3);
+  EXPECT_EQ((*readings)[0].family, 7);
+  EXPECT_EQ((*readings)[0].limit, 50);
+  EXPECT_EQ((*readings)[0].remaining, 20);
+  EXPECT_EQ((*readings)[0].reset, 23 * kSecond);
+  EXPECT_EQ((*readings)[0].period, 60 * kSecond);
+  EXPECT_EQ((*readings)[1].family, 8);
+  EXPECT_EQ((*readings)[1].limit, 5'000);
+  EXPECT_EQ((*readings)[1].period, kDay);
+  EXPECT_EQ((*readings)[1].remaining, Reading::kUnsaid);
+  const auto of_tokens =
+      ReadRateLimitFields("default;q=100;w=10;pk=:Y2RuMQ==:", "default;r=5;t=2", 0, 0);
+  ASSERT_TRUE(of_tokens);
+  ASSERT_EQ(of_tokens->size(), 1U);
+  EXPECT_EQ((*of_tokens)[0].remaining, 5);
+  EXPECT_TRUE(ReadRateLimitFields("", "", 0, 0)->empty());
+  for (const char* bad : {"\"open", "a;q=1,", ",a;q=1", "a;q=1 b", "a;w=60", "a;q=1;=2", "a;q=\"1",
+                          "a;q=1,,b;q=2", ";q=1", "a;q=-1"})
+    EXPECT_FALSE(ReadRateLimitFields(bad, "", 0, 0)) << bad;
+  std::string many;
+  for (int i = 0; i < 9; ++i) many += (i == 0 ? "a;q=1" : ",a;q=1");
+  EXPECT_FALSE(ReadRateLimitFields(many, "", 0, 0));
+}
+
+TEST(Headers, DamagedTextIsReadWithoutHarm) {
+  const std::vector<std::string> whole = {
+      R"("permin";q=50;w=60, "perday";q=5000;w=86400;qu="requests";pk=:Y2RuMQ==:)",
+      R"("per\"min";r=20;t=23, b;r=1)",
+      "16m17.764s",
+      "2027-01-15T08:00:45Z",
+      "1800000030500",
+      "-1"};
+  for (std::uint64_t run = 0; run < 20'000; ++run) {
+    Random random(Random::Seed(run));
+    const auto damaged = [&] {
+      std::string text = whole[static_cast<std::size_t>(random.From(0, 5))];
+      for (std::int64_t n = random.From(0, 4); n > 0 && !text.empty(); --n) {
+        const auto at =
+            static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(text.size()) - 1));
+        if (random.OneIn(3)) {
+          text.erase(at, 1);
+        } else {
+          text[at] = static_cast<char>(random.From(-128, 127));
+        }
+      }
+      return text;
+    };
+    const auto fields = ReadRateLimitFields(damaged(), damaged(), 0, 0);
+    if (fields)
+      for (const Reading& reading : *fields) {
+        EXPECT_GE(reading.limit, Reading::kUnsaid);
+        EXPECT_GE(reading.reset, 0);
+      }
+    const auto form = static_cast<ResetForm>(random.From(0, 5));
+    for (const Reading& reading : Read(Requests(form), {{"limit", damaged()},
+                                                        {"remaining", damaged()},
+                                                        {"reset", damaged()},
+                                                        {"date", damaged()}})) {
+      EXPECT_GE(reading.remaining, Reading::kUnsaid);
+      EXPECT_LE(reading.limit, Limit::kMaxAmount);
+      EXPECT_GE(reading.reset, 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headway

@@ -1,0 +1,140 @@
+// headway/observe/inference.cc: which kind of server says such things.
+#include "headway/observe/inference.h"
+
+#include <algorithm>
+
+#include "headway/meter/parameters.h"
+
+namespace headway {
+namespace {
+
+// Whether two stretches of time have an instant in common.
+bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
+  return from <= other_to && other_from <= to;
+}
+
+// Whether there is a multiple of `grid` between the two.
+bool HoldsMultiple(Nanos from, Nanos to, Nanos grid) {
+  const Nanos phase = from % grid;
+  const Nanos next = phase == 0 ? from : from - phase + (phase < 0 ? 0 : grid);
+  return next <= to;
+}
+
+}  // namespace
+
+void Inference::Run::Add(Nanos sent) {
+  first = count == 0 ? sent : std::min(first, sent);
+  last = count == 0 ? sent : std::max(last, sent);
+  ++count;
+}
+
+void Inference::Become(const Verdict& verdict, int readings) {
+  if (verdict == verdict_) {
+    readings_ = std::max(readings_, readings);
+    return;
+  }
+  verdict_ = verdict;
+  readings_ = readings;
+}
+
+void Inference::NoteSaid(const Reading& reading) {
+  if (reading.period > 0 && (!period_said_ || verdict_.period != reading.period)) {
+    period_said_ = true;
+    Become({verdict_.shape, reading.period, verdict_.anchor}, 0);
+  }
+  if (reading.shape != Shape::kUnknown && (!shape_said_ || verdict_.shape != reading.shape ||
+                                           reading.anchor.value_or(0) != verdict_.anchor)) {
+    shape_said_ = true;
+    Become({reading.shape, verdict_.period, reading.anchor.value_or(0)}, 0);
+  }
+}
+
+void Inference::NotePeriod(Nanos reset) {
+  // After its limit was lowered, a bucket may owe for longer than it takes to be refilled.
+  if (reset <= verdict_.period + kSlack || verdict_.shape == Shape::kBucket) return;
+  for (const Nanos period : kPeriods) {
+    if (period + kSlack < reset) continue;
+    ends_ = {};
+    repeats_ = 0;
+    Become({Shape::kWindow, period, 0}, 1);
+    return;
+  }
+}
+
+void Inference::NoteBucket(const Told& told) {
+  const Reading& reading = told.reading;
+  if (reading.remaining < 0 || reading.remaining > told.limit) return;
+  const std::int64_t used = told.limit - reading.remaining;
+  const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
+  const Nanos from = reading.reset - kSlack;
+  const Nanos by = reading.reset + latency + kSlack;
+  for (std::size_t i = 0; i < kPeriods.size(); ++i) {
+    const Nanos period = period_said_ ? verdict_.period : kPeriods[i];
+    // A longer one than need be fits by chance, where little is used.
+    if (period > kMinute && !period_said_ && verdict_.period == kMinute) return;
+    // Until all is refilled. With nothing left, more may be owed than the limit: it was lowered.
+    // Servers round parts of a unit as they like.
+    const std::int64_t rounding = reading.rounding + 1;
+    const Nanos least = MulDivFloor(std::max<std::int64_t>(0, used - rounding), period, told.limit);
+    const Nanos most = MulDivCeil(used + rounding, period, told.limit);
+    Run& run = bucket_[i];
+    const bool judged = verdict_.shape == Shape::kBucket && verdict_.period == period;
+    const bool owes_more = judged && reading.remaining == 0 && from > period;
+    if (!Meet(from, by, least, most) && !owes_more) {
+      run = {};
+      if (judged && !Meet(from - kSlack, by + kSlack, least, most))
+        Become({Shape::kWindow, period, 0}, 1);
+    } else if (least > 2 * kSlack && most - least <= period / 8 &&
+               !Meet(from, by, period, period) && !owes_more) {
+      run.Add(told.sent);
+      if (judged) Become(verdict_, run.count);
+      if (run.Convinces(latency + most - least)) {
+        Become({Shape::kBucket, period, 0}, run.count);
+        return;
+      }
+    }
+    if (period_said_) return;
+  }
+}
+
+bool Inference::NoteEnd(const Told& told) {
+  const Nanos from = told.sent + told.reading.reset - kSlack;
+  const Nanos by = told.answered + told.reading.reset + kSlack;
+  if (ends_.count > 0 && Meet(from, by, ends_from_, ends_by_)) {
+    ends_.Add(told.sent);
+    ends_from_ = std::max(ends_from_, from);
+    ends_by_ = std::min(ends_by_, by);
+    return false;
+  }
+  const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
+  const Nanos period = verdict_.period;
+  const bool again = ends_.count > 0 && Meet(from, by, ends_from_ + period, ends_by_ + period);
+  repeats_ = again && !explained_ && ends_.Convinces(latency) ? repeats_ + 1 : 0;
+  if (verdict_.shape == Shape::kFixed && ends_.count > 0 &&
+      !HoldsMultiple(from - ends_by_, by - ends_from_, period))
+    Become({Shape::kWindow, period, 0}, 1);
+  ends_ = {};
+  ends_.Add(told.sent);
+  ends_from_ = from;
+  ends_by_ = by;
+  explained_ = false;
+  return true;
+}
+
+void Inference::JudgeEnds(const Told& told) {
+  if (verdict_.shape == Shape::kBucket || explained_) return;
+  if (!ends_.Convinces(std::max<Nanos>(0, told.answered - told.sent))) return;
+  const Nanos from = ends_from_ + told.wall_offset;
+  const Nanos by = ends_by_ + told.wall_offset;
+  const bool on_the_hour = verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
+  if (!on_the_hour && repeats_ < 2) return;
+  if (verdict_.shape == Shape::kFixed) {
+    readings_ = std::max(readings_, ends_.count);
+    return;
+  }
+  const Nanos middle = from + (by - from) / 2;
+  const Nanos hour = (middle + kHour / 2) / kHour * kHour;
+  Become({Shape::kFixed, verdict_.period, on_the_hour ? hour : middle}, ends_.count);
+}
+
+}  // namespace headway

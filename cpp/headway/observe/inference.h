@@ -1,0 +1,143 @@
+// headway/observe/inference.h: how a provider counts one limit, found out from what it says of it.
+#ifndef HEADWAY_OBSERVE_INFERENCE_H_
+#define HEADWAY_OBSERVE_INFERENCE_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "headway/base/clock.h"
+#include "headway/base/limit.h"
+
+namespace headway {
+
+// What one answer says of one limit.
+struct Reading {
+  std::uint8_t resource = 0;  // as the bucket numbers them
+  std::uint8_t family = 0;    // one provider may state several limits of one resource
+  // Units; kUnsaid where nothing is said, as is a limit of 0: no provider that admits anything
+  // means that.
+  static constexpr std::int64_t kUnsaid = -1;
+  std::int64_t limit = kUnsaid;
+  std::int64_t remaining = kUnsaid;
+  std::int64_t rounding = 0;  // `remaining` may be off by so much either way
+  // How long after the answer the limit is full again, or its window over; kNever: not said.
+  Nanos reset = kNever;
+  // What the provider's documentation, or the answer itself, says of how it counts.
+  Nanos period = 0;               // 0: nothing
+  Shape shape = Shape::kUnknown;  // kUnknown: nothing
+  std::optional<Nanos> anchor;    // of a `fixed` limit, as Limit::anchor
+};
+
+// Shape, period and anchor of one limit, from readings of it.
+//
+// Three kinds of server say the same words. With `u` units used of a limit of N in W:
+//
+//   bucket  reset = u * W / N, the time until all is refilled;
+//   fixed   reset = the end of the window, the same instant whatever is used meanwhile;
+//   window  reset = W, or until the first call in it leaves.
+//
+// A limit counts as `window` of a minute until something else is shown, because all three kinds
+// accept what a `window` admits. So a verdict of another kind has to be sure, and a reading that
+// plainly speaks against it undoes it:
+//
+// - `bucket`: kReadings that fit it, and no window, over longer than the end of a `fixed` window
+//   could fit by chance while time passes. Where so little is used, or the limit is so small, that
+//   all kinds say the same, nothing is said.
+// - `fixed`: kReadings with one common end, over as long; and that end is either on a whole hour of
+//   UTC, where the period is an hour or more, or it comes again a period later, twice. An end that
+//   is one period after calls of our own is what a `window` says, too, and no sign of anything.
+//
+// A reset longer than the period shows a longer one: the shortest of the usual ones that holds it.
+//
+// Not thread-safe.
+class Inference {
+ public:
+  // What servers round to whole seconds, and how far clocks that tick apart may differ.
+  static constexpr Nanos kSlack = 1'200 * kMillisecond;
+  static constexpr int kReadings = 3;
+  static constexpr Nanos kMinute = 60 * kSecond;
+  static constexpr Nanos kHour = 3600 * kSecond;
+  static constexpr Nanos kMonth = 31 * kDay;
+
+  struct Verdict {
+    Shape shape = Shape::kWindow;
+    Nanos period = kMinute;
+    Nanos anchor = 0;  // fixed: since the epoch
+    friend bool operator==(const Verdict&, const Verdict&) = default;
+  };
+
+  // A reading, and when.
+  struct Told {
+    const Reading& reading;
+    std::int64_t limit;  // units, more than 0
+    Nanos sent;          // its request
+    Nanos answered;
+    Nanos wall_offset;  // see WallOffset
+  };
+
+  // Takes a reading in. Returns whether the verdict has changed. `own(from, to)`: whether calls of
+  // our own may have begun between these instants.
+  template <typename Own>
+  bool Note(const Told& told, const Own& own) {
+    const Verdict before = verdict_;
+    NoteSaid(told.reading);
+    if (told.reading.reset != kNever) {
+      if (!period_said_) NotePeriod(told.reading.reset);
+      if (!shape_said_) {
+        NoteBucket(told);
+        if (NoteEnd(told)) {
+          const Nanos began = ends_from_ - verdict_.period;
+          explained_ = explained_ || own(began - kSlack, ends_by_ - verdict_.period + kSlack);
+        }
+        JudgeEnds(told);
+      }
+    }
+    return verdict_ != before;
+  }
+
+  const Verdict& verdict() const { return verdict_; }
+  // How many readings speak for it.
+  int readings() const { return readings_; }
+
+ private:
+  static constexpr std::array<Nanos, 4> kPeriods = {kMinute, kHour, kDay, kMonth};
+
+  // Readings that fit a hypothesis one after another: how many, and over what time.
+  struct Run {
+    int count = 0;
+    Nanos first = 0;  // when the first of them was sent
+    Nanos last = 0;
+    void Add(Nanos sent);
+    // Whether they are enough, where each may be off by so much.
+    bool Convinces(Nanos off) const {
+      return count >= kReadings && last - first > 2 * kSlack + kSecond / 2 + off;
+    }
+  };
+
+  void NoteSaid(const Reading& reading);
+  void NotePeriod(Nanos reset);
+  void NoteBucket(const Told& told);
+  // Returns whether a window has begun.
+  bool NoteEnd(const Told& told);
+  void JudgeEnds(const Told& told);
+  void Become(const Verdict& verdict, int readings);
+
+  Verdict verdict_;
+  int readings_ = 0;
+  bool period_said_ = false;
+  bool shape_said_ = false;
+  std::array<Run, kPeriods.size()> bucket_{};  // by period
+  // The readings with a common end, which lies between these two on the monotonic clock; and how
+  // many ends before it, one period apart, came as these do.
+  Run ends_;
+  Nanos ends_from_ = 0;
+  Nanos ends_by_ = 0;
+  int repeats_ = 0;
+  bool explained_ = false;  // by calls of our own, one period before
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_OBSERVE_INFERENCE_H_

@@ -1,0 +1,219 @@
+// headway/observe/learner.cc: from readings to meters.
+#include "headway/observe/learner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace headway {
+namespace {
+
+// A request may be counted before others that were sent up to so much earlier: those of which
+// nobody knows when they left wait for each other in the client.
+constexpr Nanos kOvertakesMarked = 100 * kMillisecond;
+constexpr Nanos kOvertakes = 500 * kMillisecond;
+
+}  // namespace
+
+Learner::Learner(Bucket* bucket, std::vector<std::string> names, Options options)
+    : bucket_(bucket), names_(std::move(names)), options_(options), born_(bucket->size()) {}
+
+// What part of a stated limit is used; 1 at least.
+std::int64_t Learner::Used(std::int64_t limit) const {
+  const double part = std::floor(static_cast<double>(limit) * options_.ratio + 1e-9);
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(part), 1, Limit::kMaxAmount - 1);
+}
+
+Learner::Track& Learner::Find(const Reading& reading) {
+  for (Track& track : tracks_)
+    if (track.resource == reading.resource && track.family == reading.family) return track;
+  Track track;
+  track.resource = reading.resource;
+  track.family = reading.family;
+  const Nanos period = reading.period > 0 ? reading.period : Inference::kMinute;
+  for (int i = 0; i < born_; ++i) {
+    if (bucket_->resource(i) != reading.resource) continue;
+    const Meter& meter = bucket_->meter(i);
+    if (meter.shape() == Shape::kConcurrency || meter.shape() == Shape::kCredit) continue;
+    const bool learnable = meter.parameters().amount >= Limit::kMaxAmount;
+    // Of several given ones, the one of that period.
+    if (!learnable && (!track.given || meter.parameters().period == period)) {
+      track.given = true;
+      track.meter = i;
+      track.kept = {meter.shape(), meter.parameters().period, 0};
+      track.limit = meter.parameters().amount;  // until it is stated
+    }
+  }
+  tracks_.push_back(std::move(track));
+  return tracks_.back();
+}
+
+void Learner::Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
+                  std::vector<Change>& changes) {
+  bucket_->SetLimit(now, meter, limit, wall_offset, options_.debt);
+  changes.push_back({meter, limit});
+}
+
+// A meter of the limit's shape and resource that nobody else keeps: one that is open wide, or a new
+// one. -1: there is no room for one.
+int Learner::MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Limit& limit,
+                      std::vector<Change>& changes) {
+  for (int i = 0; i < bucket_->size(); ++i) {
+    if (bucket_->resource(i) != track.resource || bucket_->meter(i).shape() != limit.shape)
+      continue;
+    const Parameters p = bucket_->meter(i).parameters();
+    if (p.amount < Limit::kMaxAmount) continue;
+    // What a window has counted is right for its own period alone.
+    if (limit.shape == Shape::kWindow && p.period != limit.period) continue;
+    Set(now, wall_offset, i, limit, changes);
+    return i;
+  }
+  const int added = bucket_->AddLimit(limit, track.resource, wall_offset);
+  if (added >= 0) changes.push_back({added, limit});
+  return added;
+}
+
+// Makes the meter what the limit is found to be.
+void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes) {
+  const Inference::Verdict& verdict = track.inference.verdict();
+  Limit limit;
+  limit.amount = Used(track.limit);
+  limit.resource = names_[track.resource];
+  limit.period = verdict.period;
+  limit.shape = verdict.shape;
+  if (verdict.shape == Shape::kFixed) limit.anchor = verdict.anchor;
+  if (track.meter >= 0 && track.kept == verdict) {
+    if (bucket_->meter(track.meter).parameters().amount != limit.amount)
+      Set(now, wall_offset, track.meter, limit, changes);
+    return;
+  }
+  const int old = track.meter;
+  const int found = MeterFor(now, wall_offset, track, limit, changes);
+  if (found < 0) return;  // what is kept goes on
+  track.meter = found;
+  track.kept = verdict;
+  track.foreign = 0;
+  if (bucket_->meter(found).has_cells()) bucket_->Lower(found, 0, now);
+  if (old < 0) return;
+  Limit open = limit;
+  open.amount = Limit::kMaxAmount;
+  open.shape = bucket_->meter(old).shape();
+  open.period = bucket_->meter(old).parameters().period;
+  open.anchor.reset();
+  Set(now, wall_offset, old, open, changes);
+}
+
+// `fresh`: the meter has only just begun to count this limit.
+void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Reservation& of,
+                    Nanos sent, bool fresh) {
+  Meter& meter = bucket_->meter(track.meter);
+  const History& history = *bucket_->history();
+  const std::size_t r = track.resource;
+  // Calls are sent in the order in which they begin, more or less.
+  const Nanos began = of.began_at();
+  const Nanos overtakes = of.timed_sending() ? kOvertakesMarked : kOvertakes;
+  const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
+  const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
+  const std::int64_t most = used + reading.rounding;
+  const std::int64_t total = history.Total(r);
+  std::int64_t own = 0;  // of this request
+  for (int i = 0; i < of.size() && own == 0; ++i)
+    if (bucket_->resource(i) == track.resource) own = of.taken(i).amount;
+  if (meter.shape() == Shape::kBucket) {
+    const Parameters p = meter.parameters();
+    Nanos owed_least = MulDivFloor(least, p.period, track.limit);
+    Nanos owed_most = MulDivCeil(most, p.period, track.limit);
+    if (reading.remaining <= reading.rounding) {
+      // More may be owed than the limit, after it was lowered: then the reset tells.
+      const bool told = reading.reset != kNever;
+      if (told) owed_least = std::max(owed_least, reading.reset - Inference::kSlack);
+      owed_most = told ? std::max(owed_most, reading.reset + Inference::kSlack) : kNever;
+    }
+    if (!fresh) bucket_->Raise(track.meter, sent + owed_least, now);
+    const bool whole = Used(track.limit) == track.limit && !track.given;
+    if (!fresh && (!whole || owed_most == kNever)) return;
+    if (owed_most == kNever) owed_most = p.period;
+    const std::int64_t since = total - history.AtLeast(r, began - overtakes) - own;
+    const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
+                       std::min(p.Cost(std::max<std::int64_t>(0, since)), Word::kMaxValue / 4);
+    if (fresh) {
+      bucket_->Raise(track.meter, owed, now);
+    } else {
+      bucket_->Lower(track.meter, owed, now);
+    }
+    return;
+  }
+  if (!meter.has_cells()) return;
+  // What of it was ours, at most: what was in use when it began, and what may have been counted
+  // before it though it began later.
+  std::int64_t ours = 0;
+  if (fresh && track.meter >= of.size()) {
+    // None of it has been counted here, nor what has been admitted since.
+    track.foreign = most + total - history.AtLeast(r, began - overtakes) - own;
+    bucket_->Raise(track.meter, track.foreign, now);
+    return;
+  }
+  if (track.meter < of.size() && of.taken(track.meter).amount > 0) {
+    const Taken& taken = of.taken(track.meter);
+    const std::int64_t by_then = history.AtMost(r, began + overtakes);
+    // What has left may not have been taken out yet; and what was given back was admitted.
+    ours = std::min(taken.after + std::max<std::int64_t>(0, by_then - taken.increment),
+                    by_then - history.AtLeast(r, began - meter.parameters().period - overtakes));
+  } else {
+    // It took nothing here, or came before this did: all that this holds.
+    ours = Word{meter.bits()}.value() - track.foreign;
+  }
+  const std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
+  if (meter.shape() == Shape::kFixed) {
+    // Only if it was counted in the window that we are in.
+    const Parameters p = meter.parameters();
+    if ((sent - p.anchor()) / p.period != (now - p.anchor()) / p.period) return;
+  }
+  if (foreign > track.foreign) {
+    bucket_->Raise(track.meter, foreign, now);
+  } else if (sent >= track.newest) {
+    bucket_->Lower(track.meter, foreign, now);
+  } else {
+    return;
+  }
+  track.foreign = foreign;
+}
+
+std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Reservation& of,
+                                     absl::Span<const Reading> readings) {
+  std::vector<Change> changes;
+  const Nanos sent = of.sent_at() == kNever ? of.began_at() : of.sent_at();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const Reading& reading : readings) {
+    Track& track = Find(reading);
+    if (sent < track.told_at) continue;
+    const bool stated = reading.limit > 0;
+    if (stated && reading.limit != track.limit) {
+      track.limit = std::min(reading.limit, Limit::kMaxAmount - 1);
+      track.told_at = sent;
+    }
+    if (track.limit <= 0) continue;
+    const Inference::Told told{reading, track.limit, sent, now, wall_offset};
+    track.inference.Note(told, [&](Nanos from, Nanos to) {
+      return bucket_->history()->AtMost(track.resource, to) >
+             bucket_->history()->AtLeast(track.resource, from);
+    });
+    const int before = track.meter;
+    if (!track.given) Keep(now, wall_offset, track, changes);
+    if (track.meter >= 0 && reading.remaining >= 0)
+      Bound(now, track, reading, of, sent, track.meter != before);
+    track.newest = std::max(track.newest, sent);
+  }
+  return changes;
+}
+
+std::vector<Finding> Learner::Findings() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Finding> findings;
+  for (const Track& track : tracks_)
+    findings.push_back({track.meter, track.limit, track.inference.verdict(),
+                        track.inference.readings(), track.foreign});
+  return findings;
+}
+
+}  // namespace headway

@@ -1,0 +1,107 @@
+// headway/observe/learner.h: keeps a bucket to what its provider says.
+#ifndef HEADWAY_OBSERVE_LEARNER_H_
+#define HEADWAY_OBSERVE_LEARNER_H_
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "headway/base/limit.h"
+#include "headway/bucket/bucket.h"
+#include "headway/observe/inference.h"
+
+namespace headway {
+
+// What was found out about one limit.
+struct Finding {
+  int meter;           // which of the bucket's limits it is kept as
+  std::int64_t limit;  // as the provider states it; Reading::kUnsaid: it never has
+  Inference::Verdict verdict;
+  int readings;          // how many speak for the verdict
+  std::int64_t foreign;  // units that others have used of it, as last seen
+};
+
+// A limit of the bucket that has changed, or come to it.
+struct Change {
+  int meter;
+  Limit limit;
+};
+
+// What answers say of limits, made true in a bucket's meters.
+//
+// An answer states the server's view at the instant at which it counted *that* request: not when it
+// is read. So it bounds what the server has counted, from below and from above, and the meters are
+// raised to the first and lowered to the second, never set; nothing in flight is added twice.
+//
+// - window, fixed: what the server had counted beyond our own calls, those included that may have
+//   been counted just before this one, is what others have used (Meter::Raise and Lower).
+// - bucket: at the instant at which it was counted, at least limit - remaining was owed; now, at
+//   most that, and what was admitted since shortly before it was sent. What is owed is lowered only
+//   where all of the provider's limit is used (ratio 1): the room that a buffer leaves free is not
+//   to be spent.
+// - An answer to a request that was sent before the one that last changed the limit is ignored: it
+//   may come seconds later, and still speaks of the old one.
+//
+// Limits that were given stay as they are; others' use is seen in them all the same. All others are
+// learnt: the amount from what is stated, shape and period by inference (Inference). When they are
+// found to be of another shape, a meter of that shape is added, and the old one opened wide.
+//
+// Thread-safe: one lock, held for microseconds, which admission never takes.
+class Learner {
+ public:
+  struct Options {
+    double ratio = 1.0;  // what part of each limit is used
+    Debt debt = Debt::kAbsolute;
+  };
+
+  // `bucket` must outlive it. `names`: of the resources. Limits of Limit::kMaxAmount are to be
+  // learnt; all others were given.
+  Learner(Bucket* bucket, std::vector<std::string> names, Options options);
+  Learner(const Learner&) = delete;
+  Learner& operator=(const Learner&) = delete;
+
+  // What the answer at `now` to `of` said, which was reserved of this bucket, and has begun.
+  // `wall_offset`: see WallOffset. Returns what has changed, in the order in which it did.
+  std::vector<Change> Observe(Nanos now, Nanos wall_offset, const Reservation& of,
+                              absl::Span<const Reading> readings);
+
+  std::vector<Finding> Findings() const;
+
+ private:
+  // One limit that the provider states: by resource and family.
+  struct Track {
+    std::uint8_t resource;
+    std::uint8_t family;
+    bool given = false;
+    int meter = -1;                         // the one that counts; -1: none, it cannot be kept
+    std::int64_t limit = Reading::kUnsaid;  // as stated
+    Nanos told_at = -kNever;                // when the request was sent whose answer changed it
+    Nanos newest = -kNever;                 // when the newest request was sent of which we know
+    Inference::Verdict kept;                // what `meter` is
+    Inference inference;
+    std::int64_t foreign = 0;
+  };
+
+  Track& Find(const Reading& reading);
+  std::int64_t Used(std::int64_t limit) const;
+  void Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes);
+  int MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Limit& limit,
+               std::vector<Change>& changes);
+  void Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
+           std::vector<Change>& changes);
+  void Bound(Nanos now, Track& track, const Reading& reading, const Reservation& of, Nanos sent,
+             bool fresh);
+
+  Bucket* const bucket_;
+  const std::vector<std::string> names_;
+  const Options options_;
+  const int born_;  // limits that the bucket was made with
+  mutable std::mutex mutex_;
+  std::vector<Track> tracks_;
+};
+
+}  // namespace headway
+
+#endif  // HEADWAY_OBSERVE_LEARNER_H_

@@ -1,0 +1,474 @@
+// headway/observe/learner_test.cc: a bucket that learns, in front of toy servers, in virtual time.
+#include "headway/observe/learner.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "headway/simulate/random.h"
+
+namespace headway {
+namespace {
+
+using simulate::Random;
+
+constexpr Nanos kStart = 1'000'000 * kSecond + 123'456'789;
+constexpr Nanos kMinute = 60 * kSecond;
+
+// A provider that counts requests, with a plain list of time stamps.
+class Server {
+ public:
+  Server(Shape shape, std::int64_t limit, Nanos period, Nanos anchor)
+      : shape_(shape), limit_(limit), period_(period), anchor_(anchor) {}
+
+  struct Answer {
+    bool refused;
+    std::int64_t limit;
+    std::int64_t remaining;
+    Nanos reset;
+  };
+
+  Answer Count(Nanos now) {
+    while (!counted_.empty() && Gone(counted_.front(), now)) counted_.pop_front();
+    const bool refused = Used(now) + 1 > static_cast<double>(limit_) + 1e-9;
+    if (!refused) {
+      counted_.push_back(now);
+      owed_ = Owed(now) + 1;
+      owed_at_ = now;
+    }
+    const double used = std::ceil(Used(now) - 1e-9);
+    Nanos reset = 0;
+    if (shape_ == Shape::kBucket) {
+      reset = static_cast<Nanos>(Owed(now) * static_cast<double>(period_) /
+                                 static_cast<double>(limit_));
+    } else if (shape_ == Shape::kFixed) {
+      reset = period_ - (now - anchor_) % period_;
+    } else if (!counted_.empty()) {
+      reset = counted_.front() + period_ - now;
+    }
+    return {refused, limit_, std::max<std::int64_t>(0, limit_ - static_cast<std::int64_t>(used)),
+            reset};
+  }
+
+  // `proportional`: what is owed is scaled with it.
+  void SetLimit(Nanos now, std::int64_t limit, bool proportional) {
+    owed_ = Owed(now);
+    owed_at_ = now;
+    if (proportional) owed_ *= static_cast<double>(limit) / static_cast<double>(limit_);
+    limit_ = limit;
+  }
+
+ private:
+  double Owed(Nanos now) const {
+    const double paid = static_cast<double>(now - owed_at_) * static_cast<double>(limit_) /
+                        static_cast<double>(period_);
+    return std::max(0.0, owed_ - paid);
+  }
+  double Used(Nanos now) const {
+    return shape_ == Shape::kBucket ? Owed(now) : static_cast<double>(counted_.size());
+  }
+  bool Gone(Nanos counted, Nanos now) const {
+    if (shape_ != Shape::kFixed) return counted + period_ <= now;
+    return (counted - anchor_) / period_ != (now - anchor_) / period_;
+  }
+
+  const Shape shape_;
+  std::int64_t limit_;
+  const Nanos period_;
+  const Nanos anchor_;
+  std::deque<Nanos> counted_;
+  double owed_ = 0;
+  Nanos owed_at_ = 0;
+};
+
+struct Setting {
+  Shape shape = Shape::kWindow;
+  std::int64_t limit = 600;
+  Nanos period = kMinute;
+  Nanos anchor = 17 * kSecond;
+  Nanos latency = 50 * kMillisecond;  // there and back, with the model's work
+  Nanos spread = 0;                   // more of it, at most, by chance
+  Nanos grain = 1;                    // resets are rounded up to multiples of it
+  double ratio = 1.0;
+  Nanos every = 0;  // we send one so often; 0: always as many as we may
+  Nanos other = 0;  // somebody else with our key sends one so often; 0: nobody
+  const char* given = nullptr;
+
+  std::string Describe() const {
+    return std::string(ShapeName(shape)) + ", latency " + std::to_string(latency / kMillisecond) +
+           " ms, grain " + std::to_string(grain) + " ns";
+  }
+};
+
+// A client, the bucket that it asks, and the provider that it calls.
+class World {
+ public:
+  World(const Setting& setting, std::uint64_t seed)
+      : setting_(setting),
+        server(setting.shape, setting.limit, setting.period, setting.anchor),
+        random_(seed) {
+    Limit limit = Limit::Parse(setting.given == nullptr ? "1 requests/min" : setting.given).value();
+    if (setting.given == nullptr) limit.amount = Limit::kMaxAmount;
+    const std::uint8_t requests = 0;
+    bucket_ = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/1);
+    learner = std::make_unique<Learner>(bucket_, std::vector<std::string>{"requests"},
+                                        Learner::Options{setting.ratio, Debt::kAbsolute});
+    if (setting.other > 0) At(kStart, [this] { OtherSends(); });
+  }
+  ~World() {
+    events_.clear();
+    bucket_->Unref();
+  }
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  void At(Nanos when, std::function<void()> what) { events_.emplace(when, std::move(what)); }
+
+  void RunUntil(Nanos end) {
+    while (now < end) {
+      Nanos next = end;
+      // The first goes alone: nothing is known before it is answered.
+      while (told_ || in_flight_ == 0) {
+        if (due_ > now) {
+          next = std::min(next, due_);
+          break;
+        }
+        const std::int64_t one = 1;
+        auto call = std::make_shared<Reservation>();
+        if (const auto denial = bucket_->TryReserve(now, {&one, 1}, false, *call)) {
+          next = std::min(next, denial->ready_at);
+          break;
+        }
+        if (setting_.every > 0) due_ = now + setting_.every;
+        Send(std::move(call));
+      }
+      if (!events_.empty()) next = std::min(next, events_.begin()->first);
+      now = std::max(now, next);
+      while (!events_.empty() && events_.begin()->first <= now) {
+        const auto what = std::move(events_.begin()->second);
+        events_.erase(events_.begin());
+        what();
+      }
+    }
+  }
+
+  std::int64_t Admitted(Nanos from, Nanos to) const {
+    return std::count_if(admitted.begin(), admitted.end(),
+                         [&](Nanos at) { return at >= from && at < to; });
+  }
+  // The most that were admitted within any period.
+  std::int64_t MostWithin(Nanos period) const {
+    std::int64_t most = 0;
+    for (std::size_t first = 0, i = 0; i < admitted.size(); ++i) {
+      while (admitted[first] + period <= admitted[i]) ++first;
+      most = std::max(most, static_cast<std::int64_t>(i - first + 1));
+    }
+    return most;
+  }
+  Finding Found() const { return learner->Findings().at(0); }
+
+ private:
+  const Setting setting_;
+
+ public:
+  Nanos now = kStart;
+  Server server;
+  std::unique_ptr<Learner> learner;
+  std::vector<Nanos> admitted;    // when the server counted each of ours
+  std::vector<Nanos> refused;     // when each of ours was sent that it refused
+  Nanos told_of_change = kStart;  // when an answer first said the limit that holds now
+
+ private:
+  Nanos Chance(Nanos most) { return random_.From(0, most); }
+
+  void OtherSends() {
+    server.Count(now);
+    At(now + setting_.other, [this] { OtherSends(); });
+  }
+
+  void Send(std::shared_ptr<Reservation> call) {
+    call->Sent(now, 20 * kMillisecond);
+    ++in_flight_;
+    At(now + kMillisecond + Chance(15 * kMillisecond),
+       [this, call, sent = now] { Arrive(call, sent); });
+  }
+  void Arrive(const std::shared_ptr<Reservation>& call, Nanos sent) {
+    const Server::Answer answer = server.Count(now);
+    if (!answer.refused) admitted.push_back(now);
+    // A refusal needs no model.
+    const Nanos back =
+        answer.refused ? 5 * kMillisecond : setting_.latency + Chance(setting_.spread);
+    At(now + back + Chance(5 * kMillisecond), [this, call, sent, answer] {
+      --in_flight_;
+      told_ = true;
+      if (answer.limit != last_limit_) told_of_change = now;
+      last_limit_ = answer.limit;
+      if (answer.refused) refused.push_back(sent);
+      Reading reading;
+      reading.limit = answer.limit;
+      reading.remaining = answer.remaining;
+      reading.reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
+      call->Answered(now, answer.refused);
+      learner->Observe(now, /*wall_offset=*/0, *call, {&reading, 1});
+      call->Settle(now, {});
+    });
+  }
+
+  Random random_;
+  Bucket* bucket_;
+  std::multimap<Nanos, std::function<void()>> events_;
+  std::size_t in_flight_ = 0;
+  Nanos due_ = 0;
+  bool told_ = false;
+  std::int64_t last_limit_ = 0;
+};
+
+class Learns : public testing::TestWithParam<Setting> {};
+
+TEST_P(Learns, ALimitAndUsesAllOfItWithoutARefusal) {
+  for (std::uint64_t run = 0; run < 5; ++run) {
+    const std::uint64_t seed = Random::Seed(run);
+    SCOPED_TRACE(GetParam().Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(GetParam(), seed);
+    world.RunUntil(kStart + 10 * kMinute);
+    EXPECT_EQ(world.refused.size(), 0U);
+    EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 9 * kMinute), 4800 * 99 / 100);
+    if (GetParam().shape == Shape::kBucket) {
+      EXPECT_EQ(world.Found().verdict.shape, Shape::kBucket);
+    }
+  }
+}
+
+TEST_P(Learns, OfAChangeFromTheFirstAnswerThatTellsOfIt) {
+  for (const bool proportional : {false, true}) {
+    for (const std::int64_t limit : {300, 1200}) {
+      const std::uint64_t seed = Random::Seed(0);
+      SCOPED_TRACE(GetParam().Describe() + ", to " + std::to_string(limit) +
+                   (proportional ? ", proportional" : "") +
+                   ", HEADWAY_SEED=" + std::to_string(seed));
+      World world(GetParam(), seed);
+      const Nanos change = kStart + 310 * kSecond;
+      world.At(change, [&] { world.server.SetLimit(world.now, limit, proportional); });
+      world.RunUntil(kStart + 15 * kMinute);
+      // Whatever was in flight then has been answered.
+      const Nanos settled =
+          world.told_of_change + GetParam().latency + GetParam().spread + 100 * kMillisecond;
+      EXPECT_EQ(std::count_if(world.refused.begin(), world.refused.end(),
+                              [&](Nanos sent) { return sent > settled; }),
+                0);
+      EXPECT_GE(world.Admitted(change + 2 * kMinute, change + 9 * kMinute), 7 * limit * 99 / 100);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Servers, Learns, testing::ValuesIn([] {
+                           std::vector<Setting> all;
+                           for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow})
+                             for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
+                               for (const Nanos grain : {Nanos{1}, kSecond}) {
+                                 Setting setting;
+                                 setting.shape = shape;
+                                 setting.latency = latency;
+                                 setting.spread = latency / 2;
+                                 setting.grain = grain;
+                                 all.push_back(setting);
+                               }
+                           return all;
+                         }()),
+                         [](const auto& info) {
+                           return std::string(ShapeName(info.param.shape)) +
+                                  (info.param.latency < kSecond ? "_near" : "_far") +
+                                  (info.param.grain < kSecond ? "_exact" : "_rounded");
+                         });
+
+// We send 6 a second and somebody else with our key 3.
+TEST(Learner, SeesInAWindowWhatOthersUseOfIt) {
+  Setting setting;
+  setting.every = kSecond / 6;
+  setting.other = kSecond / 3;
+  World world(setting, Random::Seed(0));
+  world.RunUntil(kStart + 5 * kMinute);
+  EXPECT_EQ(world.refused.size(), 0U);
+  EXPECT_NEAR(static_cast<double>(world.Found().foreign), 180, 5);
+  // And when they have stopped: nothing, a period later.
+  Setting alone = setting;
+  alone.other = 0;
+  World world_alone(alone, Random::Seed(1));
+  world_alone.RunUntil(kStart + 5 * kMinute);
+  EXPECT_EQ(world_alone.Found().foreign, 0);
+}
+
+TEST(Learner, TakesWhatItBeganLaterAndTheServerCountedBeforeForItsOwn) {
+  Limit limit = Limit::Parse("1 requests/min window").value();
+  limit.amount = Limit::kMaxAmount;
+  const std::uint8_t requests = 0;
+  Bucket* const bucket = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, 8, 1);
+  Learner learner(bucket, {"requests"}, {});
+  const std::int64_t one = 1;
+  std::array<Reservation, 20> calls;
+  for (Reservation& call : calls) {
+    ASSERT_FALSE(bucket->TryReserve(kStart, {&one, 1}, false, call));
+    call.Sent(kStart, 20 * kMillisecond);
+  }
+  // The first of them is counted last.
+  Reading reading;
+  reading.limit = 100;
+  reading.remaining = 80;
+  learner.Observe(kStart + 50 * kMillisecond, 0, calls[0], {&reading, 1});
+  EXPECT_EQ(learner.Findings().at(0).foreign, 0);
+  reading.remaining = 75;
+  learner.Observe(kStart + 60 * kMillisecond, 0, calls[1], {&reading, 1});
+  EXPECT_EQ(learner.Findings().at(0).foreign, 5);
+  for (Reservation& call : calls) call.Settle(kStart + kSecond, {});
+  bucket->Unref();
+}
+
+TEST(Learner, KeepsABufferFreeWhateverTheServerWouldStillAdmit) {
+  for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow}) {
+    Setting setting;
+    setting.shape = shape;
+    setting.ratio = 0.9;
+    World world(setting, Random::Seed(0));
+    world.RunUntil(kStart + 10 * kMinute);
+    EXPECT_EQ(world.refused.size(), 0U);
+    // What is found out in between costs a little, once.
+    const std::int64_t minutes = world.Admitted(kStart + 4 * kMinute, kStart + 9 * kMinute);
+    EXPECT_GE(minutes, 5 * 540 * 99 / 100) << ShapeName(shape);
+    EXPECT_LE(minutes, 5 * 540 + 1) << ShapeName(shape);
+    if (shape != Shape::kBucket) {
+      EXPECT_LE(world.MostWithin(kMinute), 540) << ShapeName(shape);
+    }
+  }
+}
+
+// 14,400 requests a day, from midnight to midnight, of which nothing but the header's name says
+// that they are requests.
+TEST(Learner, RecognisesALimitOfADayAndWhenItsDayBegins) {
+  Setting setting;
+  setting.shape = Shape::kFixed;
+  setting.limit = 14'400;
+  setting.period = kDay;
+  setting.anchor = 0;
+  setting.every = 20 * kSecond;
+  World world(setting, Random::Seed(0));
+  world.RunUntil(kStart + kMinute);
+  EXPECT_EQ(world.Found().verdict.period, kDay);
+  world.RunUntil(kStart + 30 * kMinute);
+  const Finding found = world.Found();
+  EXPECT_EQ(found.verdict.shape, Shape::kFixed);
+  EXPECT_EQ(found.verdict.anchor % kDay, 0);
+}
+
+// The headers of OpenAI's smallest tier: 200 a day, refilled one by one.
+TEST(Learner, RecognisesABucketOfADay) {
+  Setting setting;
+  setting.shape = Shape::kBucket;
+  setting.limit = 200;
+  setting.period = kDay;
+  setting.every = 5 * kMinute;
+  World world(setting, Random::Seed(0));
+  world.RunUntil(kStart + kDay / 2);
+  EXPECT_EQ(world.Found().verdict.shape, Shape::kBucket);
+  EXPECT_EQ(world.Found().verdict.period, kDay);
+  EXPECT_EQ(world.refused.size(), 0U);
+}
+
+// Where little is sent, all kinds of server say nearly the same.
+TEST(Learner, TakesNoWindowForABucketForBeingIdle) {
+  for (const std::int64_t limit : {60, 600, 60'000}) {
+    for (const Nanos every : {kSecond, 10 * kSecond, 50 * kSecond}) {
+      Setting setting;
+      setting.limit = limit;
+      setting.every = every;
+      setting.grain = kSecond;
+      World world(setting, Random::Seed(0));
+      world.RunUntil(kStart + 20 * kMinute);
+      EXPECT_EQ(world.Found().verdict.shape, Shape::kWindow) << limit << " " << every;
+    }
+  }
+}
+
+TEST(Learner, LeavesALimitThatWasGivenAsItIs) {
+  Setting setting;
+  setting.limit = 6'000;
+  setting.given = "60 requests/min window";
+  World world(setting, Random::Seed(0));
+  world.RunUntil(kStart + 10 * kMinute);
+  EXPECT_LE(world.MostWithin(kMinute), 60);
+  EXPECT_GE(world.Admitted(kStart, kStart + 10 * kMinute), 590);
+}
+
+// Whatever is said, and in whatever order, a limit that was given is never passed, and nothing is
+// lost for ever.
+TEST(Learner, StandsWhateverIsSaid) {
+  for (std::uint64_t run = 0; run < 30; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    const char* const texts[] = {"50 requests/min window", "50 requests/min bucket burst 10",
+                                 "50 requests/min fixed"};
+    Limit limit = Limit::Parse(texts[run % 3]).value();
+    const std::uint8_t requests = 0;
+    Bucket* const bucket = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, 8, 1);
+    Learner learner(bucket, {"requests"}, {});
+    std::deque<std::shared_ptr<Reservation>> calls;
+    std::deque<Nanos> admitted;
+    Nanos now = kStart;
+    const auto any = [&](std::int64_t most) {
+      return random.OneIn(5) ? random.Magnitude(53) : random.From(-1, most);
+    };
+    for (int step = 0; step < 3'000; ++step) {
+      now += random.From(0, kSecond);
+      const std::int64_t one = 1;
+      auto call = std::make_shared<Reservation>();
+      if (!bucket->TryReserve(now, {&one, 1}, false, *call)) {
+        admitted.push_back(now);
+        calls.push_back(std::move(call));
+      }
+      if (calls.empty() || random.OneIn(3)) continue;
+      const std::size_t which =
+          static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(calls.size()) - 1));
+      const std::shared_ptr<Reservation> told = calls[which];
+      calls.erase(calls.begin() + static_cast<std::ptrdiff_t>(which));
+      std::vector<Reading> readings(static_cast<std::size_t>(random.From(0, 3)));
+      for (Reading& reading : readings) {
+        reading.family = static_cast<std::uint8_t>(random.From(0, 255));
+        reading.limit = any(100);
+        reading.remaining = any(100);
+        reading.rounding = random.OneIn(4) ? random.From(0, 1'000) : 0;
+        reading.reset = random.OneIn(4) ? kNever : random.From(0, random.OneIn(3) ? kDay : kMinute);
+        if (random.OneIn(5)) reading.period = random.From(kMillisecond, Limit::kMaxPeriod);
+      }
+      told->Answered(now, random.OneIn(5));
+      learner.Observe(now, random.From(-kDay, kDay), *told, readings);
+      told->Settle(now, {});
+    }
+    // A bucket's refill comes on top of its burst, and a fixed window may end within any minute.
+    const std::array<std::size_t, 3> most_by_shape = {50, 61, 100};
+    const std::size_t most = most_by_shape[run % 3];
+    for (std::size_t first = 0, i = 0; i < admitted.size(); ++i) {
+      while (admitted[first] + kMinute <= admitted[i]) ++first;
+      EXPECT_LE(i - first + 1, most);
+    }
+    // What others were said to use leaves, too.
+    for (auto& call : calls) call->Settle(now, {});
+    now += 40 * kDay;
+    const std::int64_t few = 10;
+    Reservation last;
+    EXPECT_FALSE(bucket->TryReserve(now, {&few, 1}, false, last));
+    last.Settle(now, {});
+    calls.clear();
+    bucket->Unref();
+  }
+}
+
+}  // namespace
+}  // namespace headway
