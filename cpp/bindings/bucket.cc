@@ -21,6 +21,13 @@ bool Limits(const State& state, const char* resource) {
   return false;
 }
 
+// Where only what goes in is limited, that is what an estimate is an estimate of.
+void FindTokens(BucketObject* self) {
+  const State& state = self->state();
+  const bool input = Limits(state, "input_tokens") && !Limits(state, "tokens");
+  self->tokens = Index(state, input ? "input_tokens" : "tokens");
+}
+
 // BucketCore(scheduler, limiter, name, label): `label` is that of the scheduler in metrics, or
 // None.
 PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
@@ -46,9 +53,7 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   if (label != nullptr) self->counts = new BucketCounts(label, text, *state);
   self->requests = Index(*state, "requests");
   self->concurrency = Index(*state, "concurrency");
-  // Where only what goes in is limited, that is what an estimate is an estimate of.
-  const bool input = Limits(*state, "input_tokens") && !Limits(*state, "tokens");
-  self->tokens = Index(*state, input ? "input_tokens" : "tokens");
+  FindTokens(self);
   return reinterpret_cast<PyObject*>(self);
 }
 
@@ -77,6 +82,14 @@ PyObject* CooledFor(PyObject* object, void* /*unused*/) {
   const State& state = AsBucket(object)->state();
   return PyFloat_FromDouble(
       Seconds(std::max<Nanos>(0, state.bucket->cooled_until() - state.Now())));
+}
+
+// _learnt(): limits have changed, or come to it.
+PyObject* Learnt(PyObject* object, PyObject* /*unused*/) {
+  BucketObject* self = AsBucket(object);
+  FindTokens(self);
+  if (self->counts != nullptr) self->counts->NameLimits();
+  Py_RETURN_NONE;
 }
 
 // Of calls in their callers' own threads, which are counted as they go along.
@@ -151,6 +164,7 @@ PyObject* Settled(PyObject* object, PyObject* args) {
 }
 
 PyMethodDef methods[] = {
+    {"_learnt", &Learnt, METH_NOARGS, nullptr},
     {"_count", &Count, METH_O, nullptr},
     {"_began", &Began, METH_VARARGS, nullptr},
     {"_returned", &Returned, METH_NOARGS, nullptr},

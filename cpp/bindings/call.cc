@@ -1026,6 +1026,12 @@ PyObject* AnsweredMethod(PyObject* object, PyObject* /*unused*/) {
   return PyBool_FromLong(told ? 1 : 0);
 }
 
+PyObject* RecordMethod(PyObject* object, PyObject* /*unused*/) {
+  CallObject* self = Self(object);
+  if (self->reservation == nullptr) Py_RETURN_NONE;
+  return RecordOf(self->bucket->state(), *self->reservation);
+}
+
 PyObject* CancelMethod(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->reservation == nullptr) Py_RETURN_FALSE;
@@ -1146,6 +1152,9 @@ PyMethodDef methods[] = {
      "refused($self)\n--\n\nThe provider did not admit the attempt."},
     {"answered", &AnsweredMethod, METH_NOARGS,
      "answered($self)\n--\n\nAn answer has come, even if it is an error's."},
+    {"record", &RecordMethod, METH_NOARGS,
+     "record($self)\n--\n\nWhat is known of the attempt, whose answer has come; None where nothing "
+     "is learnt from it."},
     {"cancel_reservation", &CancelMethod, METH_NOARGS,
      "cancel_reservation($self)\n--\n\nGives the attempt's reservation back: nothing was sent."},
     {"detach", &DetachMethod, METH_NOARGS,

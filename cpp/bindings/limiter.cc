@@ -25,7 +25,7 @@ State* StateOf(PyObject* self) { return StateOfLimiter(self); }
 
 // Concurrency first, then rates in the order given: a refusal there is the cheapest to roll back.
 State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> time,
-                 std::vector<std::string> resources) {
+                 std::vector<std::string> resources, double learns) {
   auto* state = new State;
   state->time = std::move(time);
   state->resources = std::move(resources);
@@ -46,18 +46,23 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
     state->defaults.push_back(name == "requests" || name == "concurrency" ? 1 : 0);
   state->limits = std::move(limits);
   state->bucket =
-      Bucket::Make(state->limits, resource_of, state->WallOffset(), &state->scheduler());
+      Bucket::Make(state->limits, resource_of, state->WallOffset(), &state->scheduler(),
+                   learns > 0 ? State::kMostLearnt : 0, static_cast<int>(state->resources.size()));
+  if (learns > 0)
+    state->learner =
+        std::make_unique<Learner>(state->bucket, state->resources, Learner::Options{learns});
   return state;
 }
 
 int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"limits", "clock", "resources", "credit", nullptr};
+  static const char* names[] = {"limits", "clock", "resources", "credit", "learns", nullptr};
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
   PyObject* first = nullptr;
   int credit = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Op", const_cast<char**>(names), &limits, &clock,
-                                  &first, &credit) == 0)
+  double learns = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Opd", const_cast<char**>(names), &limits,
+                                  &clock, &first, &credit, &learns) == 0)
     return -1;
   if (Self(object)->state != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was called twice");
@@ -85,7 +90,7 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
       granted.shape = Shape::kCredit;
       checked.push_back(granted);
     }
-    Self(object)->state = MakeState(checked, std::move(time), numbered);
+    Self(object)->state = MakeState(checked, std::move(time), numbered, learns);
   } catch (py::error_already_set& error) {
     error.restore();
     return -1;

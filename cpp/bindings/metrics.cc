@@ -145,16 +145,26 @@ Collector& TheCollector() { return *SharedCollector(); }
 BucketCounts::BucketCounts(const std::string& scheduler, const std::string& bucket, State& state)
     : state_(state),
       resources_(state.resources),
-      metrics_(static_cast<std::size_t>(state.bucket->size()), state.resources.size()) {
-  for (const Limit& limit : state.limits) limits_.push_back(NameOf(limit));
+      metrics_(state.limits.size() +
+                   static_cast<std::size_t>(state.learner == nullptr ? 0 : State::kMostLearnt),
+               state.resources.size()) {
+  NameLimits();
   TheCollector().Register(scheduler, bucket, this);
 }
 
 BucketCounts::~BucketCounts() { TheCollector().Unregister(this); }
 
+void BucketCounts::NameLimits() {
+  const std::lock_guard lock(mutex_);
+  for (std::size_t i = limits_.size(); i < state_.limits.size(); ++i)
+    limits_.push_back(NameOf(state_.limits[i]));
+}
+
 std::string BucketCounts::LimitName(std::size_t limit) const {
+  const std::lock_guard lock(mutex_);
   // What is not known yet has no name yet.
   const bool known =
+      limit < limits_.size() &&
       state_.bucket->meter(static_cast<int>(limit)).parameters().amount < Limit::kMaxAmount;
   return known ? limits_[limit] : "";
 }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,9 @@ class BucketCounts final : public BucketSource {
   std::string ResourceName(std::size_t resource) const override { return resources_[resource]; }
   BucketGauges Gauges() const override;
 
+  // Limits have come to it since.
+  void NameLimits();
+
   void Count(RequestOutcome outcome) { metrics_.Count(outcome); }
   void Count(BucketEvent event) { metrics_.Count(event); }
   void Denied(int meter) {
@@ -47,6 +51,7 @@ class BucketCounts final : public BucketSource {
  private:
   State& state_;  // the bucket object holds it
   const std::vector<std::string> resources_;
+  mutable std::mutex mutex_;         // of what follows
   std::vector<std::string> limits_;  // by meter, without amounts
   BucketMetrics metrics_;
 };

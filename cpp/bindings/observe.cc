@@ -1,15 +1,26 @@
-// bindings/observe.cc: what the text of an answer says.
+// bindings/observe.cc: what the text of an answer says, and what it says of limits.
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "bindings/state.h"
+#include "headway/observe/headers.h"
+#include "headway/observe/learner.h"
 #include "headway/observe/values.h"
 
 namespace headway::python {
 namespace {
 
+// Families of the IETF's policies begin here; those of a provider's own headers lie below.
+constexpr std::uint8_t kFirstPolicy = 200;
+
 // Empty where it is no text that has bytes: a lone surrogate came from somebody's own decoding.
-absl::string_view TextOf(const py::str& given) {
+absl::string_view TextOf(const py::handle& given) {
   Py_ssize_t size = 0;
   const char* const text = PyUnicode_AsUTF8AndSize(given.ptr(), &size);
   if (text == nullptr) {
@@ -19,7 +30,234 @@ absl::string_view TextOf(const py::str& given) {
   return {text, static_cast<std::size_t>(size)};
 }
 
+// Readings whose resources are numbered by a list of names of their own.
+struct Readings {
+  std::vector<std::string> names;
+  std::vector<Reading> list;
+
+  std::uint8_t Number(const std::string& name) {
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end()) {
+      if (names.size() == State::kMaxResources)
+        throw py::value_error("readings: there may be at most 32 resources");
+      names.push_back(name);
+      return static_cast<std::uint8_t>(names.size() - 1);
+    }
+    return static_cast<std::uint8_t>(found - names.begin());
+  }
+};
+
+struct Stated {
+  Readings numbers;  // no readings, only the names
+  std::vector<StatedLimit> limits;
+  bool policies = false;
+  std::uint8_t requests = 0;
+};
+
+Shape ShapeOf(const std::string& name) {
+  for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow})
+    if (ShapeName(shape) == absl::string_view(name)) return shape;
+  throw py::value_error("shape '" + name + "': must be bucket, fixed or window");
+}
+
+ResetForm FormOf(const std::string& name) {
+  static const std::map<std::string, ResetForm> forms = {{"any", ResetForm::kAny},
+                                                         {"duration", ResetForm::kDuration},
+                                                         {"ms", ResetForm::kMilliseconds},
+                                                         {"epoch", ResetForm::kEpoch},
+                                                         {"epoch_ms", ResetForm::kEpochMillis},
+                                                         {"date", ResetForm::kDate}};
+  const auto found = forms.find(name);
+  if (found == forms.end())
+    throw py::value_error("reset_form '" + name +
+                          "': must be any, duration, ms, epoch, epoch_ms or date");
+  return found->second;
+}
+
+// A period or a reset in seconds; 0 and none are for the caller to tell apart.
+Nanos NanosOf(const py::handle& seconds, const char* what) {
+  Nanos nanos = 0;
+  if (!ReadSeconds(seconds.ptr(), what, nanos)) throw py::error_already_set();
+  return nanos;
+}
+
+// Reads the entries of a dict by name; any that nobody asked for is an error.
+class Entries {
+ public:
+  explicit Entries(py::dict entries) : entries_(std::move(entries)) {}
+
+  template <typename Type>
+  Type Get(const char* name, Type otherwise) {
+    const py::object value = Raw(name);
+    return value.is_none() ? std::move(otherwise) : value.cast<Type>();
+  }
+  py::object Raw(const char* name) {
+    known_.emplace_back(name);
+    return entries_.contains(name) ? py::object(entries_[name]) : py::none();
+  }
+  void Check(const char* what) const {
+    for (const auto& [name, value] : entries_)
+      if (std::find(known_.begin(), known_.end(), name.cast<std::string>()) == known_.end())
+        throw py::value_error(std::string(what) + ": there is no '" + name.cast<std::string>() +
+                              "' in one");
+  }
+
+ private:
+  py::dict entries_;
+  std::vector<std::string> known_;
+};
+
+// [{resource, family?, limit?, remaining?, reset?, reset_form?, rounding?, period?, shape?,
+// anchor?}], where limit, remaining and reset are names of headers.
+Stated MakeStated(const py::list& limits, bool policies) {
+  Stated stated;
+  for (const py::handle& given : limits) {
+    Entries entries(given.cast<py::dict>());
+    StatedLimit limit;
+    limit.resource = stated.numbers.Number(entries.Get<std::string>("resource", "requests"));
+    limit.family = static_cast<std::uint8_t>(stated.limits.size());
+    limit.limit = entries.Get<std::string>("limit", "");
+    limit.remaining = entries.Get<std::string>("remaining", "");
+    limit.reset = entries.Get<std::string>("reset", "");
+    limit.reset_form = FormOf(entries.Get<std::string>("reset_form", "any"));
+    limit.rounding =
+        std::clamp<std::int64_t>(entries.Get<std::int64_t>("rounding", 0), 0, Limit::kMaxAmount);
+    if (const py::object period = entries.Raw("period"); !period.is_none())
+      limit.period = NanosOf(period, "period");
+    if (const py::object shape = entries.Raw("shape"); !shape.is_none())
+      limit.shape = ShapeOf(shape.cast<std::string>());
+    if (const py::object anchor = entries.Raw("anchor"); !anchor.is_none())
+      limit.anchor = NanosOf(anchor, "anchor");
+    entries.Check("a stated limit");
+    if (stated.limits.size() == kFirstPolicy)
+      throw py::value_error("stated limits: there may be at most 200");
+    stated.limits.push_back(std::move(limit));
+  }
+  stated.policies = policies;
+  if (policies) stated.requests = stated.numbers.Number("requests");
+  return stated;
+}
+
+// headers: by lower-case name.
+Readings ReadAnswer(const Stated& stated, const py::dict& headers, double now) {
+  const auto find = [&headers](absl::string_view name) -> std::optional<absl::string_view> {
+    PyObject* const key =
+        PyUnicode_FromStringAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
+    if (key == nullptr) throw py::error_already_set();
+    PyObject* const value = PyDict_GetItemWithError(headers.ptr(), key);  // borrowed
+    Py_DECREF(key);
+    if (value == nullptr || PyUnicode_Check(value) == 0) {
+      if (PyErr_Occurred() != nullptr) PyErr_Clear();
+      return std::nullopt;
+    }
+    return TextOf(value);
+  };
+  Readings readings{stated.numbers.names, ReadStated(stated.limits, find, now)};
+  if (!stated.policies) return readings;
+  const auto policy = find("ratelimit-policy");
+  if (!policy) return readings;
+  if (const auto found = ReadRateLimitFields(*policy, find("ratelimit").value_or(""),
+                                             stated.requests, kFirstPolicy))
+    readings.list.insert(readings.list.end(), found->begin(), found->end());
+  return readings;
+}
+
+// [{resource, limit?, remaining?, reset?, period?, shape?}], with amounts and seconds; None is what
+// is not said.
+Readings MakeReadings(const py::list& given) {
+  Readings readings;
+  for (const py::handle& each : given) {
+    Entries entries(each.cast<py::dict>());
+    Reading reading;
+    reading.resource = readings.Number(entries.Get<std::string>("resource", "requests"));
+    reading.family = static_cast<std::uint8_t>(entries.Get<int>("family", 0));
+    reading.limit = entries.Get<std::int64_t>("limit", Reading::kUnsaid);
+    reading.remaining = entries.Get<std::int64_t>("remaining", Reading::kUnsaid);
+    if (const py::object reset = entries.Raw("reset"); !reset.is_none())
+      reading.reset = NanosOf(reset, "reset");
+    if (const py::object period = entries.Raw("period"); !period.is_none())
+      reading.period = NanosOf(period, "period");
+    if (const py::object shape = entries.Raw("shape"); !shape.is_none())
+      reading.shape = ShapeOf(shape.cast<std::string>());
+    entries.Check("a reading");
+    readings.list.push_back(reading);
+  }
+  return readings;
+}
+
+py::list ListOf(const Readings& readings) {
+  py::list out;
+  for (const Reading& each : readings.list) {
+    py::dict one;
+    one["resource"] = readings.names[each.resource];
+    one["family"] = each.family;
+    if (each.limit != Reading::kUnsaid) one["limit"] = each.limit;
+    if (each.remaining != Reading::kUnsaid) one["remaining"] = each.remaining;
+    if (each.reset != kNever) one["reset"] = Seconds(each.reset);
+    if (each.period != 0) one["period"] = Seconds(each.period);
+    if (each.shape != Shape::kUnknown) one["shape"] = std::string(ShapeName(each.shape));
+    out.append(one);
+  }
+  return out;
+}
+
+// What was found out about a limiter's limits, by the place of each in limits(limiter).
+py::list Findings(const py::object& limiter) {
+  const State* const state = StateOfLimiter(limiter.ptr());
+  if (state == nullptr) throw py::error_already_set();
+  py::list out;
+  if (state->learner == nullptr) return out;
+  for (const Finding& each : state->learner->Findings()) {
+    if (each.limit == Reading::kUnsaid) continue;
+    py::dict one;
+    one["meter"] = each.meter;
+    one["resource"] = state->resources[each.resource];
+    one["limit"] = each.limit;
+    one["shape"] = std::string(ShapeName(each.verdict.shape));
+    one["per"] = Seconds(each.verdict.period);
+    one["readings"] = each.readings;
+    one["others"] = each.foreign;
+    one["given"] = each.given;
+    out.append(one);
+  }
+  return out;
+}
+
+// What the answer to a call said of a limiter's limits. Returns whether any of them has changed.
+bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given) {
+  State* const state = StateOfLimiter(limiter.ptr());
+  if (state == nullptr) throw py::error_already_set();
+  if (state->learner == nullptr) return false;
+  std::vector<Reading> known;
+  for (Reading reading : given.list) {
+    const auto found =
+        std::find(state->resources.begin(), state->resources.end(), given.names[reading.resource]);
+    if (found == state->resources.end()) continue;  // it is not counted here
+    reading.resource = static_cast<std::uint8_t>(found - state->resources.begin());
+    known.push_back(reading);
+  }
+  const std::vector<Change> changes =
+      state->learner->Observe(state->Now(), state->WallOffset(), call, known);
+  for (const Change& change : changes) {
+    const auto place = static_cast<std::size_t>(change.meter);
+    if (place >= state->limits.size()) state->limits.resize(place + 1);
+    state->limits[place] = change.limit;
+  }
+  state->Serve();
+  return !changes.empty();
+}
+
 }  // namespace
+
+PyObject* RecordOf(const State& state, const Reservation& reservation) {
+  if (state.learner == nullptr || reservation.bucket() == nullptr) Py_RETURN_NONE;
+  try {
+    return py::cast(AnsweredCall::Of(reservation, state.Now())).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
 
 void AddObserve(py::module_& m) {
   m.def(
@@ -36,6 +274,22 @@ void AddObserve(py::module_& m) {
       [](const py::str& text, double now) { return ParseInstant(TextOf(text), now); },
       py::arg("text"), py::arg("now"),
       "Seconds since the epoch, of a wait, a number of (milli)seconds or a time; or None.");
+  py::class_<Readings>(m, "Readings", "What an answer says of limits.")
+      .def(py::init(&MakeReadings), py::arg("readings"))
+      .def("__len__", [](const Readings& self) { return self.list.size(); })
+      .def("as_list", &ListOf, "Each as a dict; what is not said is left out.");
+  py::class_<Stated>(m, "StatedLimits", "Which limits a provider's headers state, and how.")
+      .def(py::init(&MakeStated), py::arg("limits"), py::arg("policies"))
+      .def("read", &ReadAnswer, py::arg("headers"), py::arg("now"),
+           "What these headers, by lower-case name, say; now: seconds since the epoch.");
+  py::class_<AnsweredCall>(m, "AnsweredCall", "What is known of a call whose answer has come.")
+      .def(py::init([]() -> AnsweredCall {
+        throw py::type_error("AnsweredCall: made by calls and reservations only");
+      }));
+  m.def("observe", &Observe, py::arg("limiter"), py::arg("call"), py::arg("readings"),
+        "Tells what the answer to a call said of limits; whether one of them has changed.");
+  m.def("findings", &Findings, py::arg("limiter"),
+        "What was learnt of its limits, each as a dict.");
 }
 
 }  // namespace headway::python

@@ -117,7 +117,12 @@ PyObject* Repr(PyObject* object) {
   return PyUnicode_FromFormat("<headway.Reservation %s>", Stage(*self->reservation));
 }
 
+PyObject* Record(PyObject* object, PyObject* /*unused*/) {
+  return RecordOf(*Self(object)->state, *Self(object)->reservation);
+}
+
 PyMethodDef methods[] = {
+    {"_record", &Record, METH_NOARGS, nullptr},
     {"sent", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Sent)),
      METH_FASTCALL | METH_KEYWORDS,
      "sent($self, network_delay=None)\n--\n\n"

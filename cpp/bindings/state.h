@@ -15,6 +15,7 @@
 #include "headway/base/limit.h"
 #include "headway/bucket/bucket.h"
 #include "headway/bucket/path.h"
+#include "headway/observe/learner.h"
 #include "headway/schedule/dispatcher.h"
 #include "headway/schedule/scheduler.h"
 
@@ -53,11 +54,14 @@ class VirtualTime {
 // and must not keep the Python object (and whatever a subclass hung on it) alive.
 struct State {
   static constexpr std::size_t kMaxResources = Bucket::kMaxResources;
+  // How many limits may be learnt beside those that it was made with.
+  static constexpr int kMostLearnt = 16;
 
   int references = 1;
   Bucket* bucket = nullptr;
   std::shared_ptr<VirtualTime> time;  // null: the real clock
   std::vector<Limit> limits;          // by meter
+  std::unique_ptr<Learner> learner;   // null: its limits are what they were given as
   std::vector<std::string> resources;
   std::vector<std::int64_t> defaults;  // by resource: what a missing amount means
   bool has_concurrency = false;
@@ -83,6 +87,7 @@ struct State {
 
  private:
   ~State() {
+    learner.reset();
     if (bucket != nullptr) bucket->Unref();
   }
 };
@@ -102,6 +107,10 @@ struct Amounts {
     return {values, state.resources.size()};
   }
 };
+
+// What has to be known of a call for its answer to be made use of, as an AnsweredCall object: new,
+// or None where nothing is learnt; null with a Python error set.
+PyObject* RecordOf(const State& state, const Reservation& reservation);
 
 // Reads positional amounts, filling in the defaults. False with a Python error set.
 bool ReadAmounts(const State& state, PyObject* const* args, Py_ssize_t count, Amounts& out);

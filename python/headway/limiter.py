@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from headway import _core, _loop
 from headway._core import Limit, ManualClock
@@ -20,7 +21,8 @@ class LimitState:
     used, capacity and available are units of the limit's resource; capacity is what it admits at
     once (the burst of a `bucket`). ready_in: seconds until the cost that was asked about would fit
     into this limit by itself; inf where it never does, None where only answers still out can tell.
-    account: the `client_id` whose own limit it is, None for the provider's.
+    account: the `client_id` whose own limit it is, None for the provider's. learnt: what of it was
+    found out from answers, and how surely; None for a limit that was given and no answer spoke of.
     """
 
     limit: Limit
@@ -29,6 +31,7 @@ class LimitState:
     available: int
     ready_in: float | None
     account: str | None = None
+    learnt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,12 @@ class Explanation:
         return most
 
     def __str__(self) -> str:
+        limited = {state.limit.resource for state in self.limits}
         cost = ", ".join(
-            f"{amount} {name}" for name, amount in zip(self.resources, self.amounts, strict=True)
+            f"{amount} {name}"
+            for name, amount in zip(self.resources, self.amounts, strict=True)
+            # The others are counted in case that a limit of them is learnt.
+            if amount or name in limited or name in ("requests", "tokens")
         )
         when = _when(self.ready_in)
         if self.ready_in is None and self.elsewhere:
@@ -72,6 +79,7 @@ class Explanation:
             lines.append(
                 f"  {state.limit}{whose}: {state.used} of {state.capacity} used ({share:.0%}), "
                 f"{state.available} left, {_when(state.ready_in)}"
+                + ("" if state.learnt is None else f" ({state.learnt})")
             )
         lines += [f"  {limit}: counted by the backend" for limit in self.elsewhere]
         fits = ", ".join(f"{n} {name}" for name, n in self.fits_now.items())
@@ -186,10 +194,27 @@ def _read(limits: Iterable[Limit | str] | Limit | str) -> list[Limit]:
     return [each if isinstance(each, Limit) else Limit.parse(str(each)) for each in given]
 
 
+def _learnt(finding: dict[str, Any]) -> str | None:
+    """What was found out about a limit, as a sentence's part."""
+    others = f"others use {finding['others']}" if finding["others"] else ""
+    if finding["given"]:
+        return others or None
+    shape, readings = finding["shape"], finding["readings"]
+    sure = (
+        f"{shape} by {readings} answers"
+        if readings and shape != "window"
+        else "how it counts is not known"
+    )
+    return ", ".join(part for part in (f"stated as {finding['limit']}", sure, others) if part)
+
+
 def explain(limiter: _core.LimiterCore, amounts: Sequence[int]) -> Explanation:
     """As Limiter.explain, for whatever has limits. Those that are unlimited are left out."""
     look = _core.snapshot(limiter, *amounts)
-    states = tuple(LimitState(**each) for each in look["limits"])
+    found = {each["meter"]: _learnt(each) for each in _core.findings(limiter)}
+    states = tuple(
+        LimitState(**each, learnt=found.get(meter)) for meter, each in enumerate(look["limits"])
+    )
     binds = look["binds"]
     known = 0 <= binds < len(states) if binds is not None else False
     return Explanation(

@@ -25,10 +25,11 @@ def asks(model: str = "m", **fields: Any) -> RequestMetadata:
 
 def make(mode: str = "intelligent", **options: Any) -> Scheduler:
     names = ("limits", "provider", "classifier", "clock", "accounts", "backend", "retry_on")
+    client = options.pop("client", Client())
     given = {name: options.pop(name) for name in names if name in options}
     options.setdefault("rate_limit_buffer_ratio", 1.0)
     options.setdefault("max_backoff", 0.001)
-    return create_scheduler(Client(), mode=mode, config=RateLimiterConfig(**options), **given)
+    return create_scheduler(client, mode=mode, config=RateLimiterConfig(**options), **given)
 
 
 async def at_once() -> int:

@@ -196,7 +196,8 @@ std::optional<std::vector<Reading>> ReadRateLimitFields(absl::string_view policy
     reading.resource = requests;
     reading.family = static_cast<std::uint8_t>(first_family + (&each - policies->data()));
     reading.limit = Whole(quota);
-    if (window && *window >= 1 && *window <= static_cast<double>(Limit::kMaxPeriod / kSecond))
+    if (window && *window >= 1 &&
+        *window * kNanosInSecond <= static_cast<double>(Limit::kMaxPeriod))
       reading.period = ToNanos(*window);
     for (const Item& state : *limits) {
       if (state.name != each.name) continue;

@@ -15,8 +15,21 @@ constexpr Nanos kOvertakes = 500 * kMillisecond;
 
 }  // namespace
 
+AnsweredCall AnsweredCall::Of(const Reservation& reservation, Nanos now) {
+  AnsweredCall call;
+  call.began = reservation.began_at();
+  call.sent = reservation.sent_at() == kNever ? call.began : reservation.sent_at();
+  call.answered = now;
+  call.timed = reservation.timed_sending();
+  for (int i = 0; i < reservation.size(); ++i) call.taken.push_back(reservation.taken(i));
+  return call;
+}
+
 Learner::Learner(Bucket* bucket, std::vector<std::string> names, Options options)
-    : bucket_(bucket), names_(std::move(names)), options_(options), born_(bucket->size()) {}
+    : bucket_(bucket), names_(std::move(names)), options_(options) {
+  for (int i = 0; i < bucket->size(); ++i)
+    given_.push_back(bucket_->meter(i).parameters().amount < Limit::kMaxAmount);
+}
 
 // What part of a stated limit is used; 1 at least.
 std::int64_t Learner::Used(std::int64_t limit) const {
@@ -31,18 +44,23 @@ Learner::Track& Learner::Find(const Reading& reading) {
   track.resource = reading.resource;
   track.family = reading.family;
   const Nanos period = reading.period > 0 ? reading.period : Inference::kMinute;
-  for (int i = 0; i < born_; ++i) {
+  for (int i = 0; i < static_cast<int>(given_.size()); ++i) {
     if (bucket_->resource(i) != reading.resource) continue;
     const Meter& meter = bucket_->meter(i);
     if (meter.shape() == Shape::kConcurrency || meter.shape() == Shape::kCredit) continue;
-    const bool learnable = meter.parameters().amount >= Limit::kMaxAmount;
-    // Of several given ones, the one of that period.
-    if (!learnable && (!track.given || meter.parameters().period == period)) {
-      track.given = true;
-      track.meter = i;
-      track.kept = {meter.shape(), meter.parameters().period, 0};
-      track.limit = meter.parameters().amount;  // until it is stated
-    }
+    const Parameters p = meter.parameters();
+    const bool given = given_[static_cast<std::size_t>(i)];
+    const bool kept = std::any_of(tracks_.begin(), tracks_.end(),
+                                  [i](const Track& other) { return other.meter == i; });
+    // One that was learnt from elsewhere goes on as what this finds. Of several given ones it is
+    // about the one of that period.
+    if (given ? track.given && p.period != period
+              : track.given || kept || p.amount >= Limit::kMaxAmount)
+      continue;
+    track.given = given;
+    track.meter = i;
+    track.kept = {meter.shape(), p.period, 0};
+    if (given) track.limit = p.amount;  // until it is stated
   }
   tracks_.push_back(std::move(track));
   return tracks_.back();
@@ -104,21 +122,21 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
 }
 
 // `fresh`: the meter has only just begun to count this limit.
-void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Reservation& of,
-                    Nanos sent, bool fresh) {
+void Learner::Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of,
+                    bool fresh) {
   Meter& meter = bucket_->meter(track.meter);
   const History& history = *bucket_->history();
   const std::size_t r = track.resource;
   // Calls are sent in the order in which they begin, more or less.
-  const Nanos began = of.began_at();
-  const Nanos overtakes = of.timed_sending() ? kOvertakesMarked : kOvertakes;
+  const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
   const std::int64_t most = used + reading.rounding;
   const std::int64_t total = history.Total(r);
   std::int64_t own = 0;  // of this request
-  for (int i = 0; i < of.size() && own == 0; ++i)
-    if (bucket_->resource(i) == track.resource) own = of.taken(i).amount;
+  const int taken = static_cast<int>(of.taken.size());
+  for (int i = 0; i < taken && own == 0; ++i)
+    if (bucket_->resource(i) == track.resource) own = of.taken[static_cast<std::size_t>(i)].amount;
   if (meter.shape() == Shape::kBucket) {
     const Parameters p = meter.parameters();
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
@@ -129,11 +147,11 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Reser
       if (told) owed_least = std::max(owed_least, reading.reset - Inference::kSlack);
       owed_most = told ? std::max(owed_most, reading.reset + Inference::kSlack) : kNever;
     }
-    if (!fresh) bucket_->Raise(track.meter, sent + owed_least, now);
+    if (!fresh) bucket_->Raise(track.meter, of.sent + owed_least, now);
     const bool whole = Used(track.limit) == track.limit && !track.given;
     if (!fresh && (!whole || owed_most == kNever)) return;
     if (owed_most == kNever) owed_most = p.period;
-    const std::int64_t since = total - history.AtLeast(r, began - overtakes) - own;
+    const std::int64_t since = total - history.AtLeast(r, of.began - overtakes) - own;
     const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
                        std::min(p.Cost(std::max<std::int64_t>(0, since)), Word::kMaxValue / 4);
     if (fresh) {
@@ -147,18 +165,18 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Reser
   // What of it was ours, at most: what was in use when it began, and what may have been counted
   // before it though it began later.
   std::int64_t ours = 0;
-  if (fresh && track.meter >= of.size()) {
+  if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since.
-    track.foreign = most + total - history.AtLeast(r, began - overtakes) - own;
+    track.foreign = most + total - history.AtLeast(r, of.began - overtakes) - own;
     bucket_->Raise(track.meter, track.foreign, now);
     return;
   }
-  if (track.meter < of.size() && of.taken(track.meter).amount > 0) {
-    const Taken& taken = of.taken(track.meter);
-    const std::int64_t by_then = history.AtMost(r, began + overtakes);
+  if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
+    const Taken& its = of.taken[static_cast<std::size_t>(track.meter)];
+    const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
     // What has left may not have been taken out yet; and what was given back was admitted.
-    ours = std::min(taken.after + std::max<std::int64_t>(0, by_then - taken.increment),
-                    by_then - history.AtLeast(r, began - meter.parameters().period - overtakes));
+    ours = std::min(its.after + std::max<std::int64_t>(0, by_then - its.increment),
+                    by_then - history.AtLeast(r, of.began - meter.parameters().period - overtakes));
   } else {
     // It took nothing here, or came before this did: all that this holds.
     ours = Word{meter.bits()}.value() - track.foreign;
@@ -167,11 +185,11 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Reser
   if (meter.shape() == Shape::kFixed) {
     // Only if it was counted in the window that we are in.
     const Parameters p = meter.parameters();
-    if ((sent - p.anchor()) / p.period != (now - p.anchor()) / p.period) return;
+    if ((of.sent - p.anchor()) / p.period != (now - p.anchor()) / p.period) return;
   }
   if (foreign > track.foreign) {
     bucket_->Raise(track.meter, foreign, now);
-  } else if (sent >= track.newest) {
+  } else if (of.sent >= track.newest) {
     bucket_->Lower(track.meter, foreign, now);
   } else {
     return;
@@ -179,21 +197,22 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Reser
   track.foreign = foreign;
 }
 
-std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Reservation& of,
+std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                                      absl::Span<const Reading> readings) {
   std::vector<Change> changes;
-  const Nanos sent = of.sent_at() == kNever ? of.began_at() : of.sent_at();
   const std::lock_guard<std::mutex> lock(mutex_);
   for (const Reading& reading : readings) {
+    // Who says that there is no limit at all, and answers, means that he does not know.
+    if (reading.limit == 0) continue;
     Track& track = Find(reading);
-    if (sent < track.told_at) continue;
+    if (of.sent < track.told_at) continue;
     const bool stated = reading.limit > 0;
     if (stated && reading.limit != track.limit) {
       track.limit = std::min(reading.limit, Limit::kMaxAmount - 1);
-      track.told_at = sent;
+      track.told_at = of.sent;
     }
     if (track.limit <= 0) continue;
-    const Inference::Told told{reading, track.limit, sent, now, wall_offset};
+    const Inference::Told told{reading, track.limit, of.sent, of.answered, wall_offset};
     track.inference.Note(told, [&](Nanos from, Nanos to) {
       return bucket_->history()->AtMost(track.resource, to) >
              bucket_->history()->AtLeast(track.resource, from);
@@ -201,8 +220,8 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Reserva
     const int before = track.meter;
     if (!track.given) Keep(now, wall_offset, track, changes);
     if (track.meter >= 0 && reading.remaining >= 0)
-      Bound(now, track, reading, of, sent, track.meter != before);
-    track.newest = std::max(track.newest, sent);
+      Bound(now, track, reading, of, track.meter != before);
+    track.newest = std::max(track.newest, of.sent);
   }
   return changes;
 }
@@ -211,8 +230,8 @@ std::vector<Finding> Learner::Findings() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<Finding> findings;
   for (const Track& track : tracks_)
-    findings.push_back({track.meter, track.limit, track.inference.verdict(),
-                        track.inference.readings(), track.foreign});
+    findings.push_back({track.resource, track.meter, track.given, track.limit,
+                        track.inference.verdict(), track.inference.readings(), track.foreign});
   return findings;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
 #include "headway/base/limit.h"
 #include "headway/bucket/bucket.h"
@@ -16,11 +17,25 @@ namespace headway {
 
 // What was found out about one limit.
 struct Finding {
+  std::uint8_t resource;
   int meter;           // which of the bucket's limits it is kept as
+  bool given;          // by the user: it stays as it is
   std::int64_t limit;  // as the provider states it; Reading::kUnsaid: it never has
   Inference::Verdict verdict;
   int readings;          // how many speak for the verdict
   std::int64_t foreign;  // units that others have used of it, as last seen
+};
+
+// What has to be known of a call to make use of its answer, for as long as that takes to be read.
+struct AnsweredCall {
+  // At `now`, when its answer has come; it was reserved, and has begun.
+  static AnsweredCall Of(const Reservation& reservation, Nanos now);
+
+  Nanos began = 0;
+  Nanos sent = 0;  // or began, where nobody said
+  Nanos answered = 0;
+  bool timed = false;                   // a transport said when it was sent
+  absl::InlinedVector<Taken, 2> taken;  // by meter
 };
 
 // A limit of the bucket that has changed, or come to it.
@@ -56,15 +71,15 @@ class Learner {
     Debt debt = Debt::kAbsolute;
   };
 
-  // `bucket` must outlive it. `names`: of the resources. Limits of Limit::kMaxAmount are to be
-  // learnt; all others were given.
+  // `bucket` must outlive it. `names`: of the resources. Limits that are Limit::kMaxAmount by now
+  // are to be learnt; all others were given.
   Learner(Bucket* bucket, std::vector<std::string> names, Options options);
   Learner(const Learner&) = delete;
   Learner& operator=(const Learner&) = delete;
 
-  // What the answer at `now` to `of` said, which was reserved of this bucket, and has begun.
-  // `wall_offset`: see WallOffset. Returns what has changed, in the order in which it did.
-  std::vector<Change> Observe(Nanos now, Nanos wall_offset, const Reservation& of,
+  // What the answer to `of` said, which was reserved of this bucket. `wall_offset`: see WallOffset.
+  // Returns what has changed, in the order in which it did.
+  std::vector<Change> Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                               absl::Span<const Reading> readings);
 
   std::vector<Finding> Findings() const;
@@ -91,13 +106,12 @@ class Learner {
                std::vector<Change>& changes);
   void Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
            std::vector<Change>& changes);
-  void Bound(Nanos now, Track& track, const Reading& reading, const Reservation& of, Nanos sent,
-             bool fresh);
+  void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh);
 
   Bucket* const bucket_;
   const std::vector<std::string> names_;
   const Options options_;
-  const int born_;  // limits that the bucket was made with
+  std::vector<bool> given_;  // of each limit that the bucket was made with
   mutable std::mutex mutex_;
   std::vector<Track> tracks_;
 };

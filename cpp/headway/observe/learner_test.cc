@@ -218,7 +218,7 @@ class World {
       reading.remaining = answer.remaining;
       reading.reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
       call->Answered(now, answer.refused);
-      learner->Observe(now, /*wall_offset=*/0, *call, {&reading, 1});
+      learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now), {&reading, 1});
       call->Settle(now, {});
     });
   }
@@ -323,10 +323,12 @@ TEST(Learner, TakesWhatItBeganLaterAndTheServerCountedBeforeForItsOwn) {
   Reading reading;
   reading.limit = 100;
   reading.remaining = 80;
-  learner.Observe(kStart + 50 * kMillisecond, 0, calls[0], {&reading, 1});
+  learner.Observe(kStart + 50 * kMillisecond, 0,
+                  AnsweredCall::Of(calls[0], kStart + 50 * kMillisecond), {&reading, 1});
   EXPECT_EQ(learner.Findings().at(0).foreign, 0);
   reading.remaining = 75;
-  learner.Observe(kStart + 60 * kMillisecond, 0, calls[1], {&reading, 1});
+  learner.Observe(kStart + 60 * kMillisecond, 0,
+                  AnsweredCall::Of(calls[1], kStart + 60 * kMillisecond), {&reading, 1});
   EXPECT_EQ(learner.Findings().at(0).foreign, 5);
   for (Reservation& call : calls) call.Settle(kStart + kSecond, {});
   bucket->Unref();
@@ -448,7 +450,7 @@ TEST(Learner, StandsWhateverIsSaid) {
         if (random.OneIn(5)) reading.period = random.From(kMillisecond, Limit::kMaxPeriod);
       }
       told->Answered(now, random.OneIn(5));
-      learner.Observe(now, random.From(-kDay, kDay), *told, readings);
+      learner.Observe(now, random.From(-kDay, kDay), AnsweredCall::Of(*told, now), readings);
       told->Settle(now, {});
     }
     // A bucket's refill comes on top of its burst, and a fixed window may end within any minute.

@@ -37,8 +37,9 @@ class KeyWords(_core.LimiterCore):
     """The limits of one key: those given, and one per minute for what they do not limit.
 
     The latter are learnt: unlimited at first, and changed in place, so that a limit learnt later
-    finds what was used already. Instants are seconds of the backend's clock. The caller holds the
-    backend's lock wherever more than admission is asked.
+    finds what was used already. learns: what part of a limit is used that answers tell of; 0: none
+    is learnt from them. Instants are seconds of the backend's clock. The caller holds the backend's
+    lock wherever more than admission is asked.
     """
 
     __slots__ = (
@@ -58,12 +59,21 @@ class KeyWords(_core.LimiterCore):
     )
 
     def __init__(
-        self, limits: Sequence[Limit], clock: ManualClock | None, resources: Sequence[str]
+        self,
+        limits: Sequence[Limit],
+        clock: ManualClock | None,
+        resources: Sequence[str],
+        learns: float = 0.0,
     ) -> None:
         limited = {each.resource for each in limits}
-        free = [name for name in _FIRST if name not in limited]
+        # Whatever is learnt of later is counted from the start.
+        counted = _FIRST if not learns else (*_FIRST, "input_tokens", "output_tokens")
+        free = [name for name in counted if name not in limited]
         super().__init__(
-            [*limits, *(Limit(UNLIMITED, name, _PERIOD) for name in free)], clock, resources
+            [*limits, *(Limit(UNLIMITED, name, _PERIOD) for name in free)],
+            clock,
+            resources,
+            learns=learns,
         )
         _loop.register(self)
         present = _core.limits(self)
@@ -117,6 +127,8 @@ class KeyWords(_core.LimiterCore):
         amount = min(amount, UNLIMITED)
         if index is None or amount == old:
             return
+        if any(each["resource"] == resource for each in _core.findings(self)):
+            return  # answers say more exactly what holds
         room = self.room(resource)
         _core.set_limit(self, index, Limit(amount, resource, _PERIOD), False)
         if old == UNLIMITED and any(each.resource == resource for each in self._foreign):
@@ -225,11 +237,13 @@ class WordsByKey:
             return None
         return words
 
-    def make(self, key: str, limits: Sequence[Limit], now: float) -> KeyWords:
+    def make(self, key: str, limits: Sequence[Limit], now: float, learns: float = 0.0) -> KeyWords:
         words = self.get(key, now)
         if words is None:
             self.number(each.resource for each in limits)
-            words = KeyWords(limits, self.clock, self.resources)
+            if learns:
+                self.number(("input_tokens", "output_tokens"))
+            words = KeyWords(limits, self.clock, self.resources, learns)
             words.seen = now
             self._kept[key] = self._known[key] = words
         return words

@@ -18,13 +18,15 @@ _LONGEST_BODY = 2**16
 class Answer:
     """What could be found. headers: by lower-case name. usage: tokens by resource.
 
-    body: a mapping, of an error only.
+    body: a mapping, of an error only. call: its bucket, and what is known of the call, for whoever
+    reads it later.
     """
 
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: object = None
     usage: Mapping[str, int] = field(default_factory=dict)
+    call: tuple[Any, Any] | None = None
 
 
 def read_answer(source: object) -> Answer:

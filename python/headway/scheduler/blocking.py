@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from headway._core import Reservation, WithReservation
+from headway._core import AnsweredCall, Reservation, WithReservation
 from headway.errors import SchedulerStoppedError
 from headway.scheduler.answers import Answer
 from headway.scheduler.buckets import Bucket
@@ -92,6 +92,10 @@ class BlockingCall:
             return wait()
         finally:
             self._waits_for = None
+
+    def record(self) -> AnsweredCall | None:
+        """What is known of the attempt, whose answer has come."""
+        return None if self._reservation is None else self._reservation._record()
 
     def admitted(self, reservation: Reservation, reserved: tuple[int, ...]) -> None:
         """The next attempt may begin."""

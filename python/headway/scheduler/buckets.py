@@ -101,6 +101,7 @@ class Buckets:
     """Makes and finds them. Guarded by the GIL: each verb is a few dictionary steps.
 
     ratio: what part of every rate limit is used. multiplier: of every rate limit, for tests.
+    learns: whether answers tell of limits.
     label: of the scheduler in metrics; None: none are kept.
     """
 
@@ -113,6 +114,7 @@ class Buckets:
         ratio: float,
         multiplier: float,
         limited: bool,
+        learns: bool,
         label: str | None,
         most_failures: int,
         failure_window: float,
@@ -123,6 +125,7 @@ class Buckets:
         self._ratio = ratio
         self._multiplier = multiplier
         self._limited = limited
+        self._learns = min(1.0, ratio * multiplier) if learns else 0.0
         self._label = label
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
@@ -132,6 +135,8 @@ class Buckets:
         self._told_unestimated = False
         for limits in given.values():
             backend.number(*(limit.resource for limit in limits))
+        if learns:
+            backend.number("input_tokens", "output_tokens")
 
     def __iter__(self) -> Any:
         return iter(list(self._buckets.values()))
@@ -218,7 +223,7 @@ class Buckets:
         if self._scheduler._remote is not None:
             return self._make_remote(bucket_id, given, self._scheduler._remote)
         used = [self.used_part(limit) for limit in given]
-        words = self._backend.make_words(bucket_id, used)
+        words = self._backend.make_words(bucket_id, used, self._learns)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         stated = {}
         holding = _core.limits(words)

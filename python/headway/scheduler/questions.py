@@ -91,6 +91,8 @@ class Questions:
                 raise self._scheduler._user_code.nonsense(origin, info, "must be a RateLimitInfo")
         except RateLimiterError:  # logged and counted
             return None
+        if answer.call is not None:
+            self._scheduler._observations.told(*answer.call, info)
         return info
 
     def read_later(self, answer: Answer) -> None:

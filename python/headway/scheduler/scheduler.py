@@ -40,6 +40,7 @@ from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode
 from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.life import Life
+from headway.scheduler.observations import Observations
 from headway.scheduler.outlook import Outlook
 from headway.scheduler.questions import Questions
 from headway.scheduler.remote import Supply
@@ -123,6 +124,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.state_config = state_config
         self._questions = Questions(self)
         self._verdicts = Verdicts(self, retried)
+        self._observations = Observations(self)
         self._outlook = Outlook(self)
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
@@ -145,6 +147,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             ratio=config.rate_limit_buffer_ratio,
             multiplier=multiplier,
             limited=config.enable_rate_limiting,
+            learns=config.enable_rate_limiting and self.mode is not SchedulerMode.BASIC,
             label=self._label() if self.metrics_enabled else None,
             most_failures=config.max_failures,
             failure_window=config.failure_window,

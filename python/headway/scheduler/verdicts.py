@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 from typing import TYPE_CHECKING, Any, final
@@ -42,13 +43,13 @@ class Verdicts:
         """What an attempt has come to: None where that is final, else what may be tried again."""
         bucket: Bucket = call.bucket
         if error is None:
-            stream = wrap_stream(call, result)
+            stream = wrap_stream(call, result, self._hear)
             if stream is not None:
                 call.result = stream
                 if bucket.guarded:
                     self._went_well(call)
                 return None
-        answer = read_answer(result if error is None else error)
+        answer = self._hear(call, result if error is None else error)
         refused = answer.status == REFUSED
         if refused:
             self._scheduler._events["refusals"] += 1
@@ -80,6 +81,16 @@ class Verdicts:
                 self._scheduler.config.failure_window,
             )
         self._scheduler._events["failed_attempts"] += 1
+        return answer
+
+    def _hear(self, call: Any, source: object) -> Answer:
+        """What an attempt's result or exception says, told to whoever learns from it."""
+        answer = read_answer(source)
+        self._scheduler._observations.read(call, answer)
+        if self._scheduler._questions.reads(answer):
+            record = call.record()
+            if record is not None:
+                answer = dataclasses.replace(answer, call=(call.bucket, record))
         return answer
 
     def _went_well(self, call: Any) -> None:

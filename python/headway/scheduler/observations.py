@@ -1,0 +1,79 @@
+"""What answers say of limits, on its way to the core, which learns from it."""
+
+from __future__ import annotations
+
+import logging
+from time import time
+from typing import TYPE_CHECKING, Any, final
+
+from headway import _core
+from headway.providers import RateLimitInfo
+from headway.providers.table import ProviderTable, table_for
+from headway.scheduler import _rules as rules
+from headway.scheduler.answers import Answer, look
+from headway.scheduler.config import SchedulerMode
+
+if TYPE_CHECKING:
+    from headway.scheduler.buckets import Bucket
+    from headway.scheduler.scheduler import Scheduler
+
+_logger = logging.getLogger("headway.scheduler")
+
+LEARNT = ("requests", "tokens", "input_tokens", "output_tokens")
+"""The resources whose limits are learnt where none is given."""
+
+
+@final
+class Observations:
+    """Reads answers by the provider's table. For one scheduler.
+
+    Where the scheduler has a provider of the user's own, that reads them, and is believed.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._table: ProviderTable | None = None
+        if scheduler.mode is not SchedulerMode.BASIC and scheduler.provider is None:
+            self._table = table_for(look(scheduler.client, "base_url"))
+
+    def read(self, call: Any, answer: Answer) -> None:
+        """What an attempt's answer says, before its reservation ends."""
+        if self._table is None or not answer.headers:
+            return
+        readings = self._table.read(answer.headers)
+        if len(readings) == 0:
+            return
+        record = call.record()
+        if record is not None:
+            self._tell(call.bucket, record, readings)
+
+    def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
+        """What the user's own provider has made of an answer."""
+        readings: list[dict[str, Any]] = []
+        for short, resource in (("rpm", "requests"), ("tpm", "tokens")):
+            reading: dict[str, Any] = {"resource": resource}
+            for name in ("limit", "remaining"):
+                value = getattr(info, f"{short}_{name}")
+                if rules.is_number(value) and 0 <= value <= 2**53:
+                    reading[name] = int(value)
+            reset = getattr(info, f"{short}_reset")
+            made_at = info.timestamp if rules.is_number(info.timestamp) else time()
+            if rules.is_number(reset) and 0 <= reset - made_at <= 1e8:
+                reading["reset"] = reset - made_at
+            if len(reading) > 1:
+                readings.append(reading)
+        if readings:
+            self._tell(bucket, record, _core.Readings(readings))
+
+    def _tell(self, bucket: Bucket, record: Any, readings: Any) -> None:
+        if not _core.observe(bucket, record, readings):
+            return
+        bucket._learnt()
+        for found in _core.findings(bucket):
+            if not found["given"] and found["meter"] >= 0:
+                bucket.stated[found["meter"]] = found["limit"]
+        _logger.info(
+            "bucket %r: its provider's limits are %s",
+            bucket.name,
+            ", ".join(str(each) for each in bucket.limits()) or "none",
+        )

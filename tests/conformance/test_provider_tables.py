@@ -1,0 +1,113 @@
+"""What each provider's headers say, by its table; one file of vectors for each provider."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headway.errors import ConfigurationError
+from headway.providers import ProviderTable, provider_tables, table_for
+
+HERE = Path(__file__).parent
+NOW = 1_800_000_000.0
+VECTORS = [
+    pytest.param(path.stem, vector, id=f"{path.stem}: {vector['why']}")
+    for path in sorted(HERE.glob("*.json"))
+    for vector in json.loads(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("name", "vector"), VECTORS)
+def test_an_answers_headers_say(name: str, vector: dict[str, Any]) -> None:
+    readings = provider_tables()[name].read(vector["headers"], NOW)
+    expected = [
+        {key: pytest.approx(value) if key == "reset" else value for key, value in each.items()}
+        for each in vector["says"]
+    ]
+    assert readings.as_list() == expected
+    assert len(readings) == len(expected)
+
+
+def test_each_table_has_its_vectors_and_says_where_its_facts_are_from() -> None:
+    tables = set(provider_tables())
+    assert tables == {path.stem for path in HERE.glob("*.json")}
+    data = Path(__file__).parents[2] / "python" / "headway" / "providers" / "data"
+    for name in tables:
+        table = json.loads((data / f"{name}.json").read_text(encoding="utf-8"))
+        assert table["sources"]
+        assert table["as_of"]
+        assert table["version"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("base_url", "name"),
+    [
+        ("https://api.openai.com/v1", "openai"),
+        ("https://api.anthropic.com", "anthropic"),
+        ("https://api.groq.com/openai/v1/", "groq"),
+        ("https://example.com/v1", "generic"),
+        ("https://api.openai.com.example.com/v1", "generic"),
+        ("not a url", "generic"),
+        (None, "generic"),
+        (7, "generic"),
+        ("http://[::1", "generic"),
+        (httpx.URL("https://api.openai.com/v1/"), "openai"),
+    ],
+)
+def test_a_table_is_found_by_the_host_of_the_base_url(base_url: object, name: str) -> None:
+    assert table_for(base_url).name == name
+
+
+def test_a_table_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(
+        json.dumps(
+            {
+                "name": "mine",
+                "hosts": ["api.example.com"],
+                "limits": [
+                    {"resource": "requests", "limit": "x-max", "remaining": "x-left", "period": 10}
+                ],
+            }
+        )
+    )
+    table = ProviderTable.load(file)
+    assert repr(table) == "<headway.providers.ProviderTable mine>"
+    assert table.read({"x-max": "7", "x-left": "3"}).as_list() == [
+        {"resource": "requests", "family": 0, "limit": 7, "remaining": 3, "period": 10.0}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ([], "must be a JSON object"),
+        ({"limits": []}, "name None: must be a str"),
+        ({"name": "a"}, "limits None: must be a list of objects"),
+        ({"name": "a", "limits": [7]}, "limits .7.: must be a list of objects"),
+        ({"name": "a", "limits": [], "host": "b"}, "there is no 'host' in one"),
+        ({"name": "a", "limits": [], "hosts": "b"}, "hosts 'b': must be a list of str"),
+        ({"name": "a", "limits": [{"limits": "x"}]}, "a stated limit: there is no 'limits' in one"),
+        ({"name": "a", "limits": [{"reset_form": "soon"}]}, "reset_form 'soon': must be any, "),
+        ({"name": "a", "limits": [{"shape": "round"}]}, "shape 'round': must be bucket, fixed or"),
+        ({"name": "a", "limits": [{"period": -1}]}, "period -1: must be a number of seconds from"),
+        ({"name": "a", "limits": [{"limit": 7}]}, "mine.json"),
+    ],
+)
+def test_a_table_that_makes_no_sense_says_where(tmp_path: Path, table: object, why: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(table))
+    with pytest.raises(ConfigurationError, match=why) as raised:
+        ProviderTable.load(file)
+    assert "mine.json" in str(raised.value)
+
+
+def test_a_file_that_is_no_json_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text("{")
+    with pytest.raises(ConfigurationError, match=r"mine\.json"):
+        ProviderTable.load(file)

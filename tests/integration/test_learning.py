@@ -1,0 +1,277 @@
+"""A scheduler that was given no limits keeps to what its provider's answers say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from users import Provider, asks, make, until
+
+from headway import ManualClock, RateLimitInfo
+from headway.scheduler import Scheduler, create_scheduler
+from headway.simulate.process import SimulatorProcess
+
+NAMES = {"limit": "Limit", "remaining": "Remaining", "reset": "Reset"}
+
+
+class Window:
+    """A provider that admits so many requests in any minute, and says so."""
+
+    def __init__(self, limit: int, clock: ManualClock, resource: str = "Requests") -> None:
+        self.limit = limit
+        self.clock = clock
+        self.resource = resource
+        self.counted: list[float] = []
+        self.refused = 0
+
+    def say(self) -> tuple[int, dict[str, str]]:
+        now = self.clock.now()
+        recent = [at for at in self.counted if at + 60 > now]
+        admitted = len(recent) < self.limit
+        if admitted:
+            self.counted.append(now)
+            recent.append(now)
+        self.refused += not admitted
+        says = {"limit": self.limit, "remaining": max(0, self.limit - len(recent))}
+        headers = {f"X-RateLimit-{NAMES[k]}-{self.resource}": str(v) for k, v in says.items()}
+        headers[f"X-RateLimit-Reset-{self.resource}"] = f"{recent[0] + 60 - now:.3f}s"
+        return (200 if admitted else 429), headers
+
+    async def call(self) -> SimpleNamespace:
+        status, headers = self.say()
+        return SimpleNamespace(status_code=status, headers=headers)
+
+
+def ask_for(scheduler: Scheduler, server: Window, count: int) -> list[asyncio.Task[Any]]:
+    async def one() -> Any:
+        return await scheduler.submit_request(asks(), server.call)
+
+    return [asyncio.ensure_future(one()) for _ in range(count)]
+
+
+async def settle(clock: ManualClock, until: float) -> None:
+    """Lets the clock run on, a little at a time."""
+    while clock.now() < until:
+        clock.advance(0.5)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("mode", ["intelligent", "account"])
+def test_a_limit_is_kept_to_and_followed_when_it_changes(mode: str) -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(20, clock)
+        async with make(mode, clock=clock) as scheduler:
+            tasks = ask_for(scheduler, server, 400)
+            await settle(clock, 1059)
+            assert (len(server.counted), server.refused) == (20, 0)
+            server.limit = 50
+            await settle(clock, 1110)
+            # The first of the next minute said so, and the others followed at once.
+            assert (len(server.counted), server.refused) == (70, 0)
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert [str(each.limit) for each in explained.limits] == ["50 requests/min window"]
+            assert explained.limits[0].learnt == "stated as 50, how it counts is not known"
+            assert "(stated as 50, how it counts is not known)" in str(explained)
+            server.limit = 10
+            await settle(clock, 1170)
+            refused = server.refused  # of the burst that was out before anybody knew
+            await settle(clock, 1500)
+            assert server.refused == refused
+            assert sum(1 for at in server.counted if 1179 < at < 1479) == 50
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_in_basic_mode_and_without_rate_limiting_nothing_is_learnt() -> None:
+    async def run(scheduler: Scheduler, clock: ManualClock) -> None:
+        server = Window(5, clock)
+        async with scheduler:
+            for _ in range(5):
+                await scheduler.submit_request(asks(), server.call)
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert explained.limits == ()
+
+    clock = ManualClock(1000.0)
+    asyncio.run(run(make("basic", clock=clock), clock))
+    asyncio.run(run(make("intelligent", clock=clock, enable_rate_limiting=False), clock))
+
+
+def test_the_buffer_ratio_is_of_what_is_learnt_too() -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(100, clock)
+        async with make(clock=clock, rate_limit_buffer_ratio=0.9) as scheduler:
+            tasks = ask_for(scheduler, server, 120)
+            await settle(clock, 1059)
+            assert len(server.counted) == 90
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_limit_that_was_given_wins_and_others_are_learnt_beside_it() -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(100, clock)
+
+        async def call() -> SimpleNamespace:
+            status, headers = server.say()
+            headers |= {"x-ratelimit-limit-tokens": "900", "x-ratelimit-remaining-tokens": "850"}
+            return SimpleNamespace(status_code=status, headers=headers)
+
+        limits = ["10 requests/min window"]
+        async with make(clock=clock, limits=limits) as scheduler:
+            await scheduler.submit_request(asks(estimated_tokens=50), call)
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert [str(each.limit) for each in explained.limits] == [
+                "10 requests/min window",
+                "900 tokens/min window",
+            ]
+            assert [each.used for each in explained.limits] == [1, 50]
+            assert [each.learnt for each in explained.limits] == [
+                None,
+                "stated as 900, how it counts is not known",
+            ]
+
+    asyncio.run(run())
+
+
+def test_input_tokens_are_what_an_estimate_is_of_where_only_they_are_limited() -> None:
+    async def run() -> None:
+        async def call() -> SimpleNamespace:
+            headers = {
+                "anthropic-ratelimit-input-tokens-limit": "1000",
+                "anthropic-ratelimit-input-tokens-remaining": "900",
+                "anthropic-ratelimit-input-tokens-reset": "2020-01-01T00:00:00Z",
+            }
+            return SimpleNamespace(status_code=200, headers=headers)
+
+        client = SimpleNamespace(base_url="https://api.anthropic.com")
+        async with create_scheduler(client) as scheduler:
+            await scheduler.submit_request(asks(estimated_tokens=100), call)
+            explained = scheduler.explain(asks(estimated_tokens=300))
+            assert explained is not None
+            (state,) = explained.limits
+            assert str(state.limit) == "900 input_tokens/min bucket"
+            assert explained.amounts[explained.resources.index("input_tokens")] == 300
+            assert explained.amounts[explained.resources.index("tokens")] == 0
+
+    asyncio.run(run())
+
+
+def test_a_provider_of_ones_own_is_believed_instead() -> None:
+    class Mine(Provider):
+        def parse_rate_limit_response(
+            self,
+            headers: dict[str, str],
+            body: dict[str, Any] | None = None,
+            status_code: int | None = None,
+        ) -> RateLimitInfo:
+            left = int(headers["my-left"])
+            return RateLimitInfo(rpm_limit=7, rpm_remaining=left, rpm_reset=time.time() + 60)
+
+    async def run() -> None:
+        left = 7
+
+        async def call() -> SimpleNamespace:
+            nonlocal left
+            left -= 1
+            headers = {"my-left": str(left), "x-ratelimit-limit-requests": "1000"}
+            return SimpleNamespace(status_code=200, headers=headers)
+
+        provider = Mine()
+        async with make(provider=provider) as scheduler:
+            for _ in range(3):
+                await scheduler.submit_request(asks(), call)
+
+            def left_by_now() -> int:
+                explained = scheduler.explain(asks())
+                assert explained is not None
+                return explained.fits_now["requests"]
+
+            await until(lambda: left_by_now() == 4)
+
+    asyncio.run(run())
+
+
+def test_threads_and_streams_are_listened_to_as_well() -> None:
+    clock = ManualClock(1000.0)
+    server = Window(9, clock)
+
+    def call() -> SimpleNamespace:
+        status, headers = server.say()
+        return SimpleNamespace(status_code=status, headers=headers)
+
+    class Stream:
+        def __init__(self, headers: dict[str, str]) -> None:
+            self.response = SimpleNamespace(headers=headers, status_code=200)
+
+        def __aiter__(self) -> AsyncIterator[int]:
+            return self.pieces()
+
+        async def pieces(self) -> AsyncIterator[int]:
+            yield 1
+
+    async def streamed(scheduler: Scheduler) -> None:
+        async def stream() -> Stream:
+            return Stream(server.say()[1])
+
+        async with scheduler:
+            pieces = await scheduler.submit_request(asks(), stream)
+            assert [piece async for piece in pieces] == [1]
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert explained.fits_now == {"requests": 8}
+
+    asyncio.run(streamed(make(clock=clock)))
+    server.counted.clear()
+    with make(clock=clock) as scheduler:
+        scheduler.submit_sync(asks(), call)
+        explained = scheduler.explain(asks())
+        assert explained is not None
+        assert explained.fits_now == {"requests": 8}
+
+
+def test_a_real_server_refuses_nothing_of_what_is_sent_after_its_first_answer() -> None:
+    async def run() -> None:
+        limits = ("--limits", "8 requests/min window", "--latency", "0.01")
+        with SimulatorProcess(*limits) as simulator:
+            client = SimpleNamespace(base_url=simulator.url)
+            async with httpx.AsyncClient() as http, make(client=client) as scheduler:
+
+                async def call() -> httpx.Response:
+                    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+                    return await http.post(f"{simulator.url}/v1/chat/completions", json=body)
+
+                answer = await scheduler.submit_request(asks(), call)
+                assert answer.status_code == 200
+                calls = [scheduler.submit(asks(), call) for _ in range(12)]
+                done, waiting = await asyncio.wait(
+                    [asyncio.ensure_future(_result(each)) for each in calls], timeout=1.0
+                )
+                assert (len(done), len(waiting)) == (7, 5)
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            assert simulator.stats()["refused"] == 0
+
+    asyncio.run(run())
+
+
+async def _result(call: Any) -> Any:
+    return await call
