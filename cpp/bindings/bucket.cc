@@ -21,12 +21,17 @@ bool Limits(const State& state, const char* resource) {
   return false;
 }
 
+}  // namespace
+
 // Where only what goes in is limited, that is what an estimate is an estimate of.
-void FindTokens(BucketObject* self) {
+void FindTokens(const BucketObject* self) {
   const State& state = self->state();
+  self->learnt = state.learnt;
   const bool input = Limits(state, "input_tokens") && !Limits(state, "tokens");
   self->tokens = Index(state, input ? "input_tokens" : "tokens");
 }
+
+namespace {
 
 // BucketCore(scheduler, limiter, name, label): `label` is that of the scheduler in metrics, or
 // None.

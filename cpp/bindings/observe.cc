@@ -74,11 +74,19 @@ ResetForm FormOf(const std::string& name) {
   return found->second;
 }
 
-// A period or a reset in seconds; 0 and none are for the caller to tell apart.
+// Seconds.
 Nanos NanosOf(const py::handle& seconds, const char* what) {
   Nanos nanos = 0;
   if (!ReadSeconds(seconds.ptr(), what, nanos)) throw py::error_already_set();
   return nanos;
+}
+
+Nanos PeriodOf(const py::handle& seconds) {
+  const Nanos period = NanosOf(seconds, "period");
+  if (period < Limit::kMinPeriod || period > Limit::kMaxPeriod)
+    throw py::value_error("period " + py::str(seconds).cast<std::string>() +
+                          ": must be from 0.001 seconds to 31 days");
+  return period;
 }
 
 // Reads the entries of a dict by name; any that nobody asked for is an error.
@@ -123,7 +131,7 @@ Stated MakeStated(const py::list& limits, bool policies) {
     limit.rounding =
         std::clamp<std::int64_t>(entries.Get<std::int64_t>("rounding", 0), 0, Limit::kMaxAmount);
     if (const py::object period = entries.Raw("period"); !period.is_none())
-      limit.period = NanosOf(period, "period");
+      limit.period = PeriodOf(period);
     if (const py::object shape = entries.Raw("shape"); !shape.is_none())
       limit.shape = ShapeOf(shape.cast<std::string>());
     if (const py::object anchor = entries.Raw("anchor"); !anchor.is_none())
@@ -170,13 +178,16 @@ Readings MakeReadings(const py::list& given) {
     Entries entries(each.cast<py::dict>());
     Reading reading;
     reading.resource = readings.Number(entries.Get<std::string>("resource", "requests"));
-    reading.family = static_cast<std::uint8_t>(entries.Get<int>("family", 0));
+    const int family = entries.Get<int>("family", 0);
+    if (family < 0 || family > 255)
+      throw py::value_error("family " + std::to_string(family) + ": must be from 0 to 255");
+    reading.family = static_cast<std::uint8_t>(family);
     reading.limit = entries.Get<std::int64_t>("limit", Reading::kUnsaid);
     reading.remaining = entries.Get<std::int64_t>("remaining", Reading::kUnsaid);
     if (const py::object reset = entries.Raw("reset"); !reset.is_none())
       reading.reset = NanosOf(reset, "reset");
     if (const py::object period = entries.Raw("period"); !period.is_none())
-      reading.period = NanosOf(period, "period");
+      reading.period = PeriodOf(period);
     if (const py::object shape = entries.Raw("shape"); !shape.is_none())
       reading.shape = ShapeOf(shape.cast<std::string>());
     entries.Check("a reading");
@@ -243,6 +254,7 @@ bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings
     if (place >= state->limits.size()) state->limits.resize(place + 1);
     state->limits[place] = change.limit;
   }
+  if (!changes.empty()) ++state->learnt;
   state->Serve();
   return !changes.empty();
 }

@@ -791,6 +791,8 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
               [&](PyObject* value) {
                 std::int64_t tokens = 0;
                 if (!ReadAmount(value, "estimated_tokens", tokens)) return false;
+                // Another scheduler that shares the words may have learnt more of them.
+                if (bucket->learnt != bucket->state().learnt) FindTokens(bucket);
                 if (bucket->tokens >= 0) out.amounts[bucket->tokens] = tokens;
                 return true;
               }) &&

@@ -32,7 +32,8 @@ struct BucketObject {
   const Path* path;  // without an account
   // In the order of the resources; -1: this bucket does not count it.
   int requests;
-  int tokens;
+  mutable int tokens;
+  mutable int learnt;  // of the words' changes, those that `tokens` knows of
   int concurrency;
   char remote;   // its words live elsewhere: it is told of each attempt's end, by `_ended`
   char guarded;  // the scheduler's Python side wants to be asked before each admission
@@ -56,6 +57,9 @@ struct BucketObject {
     if (counts != nullptr) counts->in_flight.store(in_flight, std::memory_order_relaxed);
   }
 };
+
+// Which of the amounts is that of estimated_tokens, by the limits that there are now.
+void FindTokens(const BucketObject* bucket);
 
 enum class Overflow : std::uint8_t { kReject, kDropOldest, kWait };
 

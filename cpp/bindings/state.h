@@ -61,6 +61,7 @@ struct State {
   Bucket* bucket = nullptr;
   std::shared_ptr<VirtualTime> time;  // null: the real clock
   std::vector<Limit> limits;          // by meter
+  int learnt = 0;                     // how often limits have changed by what was learnt
   std::unique_ptr<Learner> learner;   // null: its limits are what they were given as
   std::vector<std::string> resources;
   std::vector<std::int64_t> defaults;  // by resource: what a missing amount means

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from headway import _core
 from headway.errors import ConfigurationError
 from headway.providers import ProviderTable, provider_tables, table_for
 
@@ -96,6 +97,7 @@ def test_a_table_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
         ({"name": "a", "limits": [{"shape": "round"}]}, "shape 'round': must be bucket, fixed or"),
         ({"name": "a", "limits": [{"period": -1}]}, "period -1: must be a number of seconds from"),
         ({"name": "a", "limits": [{"limit": 7}]}, "mine.json"),
+        ({"name": "a", "limits": [{"period": 1e-9}]}, "period 1e-09: must be from 0.001 seconds"),
     ],
 )
 def test_a_table_that_makes_no_sense_says_where(tmp_path: Path, table: object, why: str) -> None:
@@ -104,6 +106,12 @@ def test_a_table_that_makes_no_sense_says_where(tmp_path: Path, table: object, w
     with pytest.raises(ConfigurationError, match=why) as raised:
         ProviderTable.load(file)
     assert "mine.json" in str(raised.value)
+
+
+def test_a_reading_has_a_family_of_one_byte() -> None:
+    for family in (-1, 256):
+        with pytest.raises(ValueError, match=f"family {family}: must be from 0 to 255"):
+            _core.Readings([{"family": family}])
 
 
 def test_a_file_that_is_no_json_says_so(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from users import Provider, asks, make, until
 
 from headway import ManualClock, RateLimitInfo
+from headway.backends import MemoryBackend
 from headway.scheduler import Scheduler, create_scheduler
 from headway.simulate.process import SimulatorProcess
 
@@ -170,6 +171,32 @@ def test_input_tokens_are_what_an_estimate_is_of_where_only_they_are_limited() -
             assert str(state.limit) == "900 input_tokens/min bucket"
             assert explained.amounts[explained.resources.index("input_tokens")] == 300
             assert explained.amounts[explained.resources.index("tokens")] == 0
+
+    asyncio.run(run())
+
+
+def test_who_shares_the_words_knows_what_another_has_learnt() -> None:
+    async def run() -> None:
+        async def call() -> SimpleNamespace:
+            headers = {
+                "x-ratelimit-limit-input-tokens": "1000",
+                "x-ratelimit-remaining-input-tokens": "900",
+            }
+            return SimpleNamespace(status_code=200, headers=headers)
+
+        async def nothing() -> None:
+            pass
+
+        backend = MemoryBackend()
+        async with (
+            create_scheduler(None, backend=backend) as first,
+            create_scheduler(None, backend=backend) as second,
+        ):
+            await second.submit_request(asks(estimated_tokens=1), nothing)
+            await first.submit_request(asks(estimated_tokens=100), call)
+            explained = second.explain(asks(estimated_tokens=300))
+            assert explained is not None
+            assert explained.amounts[explained.resources.index("input_tokens")] == 300
 
     asyncio.run(run())
 

@@ -118,10 +118,12 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
   }
   const Debt debt = bucket_->debt_.load();
   bool signal = false;
+  std::uint32_t remembered = 0;
   for (int i = 0; i < size(); ++i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
     Meter& meter = bucket_->meter(i);
     const auto resource = static_cast<std::size_t>(bucket_->resource(i));
+    const std::uint32_t bit = std::uint32_t{1} << resource;
     const std::int64_t used = resource < actual.size() ? actual[resource] : -1;
     if (meter.shape() == Shape::kCredit) {  // used up, whatever was used of it
       bucket_->Spend(i, taken.amount, used < 0 ? taken.amount : used);
@@ -136,6 +138,10 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
       signal |= meter.GiveBack(now, taken, taken.amount - used, debt, /*cancel=*/false);
     } else if (used > taken.amount) {
       meter.Charge(now, taken, used - taken.amount);
+      // What was used beyond the estimate is ours as well, once for each resource.
+      if (bucket_->history() != nullptr && (remembered & bit) == 0)
+        bucket_->history()->Admit(resource, used - taken.amount);
+      remembered |= bit;
     }
   }
   bucket_->SignalIfOwed();

@@ -146,6 +146,12 @@ bool Meter::Lower(std::int64_t bound, Nanos at) {
   return has_cells() && CellMeter::Lower(*this, bound, at);
 }
 
+std::int64_t Meter::Others() const {
+  if (!has_cells()) return 0;
+  const Cells* cells = cells_.load(std::memory_order_acquire);
+  return cells == nullptr ? 0 : cells->foreign.load();
+}
+
 bool Meter::SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt) {
   std::uint64_t bits = word_.load();
   const Parameters old = slots_.Load(Word{bits}.generation());

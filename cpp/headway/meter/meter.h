@@ -136,6 +136,9 @@ class Meter {
   void Raise(std::int64_t bound, Nanos at);
   [[nodiscard]] bool Lower(std::int64_t bound, Nanos at);
 
+  // window, fixed: what others have used, as last observed and not yet left.
+  std::int64_t Others() const;
+
   // Changes the limit (same shape) while in use. Not thread-safe against itself. Returns whether to
   // signal: a raised limit brings admissions nearer.
   [[nodiscard]] bool SetLimit(Nanos now, const Limit& limit, Nanos wall_offset, Debt debt);

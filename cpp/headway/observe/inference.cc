@@ -51,7 +51,12 @@ void Inference::NoteSaid(const Reading& reading) {
 
 void Inference::NotePeriod(Nanos reset) {
   // After its limit was lowered, a bucket may owe for longer than it takes to be refilled.
-  if (reset <= verdict_.period + kSlack || verdict_.shape == Shape::kBucket) return;
+  if (reset <= verdict_.period + kSlack || verdict_.shape == Shape::kBucket) {
+    longer_ = 0;
+    return;
+  }
+  if (++longer_ < 2) return;
+  longer_ = 0;
   for (const Nanos period : kPeriods) {
     if (period + kSlack < reset) continue;
     ends_ = {};

@@ -49,7 +49,8 @@ struct Reading {
 //   UTC, where the period is an hour or more, or it comes again a period later, twice. An end that
 //   is one period after calls of our own is what a `window` says, too, and no sign of anything.
 //
-// A reset longer than the period shows a longer one: the shortest of the usual ones that holds it.
+// Two resets longer than the period show a longer one: the shortest of the usual ones that holds
+// them. It does not become shorter again by itself.
 //
 // Not thread-safe.
 class Inference {
@@ -126,6 +127,7 @@ class Inference {
 
   Verdict verdict_;
   int readings_ = 0;
+  int longer_ = 0;  // resets one after another that were longer than the period
   bool period_said_ = false;
   bool shape_said_ = false;
   std::array<Run, kPeriods.size()> bucket_{};  // by period

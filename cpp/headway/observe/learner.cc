@@ -52,11 +52,13 @@ Learner::Track& Learner::Find(const Reading& reading) {
     const bool given = given_[static_cast<std::size_t>(i)];
     const bool kept = std::any_of(tracks_.begin(), tracks_.end(),
                                   [i](const Track& other) { return other.meter == i; });
-    // One that was learnt from elsewhere goes on as what this finds. Of several given ones it is
-    // about the one of that period.
-    if (given ? track.given && p.period != period
-              : track.given || kept || p.amount >= Limit::kMaxAmount)
+    // Given limits win, resource by resource; a reading is about the one of its period.
+    if (given && p.period != period) {
+      track.given = true;
       continue;
+    }
+    // One that was learnt from elsewhere goes on as what this finds.
+    if (!given && (track.given || kept || p.amount >= Limit::kMaxAmount)) continue;
     track.given = given;
     track.meter = i;
     track.kept = {meter.shape(), p.period, 0};
@@ -82,7 +84,8 @@ int Learner::MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Li
     const Parameters p = bucket_->meter(i).parameters();
     if (p.amount < Limit::kMaxAmount) continue;
     // What a window has counted is right for its own period alone.
-    if (limit.shape == Shape::kWindow && p.period != limit.period) continue;
+    if (limit.shape != Shape::kBucket && p.period != limit.period && bucket_->Used(i, now) != 0)
+      continue;
     Set(now, wall_offset, i, limit, changes);
     return i;
   }
@@ -110,8 +113,9 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
   if (found < 0) return;  // what is kept goes on
   track.meter = found;
   track.kept = verdict;
-  track.foreign = 0;
-  if (bucket_->meter(found).has_cells()) bucket_->Lower(found, 0, now);
+  // What an open bucket was owed, and what others were seen to use of a window, is long out of
+  // date.
+  bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now, now);
   if (old < 0) return;
   Limit open = limit;
   open.amount = Limit::kMaxAmount;
@@ -142,15 +146,19 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
     Nanos owed_most = MulDivCeil(most, p.period, track.limit);
     if (reading.remaining <= reading.rounding) {
-      // More may be owed than the limit, after it was lowered: then the reset tells.
+      // More may be owed than the limit, after it was lowered: then the reset tells. Of a limit
+      // that is a fraction of what it was, the rest is told again.
       const bool told = reading.reset != kNever;
-      if (told) owed_least = std::max(owed_least, reading.reset - Inference::kSlack);
+      if (told)
+        owed_least =
+            std::max(owed_least, std::min(reading.reset - Inference::kSlack, 2 * p.period));
       owed_most = told ? std::max(owed_most, reading.reset + Inference::kSlack) : kNever;
     }
     if (!fresh) bucket_->Raise(track.meter, of.sent + owed_least, now);
     const bool whole = Used(track.limit) == track.limit && !track.given;
     if (!fresh && (!whole || owed_most == kNever)) return;
     if (owed_most == kNever) owed_most = p.period;
+    if (fresh) owed_most = std::min(owed_most, 2 * p.period);
     const std::int64_t since = total - history.AtLeast(r, of.began - overtakes) - own;
     const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
                        std::min(p.Cost(std::max<std::int64_t>(0, since)), Word::kMaxValue / 4);
@@ -167,8 +175,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   std::int64_t ours = 0;
   if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since.
-    track.foreign = most + total - history.AtLeast(r, of.began - overtakes) - own;
-    bucket_->Raise(track.meter, track.foreign, now);
+    const std::int64_t since = total - history.AtLeast(r, of.began - overtakes) - own;
+    bucket_->Raise(track.meter, most + std::max<std::int64_t>(0, since), now);
     return;
   }
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
@@ -179,7 +187,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
                     by_then - history.AtLeast(r, of.began - meter.parameters().period - overtakes));
   } else {
     // It took nothing here, or came before this did: all that this holds.
-    ours = Word{meter.bits()}.value() - track.foreign;
+    ours = Word{meter.bits()}.value() - meter.Others();
   }
   const std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
   if (meter.shape() == Shape::kFixed) {
@@ -187,14 +195,9 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     const Parameters p = meter.parameters();
     if ((of.sent - p.anchor()) / p.period != (now - p.anchor()) / p.period) return;
   }
-  if (foreign > track.foreign) {
-    bucket_->Raise(track.meter, foreign, now);
-  } else if (of.sent >= track.newest) {
-    bucket_->Lower(track.meter, foreign, now);
-  } else {
-    return;
-  }
-  track.foreign = foreign;
+  const bool newest = of.sent >= track.newest;
+  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, now);
+  if (newest) bucket_->Lower(track.meter, foreign, now);
 }
 
 std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
@@ -219,7 +222,11 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     });
     const int before = track.meter;
     if (!track.given) Keep(now, wall_offset, track, changes);
-    if (track.meter >= 0 && reading.remaining >= 0)
+    // A given limit may be of another period than what the reading is about.
+    const bool about = !track.given || reading.period > 0 || reading.reset == kNever ||
+                       track.kept.shape == Shape::kBucket ||
+                       reading.reset <= track.kept.period + Inference::kSlack;
+    if (track.meter >= 0 && reading.remaining >= 0 && about)
       Bound(now, track, reading, of, track.meter != before);
     track.newest = std::max(track.newest, of.sent);
   }
@@ -231,7 +238,8 @@ std::vector<Finding> Learner::Findings() const {
   std::vector<Finding> findings;
   for (const Track& track : tracks_)
     findings.push_back({track.resource, track.meter, track.given, track.limit,
-                        track.inference.verdict(), track.inference.readings(), track.foreign});
+                        track.inference.verdict(), track.inference.readings(),
+                        track.meter < 0 ? 0 : bucket_->meter(track.meter).Others()});
   return findings;
 }
 

@@ -96,7 +96,6 @@ class Learner {
     Nanos newest = -kNever;                 // when the newest request was sent of which we know
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
-    std::int64_t foreign = 0;
   };
 
   Track& Find(const Reading& reading);

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -332,6 +333,127 @@ TEST(Learner, TakesWhatItBeganLaterAndTheServerCountedBeforeForItsOwn) {
   EXPECT_EQ(learner.Findings().at(0).foreign, 5);
   for (Reservation& call : calls) call.Settle(kStart + kSecond, {});
   bucket->Unref();
+}
+
+// A bucket, and somebody who says what he likes of it.
+class Said {
+ public:
+  explicit Said(const char* given = nullptr, double ratio = 1.0) {
+    Limit limit = Limit::Parse(given == nullptr ? "1 requests/min" : given).value();
+    if (given == nullptr) limit.amount = Limit::kMaxAmount;
+    const std::uint8_t requests = 0;
+    bucket = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/1);
+    learner.emplace(bucket, std::vector<std::string>{"requests"}, Learner::Options{ratio, {}});
+  }
+  ~Said() { bucket->Unref(); }
+  Said(const Said&) = delete;
+  Said& operator=(const Said&) = delete;
+
+  // A request of one unit that uses `used`, and its answer, at whose instant another one begins.
+  void Say(const Reading& reading, std::int64_t used = 1) {
+    const std::int64_t one = 1;
+    Reservation call;
+    Reservation other;
+    ASSERT_FALSE(bucket->TryReserve(now, {&one, 1}, false, call));
+    now += 50 * kMillisecond;
+    if (at_once) {
+      ASSERT_FALSE(bucket->TryReserve(now, {&one, 1}, false, other));
+    }
+    call.Answered(now, false);
+    learner->Observe(now, 0, AnsweredCall::Of(call, now), {&reading, 1});
+    call.Settle(now, {&used, 1});
+    if (at_once) other.Settle(now, {});
+  }
+  // How long until `amount` fits.
+  Nanos Wait(std::int64_t amount) {
+    const Nanos at = bucket->Look(now, {&amount, 1}, /*answered=*/true).ready_at;
+    return at >= kUntold ? at : std::max<Nanos>(0, at - now);
+  }
+
+  Bucket* bucket;
+  std::optional<Learner> learner;
+  bool at_once = false;
+  Nanos now = kStart;
+};
+
+Reading Of(std::int64_t limit, std::int64_t remaining) {
+  Reading reading;
+  reading.limit = limit;
+  reading.remaining = remaining;
+  return reading;
+}
+
+TEST(Learner, TakesNothingOfAnotherPeriodForAGivenLimit) {
+  Said said("30 requests/min window");
+  Reading of_a_day = Of(14'400, 10);
+  of_a_day.period = kDay;
+  said.Say(of_a_day);
+  EXPECT_EQ(said.Wait(20), 0);
+  Reading unsaid = Of(14'400, 10);
+  unsaid.family = 1;
+  unsaid.reset = 10 * kMinute;
+  said.Say(unsaid);
+  EXPECT_EQ(said.Wait(20), 0);
+  // And of its own, what others use.
+  Reading of_it = Of(30, 5);
+  of_it.period = kMinute;
+  of_it.family = 2;
+  said.Say(of_it);
+  EXPECT_GT(said.Wait(20), 0);
+}
+
+TEST(Learner, SeesWhatOthersUseAgainAfterTheirFirstHasLeft) {
+  Said said;
+  said.Say(Of(100, 49));
+  EXPECT_EQ(said.learner->Findings().at(0).foreign, 50);
+  said.now += 2 * kMinute;
+  EXPECT_EQ(said.bucket->Used(0, said.now), 0);
+  said.Say(Of(100, 59));
+  EXPECT_EQ(said.learner->Findings().at(0).foreign, 40);
+  EXPECT_EQ(said.bucket->Used(0, said.now), 41);
+}
+
+TEST(Learner, IsNotShutForLongByOneAnswer) {
+  for (const char* const given : {"600 requests/min bucket", static_cast<const char*>(nullptr)}) {
+    Said said(given, 0.9);
+    Reading reading = Of(600, 0);
+    reading.shape = Shape::kBucket;
+    reading.period = kMinute;
+    reading.reset = 365 * kDay;
+    said.Say(reading);
+    EXPECT_LE(said.Wait(1), 2 * kMinute);
+  }
+}
+
+TEST(Learner, OfAKindThatItHadBeforeRemembersNothing) {
+  Said said(nullptr, 0.9);
+  said.at_once = true;
+  for (const Shape shape : {Shape::kBucket, Shape::kWindow, Shape::kBucket, Shape::kWindow}) {
+    Reading reading = Of(600, 590);
+    reading.shape = shape;
+    reading.period = kMinute;
+    said.Say(reading);
+    EXPECT_LE(said.Wait(1), kSecond) << ShapeName(shape);
+    said.Say(reading);
+    EXPECT_LE(said.Wait(1), kSecond) << ShapeName(shape);
+  }
+  EXPECT_LE(said.bucket->size(), 2);
+}
+
+TEST(Learner, TakesWhatWasUsedBeyondTheEstimateForItsOwn) {
+  Said said;
+  for (int i = 1; i <= 5; ++i) said.Say(Of(1'000, 1'000 - 100 * i), 100);
+  EXPECT_LE(said.learner->Findings().at(0).foreign, 100);  // of the last one, not settled then
+}
+
+TEST(Learner, TakesOneLongResetForNoPeriod) {
+  Said said;
+  Reading reading = Of(600, 590);
+  reading.reset = 2 * 3600 * kSecond;
+  said.Say(reading);
+  EXPECT_EQ(said.learner->Findings().at(0).verdict.period, kMinute);
+  said.Say(reading);
+  EXPECT_EQ(said.learner->Findings().at(0).verdict.period, kDay);
 }
 
 TEST(Learner, KeepsABufferFreeWhateverTheServerWouldStillAdmit) {
