@@ -64,7 +64,7 @@ Learner::Track& Learner::Find(const Reading& reading) {
     track.kept = {meter.shape(), p.period, 0};
     if (given) track.limit = p.amount;  // until it is stated
   }
-  tracks_.push_back(std::move(track));
+  tracks_.push_back(track);
   return tracks_.back();
 }
 
