@@ -57,10 +57,11 @@ void Bucket::Remember(Nanos now, Reservation& out) {
   std::uint32_t seen = 0;
   for (int i = 0; i < out.size(); ++i) {
     Taken& taken = out.taken_[static_cast<std::size_t>(i)];
+    if (taken.amount == 0) continue;
     const auto r = static_cast<std::size_t>(resource(i));
     const bool first = (seen & (std::uint32_t{1} << r)) == 0;
     seen |= std::uint32_t{1} << r;
-    const std::int64_t total = history_->Admit(r, first ? taken.amount : 0);
+    const std::int64_t total = first ? history_->Admit(r, taken.amount) : history_->Total(r);
     if (meter(i).has_cells()) taken.increment = total;
   }
   history_->Mark(now);

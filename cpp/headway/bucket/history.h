@@ -34,8 +34,6 @@ class History {
   explicit History(std::size_t resources)
       : resources_(resources), totals_(std::make_unique<std::atomic<std::int64_t>[]>(resources)) {}
 
-  std::size_t resources() const { return resources_; }
-
   // A call takes `amount`. Returns the total with it.
   std::int64_t Admit(std::size_t resource, std::int64_t amount) {
     return totals_[resource].fetch_add(amount) + amount;

@@ -135,17 +135,7 @@ TEST(Headers, DamagedTextIsReadWithoutHarm) {
   for (std::uint64_t run = 0; run < 20'000; ++run) {
     Random random(Random::Seed(run));
     const auto damaged = [&] {
-      std::string text = whole[static_cast<std::size_t>(random.From(0, 5))];
-      for (std::int64_t n = random.From(0, 4); n > 0 && !text.empty(); --n) {
-        const auto at =
-            static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(text.size()) - 1));
-        if (random.OneIn(3)) {
-          text.erase(at, 1);
-        } else {
-          text[at] = static_cast<char>(random.From(-128, 127));
-        }
-      }
-      return text;
+      return random.Damage(whole[static_cast<std::size_t>(random.From(0, 5))], random.From(0, 4));
     };
     const auto fields = ReadRateLimitFields(damaged(), damaged(), 0, 0);
     if (fields)

@@ -136,11 +136,13 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
   const std::int64_t most = used + reading.rounding;
-  const std::int64_t total = history.Total(r);
   std::int64_t own = 0;  // of this request
   const int taken = static_cast<int>(of.taken.size());
   for (int i = 0; i < taken && own == 0; ++i)
     if (bucket_->resource(i) == track.resource) own = of.taken[static_cast<std::size_t>(i)].amount;
+  // Admitted and perhaps not counted by then.
+  const std::int64_t since =
+      std::max<std::int64_t>(0, history.Total(r) - history.AtLeast(r, of.began - overtakes) - own);
   if (meter.shape() == Shape::kBucket) {
     const Parameters p = meter.parameters();
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
@@ -159,9 +161,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     if (!fresh && (!whole || owed_most == kNever)) return;
     if (owed_most == kNever) owed_most = p.period;
     if (fresh) owed_most = std::min(owed_most, 2 * p.period);
-    const std::int64_t since = total - history.AtLeast(r, of.began - overtakes) - own;
     const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
-                       std::min(p.Cost(std::max<std::int64_t>(0, since)), Word::kMaxValue / 4);
+                       std::min(p.Cost(since), Word::kMaxValue / 4);
     if (fresh) {
       bucket_->Raise(track.meter, owed, now);
     } else {
@@ -175,8 +176,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   std::int64_t ours = 0;
   if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since.
-    const std::int64_t since = total - history.AtLeast(r, of.began - overtakes) - own;
-    bucket_->Raise(track.meter, most + std::max<std::int64_t>(0, since), now);
+    bucket_->Raise(track.meter, most + since, now);
     return;
   }
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {

@@ -263,8 +263,8 @@ TEST_P(Learns, OfAChangeFromTheFirstAnswerThatTellsOfIt) {
       // Whatever was in flight then has been answered.
       const Nanos settled =
           world.told_of_change + GetParam().latency + GetParam().spread + 100 * kMillisecond;
-      // Where the server scales what is owed, and we take it for so many units, the first bound that
-      // corrects this may come one call late (1 of 2,000 such runs).
+      // Where the server scales what is owed, and we take it for so many units, the first bound
+      // that corrects this may come one call late (1 of 2,000 such runs).
       EXPECT_LE(std::count_if(world.refused.begin(), world.refused.end(),
                               [&](Nanos sent) { return sent > settled; }),
                 proportional ? 1 : 0);

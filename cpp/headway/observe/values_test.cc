@@ -124,15 +124,7 @@ TEST(Values, OfAnyTextOnlyWhatIsInRangeIsRead) {
     if (random.OneIn(2)) {
       text = whole[static_cast<std::size_t>(
           random.From(0, static_cast<std::int64_t>(whole.size()) - 1))];
-      for (std::int64_t n = random.From(1, 3); n > 0 && !text.empty(); --n) {
-        const auto at =
-            static_cast<std::size_t>(random.From(0, static_cast<std::int64_t>(text.size()) - 1));
-        if (random.OneIn(3)) {
-          text.erase(at, 1);
-        } else {
-          text[at] = static_cast<char>(random.From(-128, 127));
-        }
-      }
+      text = random.Damage(text, random.From(1, 3));
     } else {
       for (std::int64_t n = random.From(0, 70); n > 0; --n)
         text += letters[static_cast<std::size_t>(

@@ -447,7 +447,7 @@ void GateQueue::Park(BucketQueue* queue, ClassQueue& heads) {
   if (shares_.size() > 64 + 2 * by_priority_.size())
     absl::erase_if(shares_,
                    [this](const auto& each) { return !by_priority_.contains(each.first); });
-  Shares& shares = shares_[heads.priority()];
+  Shares& shares = SharesOf(heads.priority());
   Share& share = shares.Of(AccountOf(*heads.head()));
   shares.Begin(share);
   ++share.users;
@@ -461,19 +461,19 @@ void GateQueue::Unpark(BucketQueue* queue) {
   const auto of_priority = by_priority_.find(queue->at_gate_for->priority());
   of_priority->second.erase({queue->given_at_gate, queue->at_gate, queue});
   if (of_priority->second.empty()) by_priority_.erase(of_priority);
-  shares_[queue->at_gate_for->priority()].End(*queue->share_at_gate);
+  SharesOf(queue->at_gate_for->priority()).End(*queue->share_at_gate);
   --queue->share_at_gate->users;
   queue->gate = nullptr;
   // If it is over, it was kept for this.
   queue->List(std::exchange(queue->at_gate_for, nullptr));
 }
 
-void ClassQueue::ElectAtGate(const GateQueue& gate) {
+void ClassQueue::ElectAtGate(const Shares& places) {
   if (held != 0 || flows_.size() == 1 || elected_ == nullptr) return;
   // Among equals one who does not stand there yet.
   const auto key = [&](const Flow* f) {
-    return std::tuple(gate.Given(f->account, priority_), gate.Stands(f->account, priority_),
-                      f->share->given, f->head->sequence_);
+    return std::tuple(places.Given(f->account), places.Waits(f->account), f->share->given,
+                      f->head->sequence_);
   };
   Flow* best = elected_;
   auto least = key(best);
@@ -500,7 +500,7 @@ BucketQueue* GateQueue::Next() {
     Unpark(queue);
     if (current || heads.head() == nullptr) return queue;
     // Its account has been given more since: perhaps it is another's turn by now.
-    heads.ElectAtGate(*this);
+    heads.ElectAtGate(SharesOf(heads.priority()));
     Park(queue, heads);
   }
 }

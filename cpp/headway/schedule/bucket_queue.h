@@ -148,7 +148,7 @@ class ClassQueue {
   void Unpark(Flow* flow);
   // The head is to stand at a gate. Nothing is held for it there, so it need not stay: whoever has
   // been given the fewest places there does. Takes as long as there are accounts in the class.
-  void ElectAtGate(const GateQueue& gate);
+  void ElectAtGate(const Shares& places);
 
   // Null where there is none.
   const Flow* FlowOf(const Account* account) const {
@@ -330,17 +330,11 @@ class GateQueue final : public Place {
   BucketQueue* Next();
   // Somebody of this account has got a place, while others wait for one.
   void Charge(const Account* account, std::int32_t priority) {
-    Shares& shares = shares_[priority];
+    Shares& shares = SharesOf(priority);
     shares.Charge(shares.Of(account), 1);
   }
-  double Given(const Account* account, std::int32_t priority) const {
-    const auto found = shares_.find(priority);
-    return found == shares_.end() ? 0 : found->second.Given(account);
-  }
-  bool Stands(const Account* account, std::int32_t priority) const {
-    const auto found = shares_.find(priority);
-    return found != shares_.end() && found->second.Waits(account);
-  }
+  // The places that accounts have been given, of one priority.
+  Shares& SharesOf(std::int32_t priority) { return shares_[priority]; }
   bool empty() const { return parked_.empty(); }
   std::size_t size() const { return parked_.size(); }
 

@@ -384,7 +384,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
         tried = TryHead(queue, *heads, now, denial);
       if (tried == Try::kGate) {
         auto& gate = PlaceOf<GateQueue>(heads->head()->path_->gate());
-        heads->ElectAtGate(gate);
+        heads->ElectAtGate(gate.SharesOf(heads->priority()));
         gate.Park(&queue, *heads);
         SetTimer(queue, kNever);
         bucket.blocked.store(PackBlocked(heads->priority(), ~std::uint32_t{0}));

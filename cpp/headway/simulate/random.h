@@ -44,6 +44,19 @@ class Random {
     return From((top + 1) / 2, top);
   }
 
+  // `text` with so many bytes, at most, gone or become others.
+  std::string Damage(std::string text, std::int64_t bytes) {
+    for (; bytes > 0 && !text.empty(); --bytes) {
+      const auto at = static_cast<std::size_t>(From(0, static_cast<std::int64_t>(text.size()) - 1));
+      if (OneIn(3)) {
+        text.erase(at, 1);
+      } else {
+        text[at] = static_cast<char>(From(-128, 127));
+      }
+    }
+    return text;
+  }
+
   std::mt19937_64& engine() { return engine_; }
 
  private:

@@ -16,6 +16,8 @@ UNLIMITED = 2**53
 """The amount of a limit that is not known: counts everything and refuses nothing."""
 
 _FIRST = ("requests", "tokens")
+LEARNT_BESIDE = ("input_tokens", "output_tokens")
+"""Of what limits are learnt from answers, too, where none is given."""
 _PERIOD = 60.0
 # A word is 32 resources wide.
 _MOST_RESOURCES = 32
@@ -67,7 +69,7 @@ class KeyWords(_core.LimiterCore):
     ) -> None:
         limited = {each.resource for each in limits}
         # Whatever is learnt of later is counted from the start.
-        counted = _FIRST if not learns else (*_FIRST, "input_tokens", "output_tokens")
+        counted = _FIRST if not learns else (*_FIRST, *LEARNT_BESIDE)
         free = [name for name in counted if name not in limited]
         super().__init__(
             [*limits, *(Limit(UNLIMITED, name, _PERIOD) for name in free)],
@@ -242,7 +244,7 @@ class WordsByKey:
         if words is None:
             self.number(each.resource for each in limits)
             if learns:
-                self.number(("input_tokens", "output_tokens"))
+                self.number(LEARNT_BESIDE)
             words = KeyWords(limits, self.clock, self.resources, learns)
             words.seen = now
             self._kept[key] = self._known[key] = words

@@ -46,7 +46,6 @@ class ProviderTable:
             raise ConfigurationError(f"{origin}: hosts {hosts!r}: must be a list of str")
         self.name = name
         self.hosts: tuple[str, ...] = tuple(hosts)
-        self.resources = tuple(dict.fromkeys(each.get("resource", "requests") for each in limits))
         try:
             self._stated = StatedLimits(limits, bool(data.get("policies", False)))
         except (ValueError, TypeError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway._core import Limit
+from headway.backends._words import LEARNT_BESIDE
 from headway.errors import BucketNotFoundError, ConfigurationError
 from headway.limiter import UNLIMITED
 from headway.providers import DiscoveredBucket
@@ -136,7 +137,7 @@ class Buckets:
         for limits in given.values():
             backend.number(*(limit.resource for limit in limits))
         if learns:
-            backend.number("input_tokens", "output_tokens")
+            backend.number(*LEARNT_BESIDE)
 
     def __iter__(self) -> Any:
         return iter(list(self._buckets.values()))

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("headway.scheduler")
 
-LEARNT = ("requests", "tokens", "input_tokens", "output_tokens")
-"""The resources whose limits are learnt where none is given."""
-
 
 @final
 class Observations:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any, final
 
 from headway._core import Call, Reservation, resources
@@ -63,11 +62,10 @@ def _is_stream(kind: type) -> bool:
     return hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_private__")
 
 
-def wrap_stream(call: Call, result: Any, hear: Callable[[Call, Any], object]) -> Any:
+def wrap_stream(call: Call, result: Any) -> Any:
     """A stream that settles when it ends; None where `result` is no stream.
 
-    An object that can have its iterator replaced is itself given back. hear: listens to what it
-    says of limits, before its reservation is handed over.
+    An object that can have its iterator replaced is itself given back.
     """
     kind = type(result)
     replaced = hasattr(kind, "get_iterator") and hasattr(kind, "set_iterator")
@@ -79,7 +77,6 @@ def wrap_stream(call: Call, result: Any, hear: Callable[[Call, Any], object]) ->
             inner = result.get_iterator()
         except Exception:  # its own affair: whoever asks it again meets the same
             return None
-    hear(call, result)
     reservation = call.detach()
     if reservation is None:
         return None

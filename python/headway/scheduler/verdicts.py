@@ -42,14 +42,15 @@ class Verdicts:
     def judge(self, call: Any, result: Any, error: BaseException | None) -> Answer | None:
         """What an attempt has come to: None where that is final, else what may be tried again."""
         bucket: Bucket = call.bucket
+        # Before a stream takes its reservation along.
+        answer = self._hear(call, result if error is None else error)
         if error is None:
-            stream = wrap_stream(call, result, self._hear)
+            stream = wrap_stream(call, result)
             if stream is not None:
                 call.result = stream
                 if bucket.guarded:
                     self._went_well(call)
                 return None
-        answer = self._hear(call, result if error is None else error)
         refused = answer.status == REFUSED
         if refused:
             self._scheduler._events["refusals"] += 1
