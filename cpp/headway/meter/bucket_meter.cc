@@ -22,7 +22,7 @@ Nanos BucketMeter::Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_
     if (unbegun == 0 || now + unbegun + increment <= from + p.tolerance) return now;
     // Until enough of it has begun, which signals whoever has said here that he depends on it. Or
     // until the bucket is full, where that is only for its guard.
-    if ((m.unbegun_.fetch_or(1) & 1) == 0) continue;
+    if ((m.unbegun_.fetch_or(kDepended) & kDepended) == 0) continue;
     return unbegun + increment > p.tolerance ? kUntold : std::max(now + 1, word.value() + guard);
   }
 }

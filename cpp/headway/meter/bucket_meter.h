@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <thread>
 
 #include "headway/base/pause.h"
 #include "headway/meter/meter.h"
@@ -42,9 +43,20 @@ namespace headway {
 // waiters flag takes part in a store-then-load handshake with the scheduler (see Meter). What has
 // not begun is counted up before the word's compare-and-swap, and down after the word was moved up
 // for it; whoever reads it does so after the word, and takes by a compare-and-swap on that: so
-// whatever he has not seen counted makes that fail.
+// whatever he has not seen counted makes that fail. What he sees counted and is not in the word yet
+// would be counted twice, and nobody could tell ever after: a unit of a month's limit is minutes.
+// So whoever takes says while he is in between, which is a few nanoseconds, and that is waited for,
+// if not for ever.
 class BucketMeter {
  public:
+  // Meter::unbegun_: how many of these have not begun; how many threads are between counting them
+  // and the word (63 at most; the scheduler's lock lets in one); and whether somebody depends on
+  // their beginning, who is to be signalled.
+  static constexpr std::int64_t kUnit = 128;
+  static constexpr std::int64_t kLanding = 2;
+  static constexpr std::int64_t kLandings = kUnit - kLanding;
+  static constexpr std::int64_t kDepended = 1;
+
   static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
                    bool begins, Taken& taken) {
     std::uint64_t bits = m.word_.load(std::memory_order_acquire);
@@ -69,9 +81,10 @@ class BucketMeter {
       if (full) Begin(m, now);
       const Nanos after = std::max(before, now) + increment;
       const Nanos shifted = m.shifted_.load(std::memory_order_relaxed);
-      if (!begins) m.unbegun_.fetch_add(2 * amount);
+      if (!begins) m.unbegun_.fetch_add(kUnit * amount + kLanding);
       HEADWAY_PAUSE();
       if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) {
+        if (!begins) m.unbegun_.fetch_sub(kLanding);
         taken.amount = amount;
         taken.increment = increment;
         taken.after = after;
@@ -84,7 +97,7 @@ class BucketMeter {
             std::clamp<Nanos>(now - word.value(), 0, std::numeric_limits<std::uint32_t>::max()));
         return true;
       }
-      if (!begins) CountDown(m, amount);
+      if (!begins) m.unbegun_.fetch_sub(kUnit * amount + kLanding);
     }
   }
   // What was taken so begins. Returns whether to signal.
@@ -129,16 +142,26 @@ class BucketMeter {
   // How long what has not begun takes to be paid for, beyond a lateness that is let pass where a
   // whole burst takes less than that.
   static Nanos Unbegun(const Meter& m, const Parameters& p) {
-    const std::int64_t units = m.unbegun_.load() >> 1;
+    const std::int64_t units = Landed(m) / kUnit;
     if (units == 0) return 0;
     return std::max<Nanos>(
         0, std::min(p.Cost(units), Word::kMaxValue / 4) - std::max<Nanos>(0, kSoon - p.tolerance));
   }
+  // What has not begun, once nobody is between counting it and the word. Who was stopped there
+  // keeps nobody for more than a fraction of a millisecond: then too much is returned.
+  static std::int64_t Landed(const Meter& m) {
+    std::int64_t counted = m.unbegun_.load();
+    for (int tries = 0; (counted & kLandings) != 0 && tries < 512; ++tries) {
+      if (tries >= 64) std::this_thread::yield();
+      counted = m.unbegun_.load();
+    }
+    return counted;
+  }
   // So many units less have not begun. Returns whether somebody depends on that.
   static bool CountDown(Meter& m, std::int64_t amount) {
-    if ((m.unbegun_.fetch_sub(2 * amount) & 1) == 0) return false;
+    if ((m.unbegun_.fetch_sub(kUnit * amount) & kDepended) == 0) return false;
     HEADWAY_PAUSE();
-    m.unbegun_.fetch_and(~std::int64_t{1});
+    m.unbegun_.fetch_and(~kDepended);
     return true;
   }
 

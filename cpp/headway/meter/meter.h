@@ -181,8 +181,7 @@ class Meter {
   std::atomic<Nanos> promised_{
       0};                        // bucket: what the latest slot ever reserved for later stands on
   std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full
-  // bucket: twice the units that were admitted and have not begun; plus 1: somebody depends on
-  // their beginning, who is to be signalled.
+  // bucket: the units that were admitted and have not begun, and two small numbers (BucketMeter).
   std::atomic<std::int64_t> unbegun_{0};
   const Shape shape_;
 };
