@@ -349,7 +349,7 @@ bool ReadMetadata(CallObject* self) {
   self->amounts = n <= 3 ? self->few_amounts : new std::int64_t[n];
   std::copy_n(request.amounts, n, self->amounts);
   self->priority = request.priority;
-  self->timeout = std::min(request.timeout, parts.request_timeout);
+  self->timeout = request.unbounded ? kNever : std::min(request.timeout, parts.request_timeout);
   self->deadline = request.deadline;
   PyObject* client = Py_None;
   Py_INCREF(client);
@@ -450,6 +450,16 @@ int Overflowed(CallObject* self, Nanos now) {
   return kGoOn;
 }
 
+// How many calls are taking a step in this thread, each within the one before.
+thread_local int driving = 0;
+
+PySendResult SendInside(PyObject* inner, PyObject* given, PyObject** value) {
+  ++driving;
+  const PySendResult sent = PyIter_Send(inner, given, value);
+  --driving;
+  return sent;
+}
+
 int Admit(CallObject* self, PyObject** result) {
   SchedulerParts& parts = *self->scheduler->parts;
   BucketObject* bucket = self->bucket;
@@ -465,8 +475,13 @@ int Admit(CallObject* self, PyObject** result) {
     return FailAs(self, RequestOutcome::kDeadline);
   }
   auto reservation = std::make_unique<Reservation>();
-  const std::optional<Refusal> refusal =
+  std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
+  if (refusal && driving > 0 && state.bucket->WaitsForFirstUntil() > now) {
+    // A call that makes this one is waiting for it, and may be what others wait for.
+    state.bucket->EndCold();
+    refusal = self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
+  }
   if (!refusal) {
     self->reservation = reservation.release();
     ++self->attempt;
@@ -786,7 +801,7 @@ int Drive(CallObject* self, PyObject* given, PyObject** result) {
   }
   PyObject* inner = Py_NewRef(self->inner);
   PyObject* value = nullptr;
-  const PySendResult sent = PyIter_Send(inner, given, &value);
+  const PySendResult sent = SendInside(inner, given, &value);
   Py_DECREF(inner);
   return Drove(self, sent, value, result);
 }

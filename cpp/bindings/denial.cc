@@ -1,4 +1,5 @@
 // bindings/denial.cc: the Denial type: a falsy value that says what binds.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -15,6 +16,7 @@ namespace {
 struct DenialObject {
   PyObject_HEAD PyObject* limit;
   double retry_after;
+  bool cooling;
 };
 
 DenialObject* Self(PyObject* self) { return reinterpret_cast<DenialObject*>(self); }
@@ -31,8 +33,11 @@ int IsTrue(PyObject* /*self*/) { return 0; }
 PyObject* Repr(PyObject* object) {
   PyObject* seconds = PyFloat_FromDouble(Self(object)->retry_after);
   if (seconds == nullptr) return nullptr;
-  PyObject* out = PyUnicode_FromFormat("<headway.Denial: '%S' binds, retry_after=%R>",
-                                       Self(object)->limit, seconds);
+  PyObject* out =
+      Self(object)->cooling
+          ? PyUnicode_FromFormat("<headway.Denial: waits for an answer, retry_after=%R>", seconds)
+          : PyUnicode_FromFormat("<headway.Denial: '%S' binds, retry_after=%R>",
+                                 Self(object)->limit, seconds);
   Py_DECREF(seconds);
   return out;
 }
@@ -44,6 +49,9 @@ PyMemberDef members[] = {
      "depends on\n"
      "answers still out (a full concurrency limit, a window of calls in flight) it is 0.1: nobody "
      "knows, and whoever sleeps that long and asks again does not spin."},
+    {"cooling", T_BOOL, offsetof(DenialObject, cooling), READONLY,
+     "Whether no limit binds, but its bucket cools down after a refusal, or its first answer is "
+     "waited for.\n`limit` is its first then, or None."},
     {nullptr, 0, 0, 0, nullptr},
 };
 
@@ -67,12 +75,15 @@ PyObject* MakeDenial(State* state, const Denial& denial, Nanos now) {
   auto* self = reinterpret_cast<DenialObject*>(denial_type->tp_alloc(denial_type, 0));
   if (self == nullptr) return nullptr;
   try {
-    self->limit = py::cast(state->limits[static_cast<std::size_t>(denial.meter)]).release().ptr();
+    const auto place = static_cast<std::size_t>(std::max(0, denial.meter));
+    const bool known = place < state->limits.size();
+    self->limit = (known ? py::cast(state->limits[place]) : py::object(py::none())).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
     Py_DECREF(self);
     return nullptr;
   }
+  self->cooling = denial.meter == Denial::kCooling;
   self->retry_after = denial.never() ? std::numeric_limits<double>::infinity()
                       : denial.ready_at >= kUntold
                           ? 0.1

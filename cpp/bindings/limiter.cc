@@ -25,7 +25,7 @@ State* StateOf(PyObject* self) { return StateOfLimiter(self); }
 
 // Concurrency first, then rates in the order given: a refusal there is the cheapest to roll back.
 State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> time,
-                 std::vector<std::string> resources, double learns) {
+                 std::vector<std::string> resources, double learns, double cold) {
   auto* state = new State;
   state->time = std::move(time);
   state->resources = std::move(resources);
@@ -48,6 +48,7 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
   state->bucket =
       Bucket::Make(state->limits, resource_of, state->WallOffset(), &state->scheduler(),
                    learns > 0 ? State::kMostLearnt : 0, static_cast<int>(state->resources.size()));
+  if (cold > 0) state->bucket->StartCold(static_cast<Nanos>(cold * 1e9));
   if (learns > 0)
     state->learner =
         std::make_unique<Learner>(state->bucket, state->resources, Learner::Options{learns});
@@ -55,14 +56,16 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
 }
 
 int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"limits", "clock", "resources", "credit", "learns", nullptr};
+  static const char* names[] = {"limits", "clock", "resources", "credit",
+                                "learns", "cold",  nullptr};
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
   PyObject* first = nullptr;
   int credit = 0;
   double learns = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Opd", const_cast<char**>(names), &limits,
-                                  &clock, &first, &credit, &learns) == 0)
+  double cold = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Opdd", const_cast<char**>(names), &limits,
+                                  &clock, &first, &credit, &learns, &cold) == 0)
     return -1;
   if (Self(object)->state != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was called twice");
@@ -90,7 +93,7 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
       granted.shape = Shape::kCredit;
       checked.push_back(granted);
     }
-    Self(object)->state = MakeState(checked, std::move(time), numbered, learns);
+    Self(object)->state = MakeState(checked, std::move(time), numbered, learns, cold);
   } catch (py::error_already_set& error) {
     error.restore();
     return -1;

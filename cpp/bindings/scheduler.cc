@@ -815,7 +815,11 @@ bool ReadRequest(const SchedulerParts& parts, const BucketObject* bucket, PyObje
                 return true;
               }) &&
          read(str_timeout,
-              [&](PyObject* value) { return ReadSeconds(value, "timeout", out.timeout); }) &&
+              [&](PyObject* value) {
+                out.unbounded = PyFloat_Check(value) != 0 && std::isinf(PyFloat_AS_DOUBLE(value)) &&
+                                PyFloat_AS_DOUBLE(value) > 0;
+                return out.unbounded || ReadSeconds(value, "timeout", out.timeout);
+              }) &&
          read(str_deadline,
               [&](PyObject* value) { return ReadSeconds(value, "deadline", out.deadline); });
 }

@@ -142,6 +142,7 @@ struct Request {
   std::int64_t amounts[State::kMaxResources];
   std::int32_t priority = 0;
   Nanos timeout = kNever;   // of one attempt
+  bool unbounded = false;   // whatever the scheduler's own is
   Nanos deadline = kNever;  // from submission
 };
 // False with a Python error set, which names the field.

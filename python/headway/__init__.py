@@ -88,12 +88,21 @@ __all__ = [
     "TooManyFailedRequestsError",
     "__version__",
     "create_scheduler",
+    "govern",
 ]
 
+
+if TYPE_CHECKING:
+    from headway.transports import govern
 
 if not TYPE_CHECKING:  # where it would make every misspelt name look like one of ours
 
     def __getattr__(name: str) -> object:
+        if name == "govern":
+            # It needs a client of httpx or httpx2, and who has none does without.
+            from headway.transports import govern
+
+            return govern
         if name == "RedisBackend":
             # One place says what it needs; the same object, once there is one.
             from headway import backends

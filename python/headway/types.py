@@ -39,7 +39,8 @@ class RequestMetadata:
     resource_type: is passed on to the provider, and means nothing else.
     estimated_tokens: tokens to reserve, None for none. cost: units to reserve by resource, instead
     of that. priority: higher is more urgent. submitted_at: for the record, no wait is computed from
-    it. timeout: seconds that one attempt may take, None for no bound but the scheduler's own.
+    it. timeout: seconds that one attempt may take; None for no bound but the scheduler's own, inf
+    for none at all.
     deadline: seconds from submission in which the request must have started, None for no bound.
     client_id: the account, None for one of its own. endpoint: for classifiers and providers.
     requires_model: False where the call is of no model, so that no model's limits hold.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from users import Provider, asks, make, until
+from users import Provider, asks, at_once, make, until
 
-from headway import ManualClock, RateLimitInfo
+from headway import Denial, Limit, ManualClock, RateLimitInfo
 from headway.backends import MemoryBackend
 from headway.scheduler import Scheduler, create_scheduler
 from headway.simulate.process import SimulatorProcess
@@ -274,7 +276,170 @@ def test_threads_and_streams_are_listened_to_as_well() -> None:
         assert explained.fits_now == {"requests": 8}
 
 
-def test_a_real_server_refuses_nothing_of_what_is_sent_after_its_first_answer() -> None:
+@pytest.mark.parametrize("mode", ["intelligent", "account"])
+def test_while_nothing_is_known_one_goes_alone_and_the_rest_when_it_is_back(mode: str) -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(5, clock)
+        answers = asyncio.Event()
+
+        async def call() -> SimpleNamespace:
+            says = await server.call()
+            await answers.wait()
+            return says
+
+        async with make(mode, clock=clock) as scheduler:
+            calls = [scheduler.submit(asks(), call) for _ in range(8)]
+            await until(lambda: len(server.counted) == 1)
+            await settle(clock, 1003)
+            assert len(server.counted) == 1
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert "fits when an answer comes in; 7 waiting" in str(explained)
+            assert scheduler.estimate(asks()) is None
+            answers.set()
+            await until(lambda: len(server.counted) == 5)
+            await settle(clock, 1070)
+            assert len([await each for each in calls]) == 8
+            # It is known now: whoever comes does not ask first.
+            answers.clear()
+            await settle(clock, 1200)
+            more = [scheduler.submit(asks(), call) for _ in range(4)]
+            await until(lambda: len(server.counted) == 12)
+            answers.set()
+            assert len([await each for each in more]) == 4
+        assert server.refused == 0
+
+    asyncio.run(run())
+
+
+def test_one_that_goes_alone_is_not_waited_for_for_ever() -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        out: list[float] = []
+        all_are_out = asyncio.Event()
+
+        async def call() -> None:
+            out.append(clock.now())
+            if len(out) == 3:
+                all_are_out.set()
+            await all_are_out.wait()
+
+        async with make(clock=clock) as scheduler:
+            calls = [scheduler.submit(asks(), call) for _ in range(3)]
+            await until(lambda: len(out) == 1)
+            await settle(clock, 1006)
+            for each in calls:
+                await each
+        assert out[0] == 1000
+        assert out[1] == out[2] == 1005.5
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["cancelled", "raises", "refused"])
+def test_one_that_goes_alone_and_brings_nothing_back_lets_others_go(how: str) -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        began: list[float] = []
+        goes_on = asyncio.Event()
+
+        async def call() -> SimpleNamespace:
+            began.append(clock.now())
+            if len(began) > 1:
+                return SimpleNamespace(status_code=200, headers={})
+            await goes_on.wait()
+            if how == "raises":
+                raise ValueError("mine")
+            return SimpleNamespace(status_code=429, headers={"retry-after": "7"})
+
+        async with make(clock=clock, max_retries=0) as scheduler:
+            first = scheduler.submit(asks(), call)
+            others = [scheduler.submit(asks(), call) for _ in range(3)]
+            await until(lambda: len(began) == 1)
+            if how == "cancelled":
+                first.cancel()
+            goes_on.set()
+            if how == "refused":
+                assert (await first).status_code == 429
+                await settle(clock, 1006.5)
+                assert len(began) == 1  # for as long as it was told
+                await settle(clock, 1007.5)
+            for each in others:
+                assert (await each).status_code == 200
+            if how == "raises":
+                with pytest.raises(ValueError, match="mine"):
+                    await first
+        assert len(began) == 4
+
+    asyncio.run(run())
+
+
+def test_with_nobody_to_learn_from_all_go_at_once() -> None:
+    async def run() -> None:
+        out = 0
+        all_are_out = asyncio.Event()
+
+        async def call() -> None:
+            nonlocal out
+            out += 1
+            if out == 5:
+                all_are_out.set()
+            await asyncio.wait_for(all_are_out.wait(), 10)
+
+        for options in ({"client": object()}, {"limits": ["9 requests/min"]}, {"mode": "basic"}):
+            out = 0
+            all_are_out.clear()
+            async with make(**options) as scheduler:
+                for each in [scheduler.submit(asks(), call) for _ in range(5)]:
+                    await each
+
+    asyncio.run(run())
+
+
+def test_threads_let_one_of_them_go_first() -> None:
+    clock = ManualClock(1000.0)
+    server = Window(100, clock)
+    first_is_out, answers = threading.Event(), threading.Event()
+
+    def call() -> SimpleNamespace:
+        status, headers = server.say()
+        first_is_out.set()
+        assert answers.wait(20)
+        return SimpleNamespace(status_code=status, headers=headers)
+
+    with make(clock=clock) as scheduler, ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(scheduler.submit_sync, asks(), call) for _ in range(4)]
+        assert first_is_out.wait(20)
+        bucket = scheduler._find.known(asks())
+        assert bucket is not None
+        while bucket.queued < 3:
+            time.sleep(0.001)  # nothing tells of a thread that has begun to wait
+        assert len(server.counted) == 1
+        answers.set()
+        assert [each.result(20).status_code for each in calls] == [200] * 4
+
+
+def test_a_denial_says_that_no_limit_binds_but_an_answer_is_waited_for() -> None:
+    async def run() -> None:
+        backend = MemoryBackend()
+        async with make(limits=["10 requests/min"], backend=backend) as scheduler:
+            await scheduler.submit_request(asks(), at_once)
+            bucket = scheduler._find.known(asks())
+            assert bucket is not None
+            bucket.cool(60.0)
+            denial = bucket.try_reserve(1)
+            assert isinstance(denial, Denial)
+            assert denial.cooling
+            assert 59 < denial.retry_after <= 60
+            assert denial.limit == Limit(10, "requests", 60.0)
+            assert "waits for an answer" in repr(denial)
+            assert await backend.check_and_reserve_capacity("m", 1, 0) == (False, None)
+
+    asyncio.run(run())
+
+
+def test_a_real_server_refuses_nothing() -> None:
     async def run() -> None:
         limits = ("--limits", "8 requests/min window", "--latency", "0.01")
         with SimulatorProcess(*limits) as simulator:
@@ -285,13 +450,11 @@ def test_a_real_server_refuses_nothing_of_what_is_sent_after_its_first_answer() 
                     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
                     return await http.post(f"{simulator.url}/v1/chat/completions", json=body)
 
-                answer = await scheduler.submit_request(asks(), call)
-                assert answer.status_code == 200
                 calls = [scheduler.submit(asks(), call) for _ in range(12)]
                 done, waiting = await asyncio.wait(
                     [asyncio.ensure_future(_result(each)) for each in calls], timeout=1.0
                 )
-                assert (len(done), len(waiting)) == (7, 5)
+                assert (len(done), len(waiting)) == (8, 4)
                 for task in waiting:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)

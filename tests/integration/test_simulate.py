@@ -562,7 +562,7 @@ def test_a_simulator_process_is_asked_and_changed_from_outside() -> None:
     ("options", "status", "message"),
     [
         (["--limits", "lots"], 2, "lots"),
-        (["--limits", "5 input_tokens/min"], 2, "Rule.resource = 'input_tokens'"),
+        (["--limits", "5 images/min"], 2, "Rule.resource = 'images'"),
         (["--latency", "slow"], 2, "latency 'slow'"),
         (["--jitter", "-1"], 2, "--jitter"),
         (["--fail", "500"], 2, "failure '500'"),

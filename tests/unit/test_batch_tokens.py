@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headway.batch.tokens import estimate_tokens, used_tokens
+from headway._tokens import estimate_tokens, used_tokens
 
 CHAT = "/v1/chat/completions"
 

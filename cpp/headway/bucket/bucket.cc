@@ -184,6 +184,37 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
   return false;
 }
 
+// Whether a request may go, as far as the first answer is concerned. `alone`: nothing is known, and
+// it is the one that finds out.
+bool Bucket::EnterCold(Nanos now, bool& alone) {
+  Nanos out = cold_.load();
+  while (out == kNobodyOut) {
+    for (int i = 0; i < size(); ++i) {
+      if (meter(i).parameters().amount == Limit::kMaxAmount ||
+          meter(i).shape() == Shape::kConcurrency)
+        continue;
+      cold_.store(0);  // something is known after all
+      return true;
+    }
+    alone = cold_.compare_exchange_weak(out, std::max<Nanos>(now, 0) + 1);
+    if (alone) return true;
+  }
+  return WaitsForFirstUntil() <= now;
+}
+
+// An answer has come, or will not (`over`); else who was out alone did not go after all.
+void Bucket::LeaveCold(bool over) {
+  Nanos out = cold_.load();
+  while (out != 0) {
+    if (!over && out == kNobodyOut) return;
+    HEADWAY_PAUSE();
+    if (!cold_.compare_exchange_weak(out, over ? 0 : kNobodyOut)) continue;
+    HEADWAY_PAUSE();
+    Signal();
+    return;
+  }
+}
+
 // Which limit admits last, and when. The instants are those of each meter by itself, so the whole
 // may fit later still; whoever waits looks again then.
 Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
@@ -208,13 +239,17 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
 Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered) {
   Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true, answered);
   if (denial.ready_at <= now && calls_ != nullptr && !answered) HeldBack(now, amounts, denial);
+  if (const Nanos until = WaitsForFirstUntil(); !answered && until > std::max(now, denial.ready_at))
+    denial = Denial{Denial::kCooling, until};
   SignalIfOwed();
   return denial;
 }
 
 Denial Bucket::Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
                         absl::Span<const std::int64_t> amounts) {
-  const Denial denial = Bind(now, ahead, amounts, /*privileged=*/true, /*answered=*/false);
+  Denial denial = Bind(now, ahead, amounts, /*privileged=*/true, /*answered=*/false);
+  if (denial.ready_at < kUntold && WaitsForFirstUntil() > now)
+    denial = Denial{Denial::kCooling, kUntold};
   SignalIfOwed();
   return denial;
 }
@@ -301,8 +336,16 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
         return denial;
       }
     }
+    bool alone = false;
+    if (cold_.load() != 0 && !answered && !EnterCold(now, alone)) {
+      SignalIfOwed();
+      // Where its answer has just come, whoever waits is signalled.
+      return Denial{Denial::kCooling, std::max(now + 1, WaitsForFirstUntil())};
+    }
     const bool took = TakeAll(now, amounts, privileged, answered, untimed, begins, taken);
     if (took) Begin(now, out, untimed, begins);
+    out.alone_ = took && alone;
+    if (alone && !took) LeaveCold(/*over=*/false);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.

@@ -19,7 +19,8 @@ namespace headway {
 
 // Why a cost is not admitted now: a value, not an error.
 struct Denial {
-  // As `meter`: the bucket is cooling down after a refusal, whatever its limits say.
+  // As `meter`: the bucket is cooling down after a refusal, whatever its limits say; or waits for
+  // its first answer.
   static constexpr int kCooling = -1;
 
   int meter = 0;            // the limit that binds: the one that would admit last
@@ -130,6 +131,19 @@ class Bucket {
   // The last instant that was given to Cool; in the past, or 0, where nothing cools.
   Nanos cooled_until() const { return static_cast<Nanos>(cool_.load() >> 1); }
 
+  // Nothing is known of its limits, and answers will tell: until one has come, or for `hold`, since
+  // whoever is out may be waiting for others, one request is out alone. Before anybody uses it.
+  void StartCold(Nanos hold) {
+    cold_hold_ = hold;
+    cold_.store(kNobodyOut);
+  }
+  // Nobody waits for that answer any more.
+  void EndCold() { LeaveCold(/*over=*/true); }
+  // Until when the others wait for the answer of that one; 0 where it is not out.
+  Nanos WaitsForFirstUntil() const {
+    const Nanos out = cold_.load();
+    return out > 0 ? out + cold_hold_ : 0;
+  }
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
   Denial Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered = false);
 
@@ -208,6 +222,8 @@ class Bucket {
               absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
   Nanos Cooled(Nanos now, bool privileged);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
+  bool EnterCold(Nanos now, bool& alone);
+  void LeaveCold(bool over);
   void BeginCall(Nanos now, Reservation& out);
   void BeginLate(Nanos now, Reservation& out);
   void Begin(Nanos now, Reservation& out, bool untimed = false, bool begins = true) {
@@ -248,6 +264,11 @@ class Bucket {
   std::atomic<std::uint32_t> references_{1};
   // Bit 0: somebody waits for it to have cooled down. The rest: until when it does; 0: not.
   std::atomic<std::uint64_t> cool_{0};
+  // 0: an answer has come. kNobodyOut; or 1 ns after the instant at which the one left that goes
+  // alone.
+  static constexpr Nanos kNobodyOut = -1;
+  std::atomic<Nanos> cold_{0};
+  Nanos cold_hold_ = 0;
   WaiterSignal* const signal_;
   std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
   // Whether one of those is a limit indeed. One that is not known yet (of kMaxAmount) refuses

@@ -474,5 +474,101 @@ TEST(Reservation, ASlotThatCanNeverBeTakesNothing) {
   EXPECT_EQ(bucket->Used(0, kNow), 0);
 }
 
+constexpr Nanos kHold = 15 * kSecond;
+
+// A bucket of limits that are not known, whose answers will tell.
+class Cold {
+ public:
+  Cold() {
+    Limit open = Make(Shape::kWindow, Limit::kMaxAmount, 60 * kSecond);
+    bucket_ = Bucket::Make({&open, 1}, std::vector<std::uint8_t>{0}, 0, &signals_, 2, 1);
+    bucket_->StartCold(kHold);
+  }
+  ~Cold() { bucket_->Unref(); }
+  Cold(const Cold&) = delete;
+  Cold& operator=(const Cold&) = delete;
+
+  Bucket* operator->() { return bucket_; }
+  std::optional<Denial> Reserve(Nanos now, Reservation& out) {
+    return bucket_->TryReserve(now, Amounts{1}, false, out);
+  }
+  int signals() const { return signals_.count; }
+
+ private:
+  struct Signals final : WaiterSignal {
+    void Signal(Bucket&) override { ++count; }
+    int count = 0;
+  };
+  Signals signals_;
+  Bucket* bucket_;
+};
+
+TEST(Bucket, SendsOneAloneUntilItsAnswerTells) {
+  Cold bucket;
+  Reservation first;
+  Reservation second;
+  EXPECT_EQ(bucket->Look(kNow, Amounts{1}).ready_at, kNow);
+  ASSERT_FALSE(bucket.Reserve(kNow, first));
+  const std::optional<Denial> held = bucket.Reserve(kNow + kSecond, second);
+  ASSERT_TRUE(held);
+  EXPECT_EQ(held->meter, Denial::kCooling);
+  EXPECT_NEAR(held->ready_at, kNow + kHold, 1);
+  EXPECT_EQ(bucket->Look(kNow + kSecond, Amounts{1}).ready_at, held->ready_at);
+  EXPECT_EQ(bucket->Estimate(kNow + kSecond, {}, Amounts{1}).ready_at, kUntold)
+      << "only the answer can tell";
+  EXPECT_TRUE(first.Answered(kNow + 2 * kSecond, /*refused=*/false));
+  EXPECT_EQ(bucket.signals(), 1);
+  for (int i = 0; i < 10; ++i) {
+    Reservation one;
+    EXPECT_FALSE(bucket.Reserve(kNow + 2 * kSecond, one));
+  }
+  EXPECT_TRUE(first.Settle(kNow + 3 * kSecond, {}));
+}
+
+TEST(Bucket, WaitsNoLongerForItsFirstAnswerThanItMay) {
+  Cold bucket;
+  Reservation first;
+  Reservation second;
+  ASSERT_FALSE(bucket.Reserve(kNow, first));
+  EXPECT_TRUE(bucket.Reserve(kNow + kHold, second));
+  EXPECT_FALSE(bucket.Reserve(kNow + kHold + 1, second));
+}
+
+TEST(Bucket, AFirstThatIsRefusedLetsNobodyGoBeforeItIsOver) {
+  Cold bucket;
+  Reservation first;
+  Reservation second;
+  ASSERT_FALSE(bucket.Reserve(kNow, first));
+  EXPECT_TRUE(first.Answered(kNow + kSecond, /*refused=*/true));
+  EXPECT_TRUE(bucket.Reserve(kNow + kSecond, second));
+  bucket->Cool(kNow + 9 * kSecond);
+  EXPECT_TRUE(first.Settle(kNow + kSecond, {}));
+  const std::optional<Denial> cools = bucket.Reserve(kNow + kSecond, second);
+  ASSERT_TRUE(cools);
+  EXPECT_EQ(cools->ready_at, kNow + 9 * kSecond);
+  EXPECT_FALSE(bucket.Reserve(kNow + 9 * kSecond, second));
+}
+
+TEST(Bucket, AFirstThatDoesNotGoLeavesItToTheNext) {
+  Cold bucket;
+  Reservation first;
+  Reservation second;
+  Reservation third;
+  ASSERT_FALSE(bucket.Reserve(kNow, first));
+  EXPECT_TRUE(first.Cancel(kNow));
+  EXPECT_GE(bucket.signals(), 1);
+  ASSERT_FALSE(bucket.Reserve(kNow, second));
+  EXPECT_TRUE(bucket.Reserve(kNow, third));
+  EXPECT_TRUE(second.Expire(kNow));
+  EXPECT_FALSE(bucket.Reserve(kNow, third)) << "no answer will come";
+}
+
+TEST(Bucket, WhereSomethingIsKnownNobodyGoesAlone) {
+  Cold bucket;
+  bucket->SetLimit(kNow, 0, Make(Shape::kWindow, 3, 60 * kSecond), 0, Debt::kAbsolute);
+  Reservation out[4];
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(bucket.Reserve(kNow, out[i]));
+}
+
 }  // namespace
 }  // namespace headway

@@ -68,6 +68,8 @@ bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   const std::uint8_t before = state_.fetch_or(static_cast<std::uint8_t>(kAnswered | kSent | how));
   if ((before & (kAnswered | kEnded)) != 0) return false;
   if ((before & kMarking) == 0) TellAnswered(how);
+  // After a refusal, others wait until it is known for how long.
+  if (how == 0 && bucket_->cold_.load() != 0) bucket_->LeaveCold(/*over=*/true);
   return true;
 }
 
@@ -146,6 +148,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
   }
   bucket_->SignalIfOwed();
   if (signal) bucket_->Signal();
+  if (bucket_->cold_.load() != 0) bucket_->LeaveCold(/*over=*/true);
   if (of_account_ != nullptr) of_account_->Settle(now, actual);
   if (gate_ != nullptr) gate_->Leave(now);
   return true;
@@ -171,6 +174,7 @@ bool Reservation::Cancel(Nanos now) {
     signal |= meter.GiveBack(now, taken, taken.amount, debt, cancel);
   }
   if (signal) bucket_->Signal();
+  if (alone_) bucket_->LeaveCold(/*over=*/false);
   if (of_account_ != nullptr) of_account_->Cancel(now);
   if (gate_ != nullptr) gate_->Leave(now);
   return true;

@@ -117,6 +117,7 @@ class Reservation {
   Bucket* gate_ = nullptr;
   bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
   bool begun_ = true;
+  bool alone_ = false;  // of a bucket that knows nothing yet: its answer tells
   std::unique_ptr<Reservation> of_account_;
 };
 

@@ -32,11 +32,11 @@ Limit Make(Shape shape, std::int64_t amount) {
 
 // A scheduler whose driver goes to sleep as the dispatcher does, and whoever wakes it is noted.
 struct Night {
-  explicit Night(const Limit& limit)
+  explicit Night(const Limit& limit, int spare = 0)
       : scheduler([this] {
           if (asleep) woken = true;
         }),
-        bucket(Bucket::Make({&limit, 1}, std::vector<std::uint8_t>{0}, 0, &scheduler)) {}
+        bucket(Bucket::Make({&limit, 1}, std::vector<std::uint8_t>{0}, 0, &scheduler, spare, 1)) {}
   ~Night() {
     for (Waiter* w : waiters)
       if (w != nullptr) w->Unref();
@@ -197,6 +197,29 @@ TEST(Handshake, TheDriverIsWokenByASubmission) {
             return n->waiters[0]->outcome() == Outcome::kAdmitted ? "" : "not admitted";
           }};
     });
+}
+
+// While nothing is known, one is out alone; its answer, or its giving up, lets others go.
+TEST(Handshake, TheDriverIsWokenByTheFirstAnswer) {
+  for (const bool answers : {true, false}) {
+    const auto make = [answers] {
+      Limit open = Make(Shape::kWindow, 1);
+      open.amount = Limit::kMaxAmount;
+      auto night = std::make_shared<Night>(open, 2);
+      night->bucket->StartCold(15 * kSecond);
+      EXPECT_FALSE(night->bucket->TryReserve(kNow, Amounts{1}, false, night->held));
+      return Interleaving{{[night] { night->DriveUntilAsleep(); }, [night] { night->Submit(0); },
+                           [night, answers] {
+                             if (answers) {
+                               night->held.Answered(kNow, /*refused=*/false);
+                             } else {
+                               night->held.Cancel(kNow);
+                             }
+                           }},
+                          [night] { return night->Morning(); }};
+    };
+    Explore(answers ? "the first answer" : "a first that does not go", 3, make);
+  }
 }
 
 TEST(Handshake, ANewcomerWhoWakesNobodyIsFoundWhenTheHeadGoes) {

@@ -40,8 +40,9 @@ class KeyWords(_core.LimiterCore):
 
     The latter are learnt: unlimited at first, and changed in place, so that a limit learnt later
     finds what was used already. learns: what part of a limit is used that answers tell of; 0: none
-    is learnt from them. Instants are seconds of the backend's clock. The caller holds the backend's
-    lock wherever more than admission is asked.
+    is learnt from them. cold: while nothing is known, for so many seconds, its first request goes
+    alone. Instants are seconds of the backend's clock. The caller holds the backend's lock wherever
+    more than admission is asked.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class KeyWords(_core.LimiterCore):
         clock: ManualClock | None,
         resources: Sequence[str],
         learns: float = 0.0,
+        cold: float = 0.0,
     ) -> None:
         limited = {each.resource for each in limits}
         # Whatever is learnt of later is counted from the start.
@@ -76,6 +78,7 @@ class KeyWords(_core.LimiterCore):
             clock,
             resources,
             learns=learns,
+            cold=cold,
         )
         _loop.register(self)
         present = _core.limits(self)
@@ -239,13 +242,20 @@ class WordsByKey:
             return None
         return words
 
-    def make(self, key: str, limits: Sequence[Limit], now: float, learns: float = 0.0) -> KeyWords:
+    def make(
+        self,
+        key: str,
+        limits: Sequence[Limit],
+        now: float,
+        learns: float = 0.0,
+        cold: float = 0.0,
+    ) -> KeyWords:
         words = self.get(key, now)
         if words is None:
             self.number(each.resource for each in limits)
             if learns:
                 self.number(LEARNT_BESIDE)
-            words = KeyWords(limits, self.clock, self.resources, learns)
+            words = KeyWords(limits, self.clock, self.resources, learns, cold)
             words.seen = now
             self._kept[key] = self._known[key] = words
         return words

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway import Limit
+from headway._tokens import estimate_tokens
 from headway.batch.failures import MayPass
 from headway.batch.ideal import Work, least_seconds
 from headway.batch.keys import Keys
 from headway.batch.lanes import MOST_HELD
 from headway.batch.lines import Broken, Line
-from headway.batch.tokens import estimate_tokens
 from headway.scheduler import RateLimiterConfig, Scheduler, SchedulerMode
 from headway.types import TEXT, RequestMetadata
 

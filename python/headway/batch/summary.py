@@ -11,11 +11,11 @@ from math import ceil
 from statistics import fmean, median
 from typing import final
 
+from headway._tokens import used_tokens
 from headway.batch.groups import Group, Groups
 from headway.batch.lines import Line
 from headway.batch.plan import Plan
 from headway.batch.results import Outcome
-from headway.batch.tokens import used_tokens
 
 
 @dataclass(frozen=True, slots=True)

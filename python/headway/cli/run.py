@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from headway import Limit
+from headway._tokens import RESOURCES
 from headway.batch.keys import Keys
 from headway.batch.lanes import Lanes
 from headway.batch.lines import count_lines, read_again, read_lines
@@ -25,7 +26,6 @@ from headway.batch.progress import Progress
 from headway.batch.results import Results, same_file
 from headway.batch.summary import Tally
 from headway.batch.table import table
-from headway.batch.tokens import RESOURCES
 from headway.scheduler import SchedulerMode
 from headway.scheduler.accounts import LEAST_WEIGHT, MOST_WEIGHT
 

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from headway.simulate.behaviour import Behaviour
+from headway.simulate.behaviour import DIALECTS, Behaviour
 from headway.simulate.failures import Failure, failure_draws
 from headway.simulate.latency import Latency
 from headway.simulate.rules import Rule
 from headway.simulate.server import SimulatedProvider
 
-_SUMMARY = "serve an OpenAI-compatible API that enforces limits"
+_SUMMARY = "serve an API like OpenAI's or Anthropic's that enforces limits"
 _T = TypeVar("_T")
 
 
@@ -83,6 +83,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--key", help="the API key that requests must carry; by default any or none will do")
     add("--decisions", action="store_true", help="keep every decision, for /_stats?decisions=1")
     add("--no-headers", action="store_true", help="say nothing about the limits in answers")
+    add(
+        "--dialect",
+        choices=DIALECTS,
+        default="openai",
+        help="whose paths, headers, events and errors (%(default)s)",
+    )
     add("--count-refused", action="store_true", help="a refused request counts as a request too")
 
 
@@ -103,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             headers=not args.no_headers,
             key=args.key,
             count_refused=args.count_refused,
+            dialect=args.dialect,
         )
     except ValueError as error:
         print(f"headway simulate: {error}", file=sys.stderr)

@@ -6,19 +6,23 @@ or exception, a dict. Looking never raises, whatever a property of such an objec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_MOST = 2**53
+from headway import _tokens
+
 _LONGEST_BODY = 2**16
+TABLE = "headway.table"
+"""Among a response's extensions: the provider's table, from a transport of ours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What could be found. headers: by lower-case name. usage: tokens by resource.
 
-    body: a mapping, of an error only. call: its bucket, and what is known of the call, for whoever
+    body: a mapping, of an error only. table: by which its headers are to be read, where a transport
+    has said so. call: its bucket, and what is known of the call, for whoever
     reads it later.
     """
 
@@ -26,6 +30,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: object = None
     usage: Mapping[str, int] = field(default_factory=dict)
+    table: Any = None
     call: tuple[Any, Any] | None = None
 
 
@@ -39,27 +44,36 @@ def read_answer(source: object) -> Answer:
         headers=_headers(source, response),
         body=_body(source, response) if failed else None,
         usage=read_usage(source),
+        table=_of(look(source, "extensions"), TABLE),
     )
 
 
+class _Fields(Mapping[str, Any]):
+    """An object's attributes by name, where it is no mapping: an SDK's."""
+
+    def __init__(self, source: object) -> None:
+        self._source = source
+
+    def __getitem__(self, name: str) -> Any:
+        return _of(self._source, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return _of(self._source, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 def read_usage(source: object) -> dict[str, int]:
-    """Tokens that a result says were used: OpenAI's and Anthropic's names, as object or dict."""
-    usage = _of(source, "usage")
-    if usage is None:
-        return {}
-
-    def read(name: str) -> Any:
-        return _of(usage, name)
-
-    given = _count(read("input_tokens"))
-    prompt = given if given is not None else _count(read("prompt_tokens"))
-    out = _count(read("output_tokens"))
-    completion = out if out is not None else _count(read("completion_tokens"))
-    total = _count(read("total_tokens"))
-    if total is None and prompt is not None and completion is not None:
-        total = prompt + completion
-    found = {"tokens": total, "input_tokens": prompt, "output_tokens": completion}
-    return {resource: amount for resource, amount in found.items() if amount is not None}
+    """Tokens that a result says were used, as object or dict."""
+    for name in ("usage", "usage_metadata", "usageMetadata"):
+        usage = _of(source, name)
+        if usage is not None:
+            return _tokens.read_usage(_Fields(usage))
+    return {}
 
 
 def _of(source: object, name: str) -> Any:
@@ -140,10 +154,4 @@ def _status(source: object, response: object) -> int | None:
     ):
         if isinstance(candidate, int) and 100 <= candidate <= 999:
             return int(candidate)
-    return None
-
-
-def _count(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST:
-        return value
     return None

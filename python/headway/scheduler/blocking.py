@@ -142,8 +142,15 @@ class BlockingCall:
             self._reservation.cancel()
         self._told = True
 
-    def detach(self) -> None:
-        """A stream cannot be kept beyond a blocking call: it settles as it is returned."""
+    def detach(self) -> Reservation | None:
+        """The attempt's reservation, whose end is the caller's affair from now on."""
+        reservation, self._reservation = self._reservation, None
+        return reservation
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """What the attempt has reserved, by number of the resource."""
+        return self._reserved
 
     def answered(self) -> bool:
         """An answer has come, even if it is an error's."""

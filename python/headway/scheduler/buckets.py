@@ -224,7 +224,8 @@ class Buckets:
         if self._scheduler._remote is not None:
             return self._make_remote(bucket_id, given, self._scheduler._remote)
         used = [self.used_part(limit) for limit in given]
-        words = self._backend.make_words(bucket_id, used, self._learns)
+        cold = self._scheduler._asks_first() if self._learns and not used else 0.0
+        words = self._backend.make_words(bucket_id, used, self._learns, cold)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         stated = {}
         holding = _core.limits(words)

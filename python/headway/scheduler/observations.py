@@ -37,7 +37,7 @@ class Observations:
         """What an attempt's answer says, before its reservation ends."""
         if self._table is None or not answer.headers:
             return
-        readings = self._table.read(answer.headers)
+        readings = (answer.table or self._table).read(answer.headers)
         if len(readings) == 0:
             return
         record = call.record()

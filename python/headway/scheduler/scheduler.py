@@ -27,6 +27,7 @@ from headway.metrics import publish
 from headway.providers import ProviderInterface
 from headway.scheduler import _rules as rules
 from headway.scheduler.accounts import Account, read_accounts
+from headway.scheduler.answers import look
 from headway.scheduler.arguments import (
     check_arguments,
     check_memory,
@@ -112,6 +113,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         if provider is None and state_manager is not None:
             self.provider = getattr(state_manager, "provider", None)
         self.mode = SchedulerMode.parse(config.mode)
+        # Whether a transport of ours sends requests with it, so that headers will be seen.
+        self._hears_transport = False
         self.metrics_enabled = metrics_enabled or config.metrics_enabled
         self.backend = self._backend_of(backend, state_manager, clock)
         # Of a user's own backend, what is local is kept beside it: concurrency, accounts, numbers.
@@ -226,6 +229,17 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self._set_account(client_id, float(account.weight), own if limits else None)
             if limits:
                 self._outlook.know_account(client_id, own)
+
+    def _asks_first(self) -> float:
+        """Seconds for which one request goes alone to find limits out: 0 where no answer will tell.
+
+        A transport's request is nothing but the request. A function may wait for others: for one
+        that it submits itself.
+        """
+        if self._hears_transport:
+            return 60.0
+        tells = self.provider is not None or look(self.client, "base_url") is not None
+        return 5.0 if tells else 0.0
 
     @property
     def circuit_breaker(self) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+from headway._bodies import is_unread, settle_with_body
 from headway._core import Call, Reservation, resources
 from headway.scheduler.buckets import Bucket
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
+
+if TYPE_CHECKING:
+    from headway.scheduler.blocking import BlockingCall
 
 
 @final
@@ -37,9 +41,10 @@ class _Ends:
     ) -> bool:
         """Requests stay spent; of the tokens, what was not used is given back."""
         used = {} if self._counts is None else {self._counts: actual_tokens}
-        return self._settle(used)
+        return self.settle(used)
 
-    def _settle(self, used: dict[str, int]) -> bool:
+    def settle(self, used: dict[str, int]) -> bool:
+        """Ends it with what was used by resource; of what is not named, the estimate."""
         ended = self._reservation.settle_used(used)
         if ended:
             self._bucket._settled(self._reserved, used)
@@ -48,7 +53,7 @@ class _Ends:
 
     def __del__(self) -> None:
         # A stream whose loop has gone is released by nobody; the estimate is what it has used.
-        self._settle({})
+        self.settle({})
 
 
 def _is_stream(kind: type) -> bool:
@@ -62,14 +67,18 @@ def _is_stream(kind: type) -> bool:
     return hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_private__")
 
 
-def wrap_stream(call: Call, result: Any) -> Any:
+def wrap_stream(call: Call | BlockingCall, result: Any) -> Any:
     """A stream that settles when it ends; None where `result` is no stream.
 
-    An object that can have its iterator replaced is itself given back.
+    An object that can have its iterator replaced is itself given back, and so is a response of
+    httpx or httpx2 whose body is still to come.
     """
+    if is_unread(result):
+        return _wrap_response(call, result)
     kind = type(result)
     replaced = hasattr(kind, "get_iterator") and hasattr(kind, "set_iterator")
-    if not replaced and not _is_stream(kind):
+    # What awaits cannot be followed from a thread: it settles as it is returned.
+    if not isinstance(call, Call) or not (replaced or _is_stream(kind)):
         return None
     inner: Any = result
     if replaced:
@@ -99,3 +108,16 @@ def wrap_stream(call: Call, result: Any) -> Any:
     with contextlib.suppress(Exception):  # it ends with the estimate then
         result.set_iterator(stream)
     return result
+
+
+def _wrap_response(call: Call | BlockingCall, response: Any) -> Any:
+    reservation = call.detach()
+    if reservation is None:
+        return None
+    # Its headers are in, so it has been counted.
+    reservation.answered()
+    amounts = call.amounts
+    ends = _Ends(call.bucket, reservation, amounts, None)
+    reserved = dict(zip(resources(call.bucket), amounts, strict=False))
+    settle_with_body(response, ends.settle, reserved)
+    return response

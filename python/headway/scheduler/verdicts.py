@@ -44,7 +44,8 @@ class Verdicts:
         bucket: Bucket = call.bucket
         # Before a stream takes its reservation along.
         answer = self._hear(call, result if error is None else error)
-        if error is None:
+        # What a failure says is read first, if at all, and it may be tried again.
+        if error is None and (answer.status is None or answer.status < 400):
             stream = wrap_stream(call, result)
             if stream is not None:
                 call.result = stream

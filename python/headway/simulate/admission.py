@@ -50,7 +50,9 @@ class Admission:
         longest = -1.0
         for count in self.rates:
             cost = costs[count.rule.resource]
-            wait = count.wait(now, cost)
+            # What an answer will have is not known yet: something must be left.
+            least = 1 if count.rule.resource == "output_tokens" else cost
+            wait = count.wait(now, least)
             if wait != 0:
                 length = float("inf") if wait is None else float(wait)
                 if length > longest:
@@ -67,6 +69,12 @@ class Admission:
                 if count.rule.resource == "requests":
                     count.take_refused(now, 1)
         return worst
+
+    def produce(self, now: int, tokens: int) -> None:
+        """Counts tokens of an answer as they come, whether or not they fit."""
+        for count in self.rates:
+            if count.rule.resource == "output_tokens":
+                count.take(now, tokens)
 
     def end(self) -> None:
         """An admitted request has been answered, or nobody is there any more to answer."""

@@ -26,6 +26,10 @@ class Answers:
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(f"answers {seed}")
 
+    def identity(self) -> str:
+        """Something that tells one answer from all others."""
+        return f"{self._rng.getrandbits(96):024x}"
+
     def request_id(self) -> str:
         """A value for x-request-id."""
         return f"req_{self._rng.getrandbits(128):032x}"

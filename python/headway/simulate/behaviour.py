@@ -8,6 +8,7 @@ from headway.simulate.failures import Failure
 from headway.simulate.latency import Latency
 
 _NO_LATENCY = Latency(0.0)
+DIALECTS = ("openai", "anthropic")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Behaviour:
     - `headers`: say the limits in headers and in the bodies of refusals.
     - `key`: the API key that every request under /v1 must carry.
     - `count_refused`: a refused request is counted as a request too.
+    - `dialect`: whose headers, bodies, events and errors it has, one of `DIALECTS`. Which of the
+      resources are counted is for the rules to say.
     """
 
     latency: Latency = _NO_LATENCY
@@ -34,3 +37,8 @@ class Behaviour:
     headers: bool = True
     key: str | None = field(default=None, repr=False)
     count_refused: bool = False
+    dialect: str = "openai"
+
+    def __post_init__(self) -> None:
+        if self.dialect not in DIALECTS:
+            raise ValueError(f"dialect {self.dialect!r}: must be one of {', '.join(DIALECTS)}")

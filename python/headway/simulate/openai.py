@@ -10,7 +10,18 @@ from headway.simulate.rules import Rule, plain_number
 
 _MILLISECOND = 1_000_000
 _PERIODS = {1.0: "sec", 60.0: "min", 3600.0: "hour", 86400.0: "day"}
-_LETTERS = {"requests": "R", "tokens": "T"}
+_LETTERS = {"requests": "R", "tokens": "T", "input_tokens": "IT", "output_tokens": "OT"}
+KEY_HEADER = "authorization"
+
+
+def path_is_known(path: str) -> bool:
+    """Whether requests for answers are posted there: everywhere, as in compatible APIs."""
+    return path.startswith("/v1/")
+
+
+def kind_of(status: int) -> str:
+    """What a request that is no good is called."""
+    return "invalid_request_error"
 
 
 def go_duration(nanoseconds: int) -> str:

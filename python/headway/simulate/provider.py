@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from headway.simulate import openai
+from headway.simulate import anthropic, openai
 from headway.simulate.admission import Admission, Refusal
 from headway.simulate.answers import Answers, as_json, model_of, models
 from headway.simulate.behaviour import Behaviour
@@ -23,6 +23,7 @@ from headway.simulate.tally import Decision, Tally
 from headway.simulate.tokens import TokenEstimate, estimate_tokens
 
 JSON = "content-type: application/json\r\n"
+_DIALECTS: dict[str, Any] = {"openai": openai, "anthropic": anthropic}
 
 
 class Ledger:
@@ -44,7 +45,7 @@ class Call:
 
 
 class Provider:
-    """Answers exchanges in the way of an OpenAI-compatible API; for one event loop.
+    """Answers exchanges in the way of an API of its dialect; for one event loop.
 
     A request is counted at the instant at which all of it has arrived (plus `arrival_jitter`);
     latency elapses after that. The rules count all models together, but for those that `by_model`
@@ -59,6 +60,7 @@ class Provider:
         by_model: Mapping[str, Iterable[Rule]] | None = None,
     ) -> None:
         self._behaviour = behaviour
+        self._speaks = _DIALECTS[behaviour.dialect]
         self._parse_limit = parse_limit
         epoch_at_zero = time.time_ns() - time.monotonic_ns()
 
@@ -109,16 +111,19 @@ class Provider:
             self._change_limits(exchange)
         elif not request.path.startswith("/v1/"):
             self._reject(exchange, 404, self._unknown(exchange), None)
-        elif self._behaviour.key is not None and (
-            request.headers.get("authorization") != f"Bearer {self._behaviour.key}"
-        ):
+        elif self._behaviour.key is not None and not self._carries_key(exchange):
             self._reject(exchange, 401, "Incorrect API key provided.", "invalid_api_key")
-        elif request.method == "POST":
+        elif request.method == "POST" and self._speaks.path_is_known(request.path):
             self._post(exchange)
         elif request.method == "GET" and request.path == "/v1/models":
             exchange.send(200, self._headers(), as_json(models()))
         else:
             self._reject(exchange, 404, self._unknown(exchange), None)
+
+    def _carries_key(self, exchange: Exchange) -> bool:
+        header: str = self._speaks.KEY_HEADER
+        said = exchange.request.headers.get(header, "")
+        return said.removeprefix("Bearer ") == self._behaviour.key
 
     def _post(self, exchange: Exchange) -> None:
         try:
@@ -148,12 +153,17 @@ class Provider:
     def _count(self, call: Call, arrived: int) -> None:
         # Looked at in this order, so counted in this order, even where stamps are a hair apart.
         now = self._now = max(arrived, self._now)
-        costs = {"requests": 1, "tokens": call.tokens.counted}
+        costs = {
+            "requests": 1,
+            "tokens": call.tokens.counted,
+            "input_tokens": call.tokens.prompt,
+            "output_tokens": 0,
+        }
         ledger = call.ledger
         refusal = ledger.admission.decide(now, costs)
         headers = self._headers()
         if self._behaviour.headers:
-            headers += openai.limit_headers(ledger.admission, now)
+            headers += self._speaks.limit_headers(ledger.admission, now)
         if refusal is not None:
             ledger.tally.refuse(now)
             self._note(call, now, 429)
@@ -175,32 +185,57 @@ class Provider:
 
         def answer() -> None:
             end()
-            path = exchange.request.path
-            body = self._answers.answer(path, call.body, call.tokens, int(time.time()))
+            body, produced = self._whole(call)
+            self._produce(call, produced)
             exchange.send(200, headers, as_json(body))
 
         self._at(exchange, _after(now, self._latency()), answer, end)
 
-    def _stream(self, call: Call, headers: str, now: int) -> None:
+    def _whole(self, call: Call) -> tuple[dict[str, Any], int]:
+        """The answer in one piece, and how many tokens it has."""
+        if self._speaks is anthropic:
+            words = self._answers.words(call.tokens)
+            identity = self._answers.identity()
+            return anthropic.message(identity, model_of(call.body), words, call.tokens), len(words)
         path = call.exchange.request.path
-        head = self._answers.head(path, call.body, int(time.time()))
-        words = self._answers.words(call.tokens)
-        events = events_of(head, words, call.tokens, call.body)
+        body = self._answers.answer(path, call.body, call.tokens, int(time.time()))
+        usage = body["usage"]
+        return body, usage["total_tokens"] - usage.get("prompt_tokens", usage.get("input_tokens"))
+
+    def _stream(self, call: Call, headers: str, now: int) -> None:
+        if self._speaks is anthropic:
+            identity, words = self._answers.identity(), self._answers.words(call.tokens)
+            events = anthropic.events_of(identity, model_of(call.body), words, call.tokens)
+        else:
+            path = call.exchange.request.path
+            head = self._answers.head(path, call.body, int(time.time()))
+            events = events_of(head, self._answers.words(call.tokens), call.tokens, call.body)
         # The model thinks for half of the time and speaks for the other half.
         half = self._latency() / 2
         end = call.ledger.admission.end
-        stream = Stream(call.exchange, events, half / len(events), end)
+        stream = Stream(
+            call.exchange,
+            events,
+            half / len(events),
+            end,
+            lambda tokens: self._produce(call, tokens),
+        )
         plain = headers.replace(JSON, "")
         begin = _after(now, half)
         self._at(call.exchange, begin, lambda: stream.start(plain), end)
 
+    def _produce(self, call: Call, tokens: int) -> None:
+        self._now = max(time.monotonic_ns(), self._now)
+        call.ledger.admission.produce(self._now, tokens)
+        call.ledger.tally.produce(tokens)
+
     def _refuse(self, call: Call, refusal: Refusal, headers: str, now: int) -> None:
         model = model_of(call.body)
         if self._behaviour.headers:
-            headers += openai.retry_headers(refusal)
-            body = openai.refusal_body(refusal, model)
+            headers += self._speaks.retry_headers(refusal)
+            body = self._speaks.refusal_body(refusal, model)
         else:
-            body = openai.silent_refusal_body(model)
+            body = self._speaks.silent_refusal_body(model)
         exchange = call.exchange
         answered = _after(now, self._quick())
         self._at(exchange, answered, lambda: exchange.send(429, headers, body))
@@ -213,7 +248,7 @@ class Provider:
             if status == DROP:
                 exchange.drop()
             else:
-                exchange.send(status, self._headers(), openai.failure_body(status))
+                exchange.send(status, self._headers(), self._speaks.failure_body(status))
 
         delay = self._quick() if status in QUICK else self._latency()
         self._at(exchange, _after(now, delay), fail, end)
@@ -238,7 +273,7 @@ class Provider:
 
     def _reject(self, exchange: Exchange, status: int, message: str, code: str | None) -> None:
         self._ledger.tally.invalid += 1
-        body = openai.error_body(message, "invalid_request_error", code)
+        body = self._speaks.error_body(message, self._speaks.kind_of(status), code)
         exchange.send(status, self._headers(), body)
 
     def _unknown(self, exchange: Exchange) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-RESOURCES = ("requests", "tokens", "concurrency")
+RESOURCES = ("requests", "tokens", "input_tokens", "output_tokens", "concurrency")
 SHAPES = ("bucket", "window", "fixed", "concurrency")
 FIELDS = ("resource", "amount", "per_seconds", "shape", "burst", "anchor")
 

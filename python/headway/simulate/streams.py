@@ -14,8 +14,11 @@ from headway.simulate.tokens import TokenEstimate
 
 def events_of(
     head: Answer, words: list[str], tokens: TokenEstimate, body: dict[str, Any]
-) -> list[bytes]:
-    """All events of the answer of `words`; usage comes last, where `body` asks for it."""
+) -> list[tuple[bytes, int]]:
+    """All events of the answer of `words`, and how many tokens each brings.
+
+    Usage comes last, where `body` asks for it.
+    """
     if head["object"] == "response":
         return _response_events(head, words, tokens)
     chat = head["object"] == "chat.completion"
@@ -25,32 +28,40 @@ def events_of(
     with_usage = isinstance(options, dict) and options.get("include_usage") is True
     if with_usage:
         head = {**head, "usage": None}
-    events = [
-        _event({**head, "choices": [_piece(word if at == 0 else f" {word}", None, chat, at == 0)]})
+    pieces = [
+        _piece(word if at == 0 else f" {word}", None, chat, at == 0)
         for at, word in enumerate(words)
     ]
+    events = [(_event({**head, "choices": [piece]}), 1) for piece in pieces]
     finish = "length" if len(words) == tokens.maximum else "stop"
-    events.append(_event({**head, "choices": [_piece("", finish, chat, False)]}))
+    events.append((_event({**head, "choices": [_piece("", finish, chat, False)]}), 0))
     if with_usage:
         usage = usage_of(head, len(words), tokens)
-        events.append(_event({**head, "choices": [], "usage": usage}))
-    return [*events, b"data: [DONE]\n\n"]
+        events.append((_event({**head, "choices": [], "usage": usage}), 0))
+    return [*events, (b"data: [DONE]\n\n", 0)]
 
 
 class Stream:
     """Sends events one after another, `interval` seconds apart, the first one at once.
 
-    Calls `ended` after the last one, or when the client has gone.
+    Calls `ended` after the last one, or when the client has gone; and `produced` with how many
+    tokens each brings, where that is given with it.
     """
 
     def __init__(
-        self, exchange: Exchange, events: list[bytes], interval: float, ended: Callable[[], None]
+        self,
+        exchange: Exchange,
+        events: list[tuple[bytes, int]],
+        interval: float,
+        ended: Callable[[], None],
+        produced: Callable[[int], None],
     ) -> None:
         self._exchange = exchange
         self._events = iter(events)
         self._left = len(events)
         self._interval = interval
         self._ended = ended
+        self._produced = produced
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, headers: str) -> None:
@@ -60,7 +71,9 @@ class Stream:
         self._step()
 
     def _step(self) -> None:
-        for event in self._events:
+        for event, tokens in self._events:
+            if tokens:
+                self._produced(tokens)
             self._exchange.part(event)
             self._left -= 1
             if self._interval > 0 and self._left:
@@ -85,7 +98,9 @@ def _piece(text: str, finish: str | None, chat: bool, first: bool) -> Answer:
     return {**piece, "delta": {"role": "assistant", **delta} if first else delta}
 
 
-def _response_events(head: Answer, words: list[str], tokens: TokenEstimate) -> list[bytes]:
+def _response_events(
+    head: Answer, words: list[str], tokens: TokenEstimate
+) -> list[tuple[bytes, int]]:
     response = whole(head, words, tokens)
     (item,) = response["output"]
     (text,) = item["content"]
@@ -108,7 +123,10 @@ def _response_events(head: Answer, words: list[str], tokens: TokenEstimate) -> l
         {"type": "response.completed", "response": response},
     ]
     return [
-        b"event: %b\n%b" % (part["type"].encode(), _event({**part, "sequence_number": at}))
+        (
+            b"event: %b\n%b" % (part["type"].encode(), _event({**part, "sequence_number": at})),
+            1 if part["type"] == "response.output_text.delta" else 0,
+        )
         for at, part in enumerate(parts)
     ]
 

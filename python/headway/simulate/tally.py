@@ -33,6 +33,8 @@ class Tally:
       least, over them, of the rule's `most` divided by what an admitted request took of it on
       average, rounded down; null without a rate rule or an admitted request.
     - `in_flight`: admitted requests that have not ended.
+
+    Output tokens count as they come, so `used` of a rule of theirs may be more than `most`.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -43,7 +45,7 @@ class Tally:
         self.invalid = 0
         self._first: int | None = None
         self._last: int | None = None
-        self._taken = {"requests": 0, "tokens": 0}
+        self._taken = dict.fromkeys(("requests", "tokens", "input_tokens", "output_tokens"), 0)
         self._at_once = admission.in_flight
 
     def admit(self, now: int, costs: Mapping[str, int]) -> None:
@@ -53,8 +55,12 @@ class Tally:
         self._last = now
         self.admitted += 1
         for resource in self._taken:
-            self._taken[resource] += costs[resource]
+            self._taken[resource] += costs.get(resource, 0)
         self._at_once = max(self._at_once, self._admission.in_flight)
+
+    def produce(self, tokens: int) -> None:
+        """Notes tokens of an answer."""
+        self._taken["output_tokens"] += tokens
 
     def refuse(self, now: int) -> None:
         """Notes a request that a rule refused at `now` (nanoseconds)."""

@@ -1,15 +1,18 @@
-"""One governed httpx request: tells its reservation when it was sent and when it was answered."""
+"""One governed request of httpx or httpx2: tells its reservation when it was sent and answered."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any, final
-
-import httpx
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from headway import Reservation
 from headway.transports._network import NetworkDelays, round_trip
+
+if TYPE_CHECKING:
+    import httpx
+
+_T = TypeVar("_T")
 
 _TOO_MANY_REQUESTS = 429
 
@@ -31,20 +34,43 @@ async def send(
     raised, with the reservation ended: given back where nothing was sent, else kept as estimated,
     since the provider may have counted it.
     """
+    response = await send_untold(call, request, reservation, delays, on_sent)
+    reservation.answered(refused=response.status_code == _TOO_MANY_REQUESTS)
+    return response
+
+
+async def send_untold(
+    call: Callable[[Any], Awaitable[_T]],
+    request: Any,
+    reservation: Reservation,
+    delays: NetworkDelays,
+    on_sent: Callable[[], None] | None = None,
+) -> _T:
+    """As `send`; the caller tells of the answer, when he has learnt what it says of limits."""
     marks = _Marks(request, reservation, delays, on_sent)
     request.extensions = {**request.extensions, "trace": marks.trace}
     try:
         response = await call(request)
     except BaseException:
-        if marks.begun:
-            marks.sent()
-            reservation.expire()
-        else:
-            reservation.cancel()
+        marks.failed(reservation)
         raise
     # A transport that traces nothing has sent it all the same.
     marks.sent()
-    reservation.answered(refused=response.status_code == _TOO_MANY_REQUESTS)
+    return response
+
+
+def send_untold_sync(
+    call: Callable[[Any], _T], request: Any, reservation: Reservation, delays: NetworkDelays
+) -> _T:
+    """The same from a thread, with a transport's `handle_request`."""
+    marks = _Marks(request, reservation, delays, None)
+    request.extensions = {**request.extensions, "trace": marks.trace_sync}
+    try:
+        response = call(request)
+    except BaseException:
+        marks.failed(reservation)
+        raise
+    marks.sent()
     return response
 
 
@@ -66,16 +92,20 @@ class _Marks:
 
     def __init__(
         self,
-        request: httpx.Request,
+        request: Any,
         reservation: Reservation,
         delays: NetworkDelays,
         on_sent: Callable[[], None] | None,
     ) -> None:
         self._reservation: Reservation | None = reservation
         self._delays = delays
-        self._host = request.url.host
+        self._host: str = request.url.host
         self._on_sent = on_sent
-        self._next: Callable[[str, Any], Awaitable[None]] | None = request.extensions.get("trace")
+        self._next: Callable[[str, Any], Any] | None = request.extensions.get("trace")
+        # One of ours, of an attempt before this one, has nothing to tell any more.
+        ours = getattr(self._next, "__self__", None)
+        if isinstance(ours, _Marks):
+            self._next = ours._next
         self._connecting: float | None = None
         self._delay = 0.0
         self._tunnel = False
@@ -83,12 +113,21 @@ class _Marks:
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
         """httpx's `trace` extension: called before and after each step of a request."""
+        self._step(event, info)
+        if self._next is not None:
+            await self._next(event, info)
+
+    def trace_sync(self, event: str, info: dict[str, Any]) -> None:
+        """The same of a synchronous client."""
+        self._step(event, info)
+        if self._next is not None:
+            self._next(event, info)
+
+    def _step(self, event: str, info: dict[str, Any]) -> None:
         # "http11.send_request_body.complete", or another protocol's name in the front.
         step = _STEPS.get(event.partition(".")[2])
         if step is not None:
             step(self, info)
-        if self._next is not None:
-            await self._next(event, info)
 
     def sent(self, _: object = None) -> None:
         """The last byte has gone out, or none will any more: the provider may have counted it."""
@@ -98,6 +137,14 @@ class _Marks:
         reservation.sent(network_delay=max(self._delay, self._delays.largest(self._host)))
         if self._on_sent is not None:
             self._on_sent()
+
+    def failed(self, reservation: Reservation) -> None:
+        """It has raised: nothing was sent, or nobody knows."""
+        if self.begun:
+            self.sent()
+            reservation.expire()
+        else:
+            reservation.cancel()
 
     def _connect_begins(self, _: object) -> None:
         self._connecting = monotonic()

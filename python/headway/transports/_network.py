@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -20,7 +21,7 @@ _RTT_OFFSET = 68
 
 @final
 class NetworkDelays:
-    """The largest recent delay of each host. For the tasks of one event loop.
+    """The largest recent delay of each host. Thread-safe.
 
     A host that has told nothing for a while keeps the last that it has told: connections live
     longer than `RECENT`, and their delay is still the best that is known.
@@ -30,23 +31,26 @@ class NetworkDelays:
         self._clock = clock
         # By host: (when, delay) with falling delays, so the first is always the largest.
         self._seen: dict[str, deque[tuple[float, float]]] = {}
+        self._lock = threading.Lock()
 
     def note(self, host: str, seconds: float) -> None:
         """`host` has just shown a delay of this many seconds."""
-        seen = self._seen.setdefault(host, deque())
-        while seen and seen[-1][1] <= seconds:
-            seen.pop()
-        seen.append((self._clock(), seconds))
+        with self._lock:
+            seen = self._seen.setdefault(host, deque())
+            while seen and seen[-1][1] <= seconds:
+                seen.pop()
+            seen.append((self._clock(), seconds))
 
     def largest(self, host: str) -> float:
         """The largest recent delay of `host` in seconds; 0 where nothing is known about it."""
-        seen = self._seen.get(host)
-        if not seen:
-            return 0.0
-        oldest = self._clock() - RECENT
-        while len(seen) > 1 and seen[0][0] < oldest:
-            seen.popleft()
-        return seen[0][1]
+        with self._lock:
+            seen = self._seen.get(host)
+            if not seen:
+                return 0.0
+            oldest = self._clock() - RECENT
+            while len(seen) > 1 and seen[0][0] < oldest:
+                seen.popleft()
+            return seen[0][1]
 
 
 def round_trip(connection: Any) -> float | None:

@@ -1,0 +1,95 @@
+"""What a request to a model asks: which model, and how much of each resource."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any, final
+from urllib.parse import unquote
+
+from headway._tokens import estimate_tokens, input_tokens, most_output_tokens
+from headway.types import AUDIO, EMBEDDING, GENERIC, IMAGE, TEXT, ResourceType
+
+_READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+_LARGEST = 2**25
+_KINDS = (("/embeddings", EMBEDDING), ("/images/", IMAGE), ("/audio/", AUDIO))
+_FIRST_GUESS = 256
+_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Of one request. text: what goes in, in tokens. counted: as OpenAI counts it. most: what may
+    come out at most, 0 where it does not say."""
+
+    model: str
+    kind: ResourceType
+    text: int
+    counted: int
+    most: int
+
+
+def read_request(method: str, path: str, content: bytes) -> Asked | None:
+    """What a request asks, by its path and its JSON body; None where it asks no model."""
+    if method.upper() in _READ_ONLY:
+        return None
+    body: dict[str, Any] = {}
+    if len(content) <= _LARGEST and content[:64].lstrip()[:1] == b"{":
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None  # the provider will say what is wrong with it
+        body = found if isinstance(found, dict) else {}
+    named = body.get("model")
+    model = named if isinstance(named, str) and named else _model_in(path)
+    if model is None:
+        return None
+    kind = next((kind for part, kind in _KINDS if part in f"{path}/"), TEXT)
+    return Asked(
+        model, kind, input_tokens(body), estimate_tokens(path, body), most_output_tokens(body)
+    )
+
+
+def asked_of_host(method: str, host: str) -> Asked:
+    """A request to an API that has no models: all of a host's are counted together."""
+    return Asked(host, GENERIC, 0, 0, 0)
+
+
+def _model_in(path: str) -> str | None:
+    """Azure's `/deployments/NAME/…` and Gemini's `/models/NAME:generateContent`."""
+    for before in ("/deployments/", "/models/"):
+        _, found, rest = path.partition(before)
+        name = unquote(rest.partition("/")[0].partition(":")[0])
+        if found and name and (before == "/deployments/" or ":" in rest):
+            return name
+    return None
+
+
+@final
+class Outputs:
+    """How many tokens answers have, by model: so many are reserved where they are counted apart.
+
+    What a request says that it may need at most is often many times that, and more than a whole
+    minute's limit; Anthropic, who counts them apart, does not look at it:
+    https://platform.claude.com/docs/en/api/rate-limits. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._mean: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def expected(self, asked: Asked) -> int:
+        """Tokens that its answer is likely to have."""
+        mean = self._mean.get(asked.model, _FIRST_GUESS)
+        return max(1, round(min(mean, asked.most) if asked.most else mean))
+
+    def note(self, model: str, tokens: int | None) -> None:
+        """An answer of this model had so many."""
+        if tokens is None:
+            return
+        with self._lock:
+            if len(self._mean) >= 1000 and model not in self._mean:
+                self._mean.clear()  # names come from outside
+            mean = self._mean.get(model)
+            self._mean[model] = tokens if mean is None else mean + _WEIGHT * (tokens - mean)
