@@ -220,7 +220,7 @@ def test_results_that_exist_are_kept_unless_overwrite_is_said(requests: Path) ->
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "--limits is missing"),
+        (("--mode", "basic"), "--mode basic: finds out no limits"),
         (("--limits", "many"), "limit 'many': must read"),
         (("--limits", "5 images/min"), "must be one of requests, tokens, concurrency"),
         ((*PLENTY, "--concurrency", "0"), "'0': must be a whole number of at least 1"),

@@ -83,7 +83,9 @@ def test_a_model_that_no_limit_holds_for_fails_without_being_sent(tmp_path: Path
     lines = [request("a", model="known"), request("b", model="other")]
     requests = write(tmp_path / "requests.jsonl", lines)
     with SimulatorProcess("--latency", "0") as simulator:
-        ended = run(requests, simulator.url, "--model-limits", "known", "10 requests/s")
+        ended = run(
+            requests, simulator.url, "--mode", "basic", "--model-limits", "known", "10 requests/s"
+        )
         assert simulator.stats()["admitted"] == 1
     assert ended.status == 1
     assert ended.by_id["b"]["error"]["code"] == "no_limits"

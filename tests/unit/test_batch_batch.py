@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import pytest
@@ -35,7 +35,11 @@ class Call(Attempts):
         self.lines: list[int] = []
 
     async def make(
-        self, line: Line, reservation: Reservation, on_sent: Callable[[], None]
+        self,
+        line: Line,
+        reservation: Reservation,
+        on_sent: Callable[[], None],
+        hear: Callable[[Mapping[str, str]], None] | None = None,
     ) -> Outcome:
         self.lines.append(line.number)
         reservation.sent(network_delay=0.0)

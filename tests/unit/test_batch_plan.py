@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from headway import Limit
@@ -64,15 +65,34 @@ def test_lines_are_told_apart_only_where_it_matters() -> None:
 
 def test_a_model_that_no_limit_holds_for_is_not_sent() -> None:
     given = [Broken(1, "no"), line("m"), line("n")]
-    broken, own, other = Plan(by_model={"m": REQUESTS}).check(given)
+    basic = SchedulerMode.BASIC
+    broken, own, other = Plan(by_model={"m": REQUESTS}, mode=basic).check(given)
     assert (broken, own) == (given[0], given[1])
     assert isinstance(other, Line)
     assert other.wrong == (
         "no_limits",
         "line 3: model 'n' has no --model-limits, and there are no --limits for all others",
     )
-    for plan in (Plan(REQUESTS, {"m": REQUESTS}), Plan(by_model={"m": REQUESTS}, concurrency=1)):
+    for plan in (
+        Plan(REQUESTS, {"m": REQUESTS}),
+        Plan(by_model={"m": REQUESTS}, concurrency=1, mode=basic),
+        Plan(by_model={"m": REQUESTS}),  # it finds out
+    ):
         assert list(plan.check(given)) == given
+
+
+def test_without_limits_each_model_is_a_bucket_of_its_own_and_counted_wholly() -> None:
+    plan = Plan()
+    assert plan.discovers
+    assert not Plan(REQUESTS).discovers
+    assert [plan.bucket_of(line(model)) for model in ("m", "n")] == ["m", "n"]
+    assert plan.amounts_of(line("m"))["tokens"] >= 1
+    assert plan.lane_of is not None
+    scheduler = plan.scheduler(100, request_timeout=5.0, max_retries=2)
+    assert scheduler._asks_first() > 0
+    plan.found["m"] = REQUESTS
+    taken = {"m": Counter(requests=10**6)}
+    assert plan.binding(taken, 0.0, 1.0)[0].endswith(" of m")
 
 
 def test_the_scheduler_uses_all_of_the_limits() -> None:

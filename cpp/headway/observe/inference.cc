@@ -22,7 +22,9 @@ bool HoldsMultiple(Nanos from, Nanos to, Nanos grid) {
 
 }  // namespace
 
-void Inference::Run::Add(Nanos sent) {
+void Inference::Run::Add(Nanos sent, Nanos reset) {
+  shortest = std::min(shortest, reset);
+  longest = std::max(longest, reset);
   first = count == 0 ? sent : std::min(first, sent);
   last = count == 0 ? sent : std::max(last, sent);
   ++count;
@@ -91,9 +93,10 @@ void Inference::NoteBucket(const Told& told) {
         Become({Shape::kWindow, period, 0}, 1);
     } else if (least > 2 * kSlack && most - least <= period / 8 &&
                !Meet(from, by, period, period) && !owes_more) {
-      run.Add(told.sent);
+      run.Add(told.sent, reading.reset);
       if (judged) Become(verdict_, run.count);
-      if (run.Convinces(latency + most - least)) {
+      const Nanos off = latency + most - least;
+      if (run.Convinces(off) || run.Spreads(off)) {
         Become({Shape::kBucket, period, 0}, run.count);
         return;
       }
@@ -106,7 +109,7 @@ bool Inference::NoteEnd(const Told& told) {
   const Nanos from = told.sent + told.reading.reset - kSlack;
   const Nanos by = told.answered + told.reading.reset + kSlack;
   if (ends_.count > 0 && Meet(from, by, ends_from_, ends_by_)) {
-    ends_.Add(told.sent);
+    ends_.Add(told.sent, told.reading.reset);
     ends_from_ = std::max(ends_from_, from);
     ends_by_ = std::min(ends_by_, by);
     return false;
@@ -119,7 +122,7 @@ bool Inference::NoteEnd(const Told& told) {
       !HoldsMultiple(from - ends_by_, by - ends_from_, period))
     Become({Shape::kWindow, period, 0}, 1);
   ends_ = {};
-  ends_.Add(told.sent);
+  ends_.Add(told.sent, told.reading.reset);
   ends_from_ = from;
   ends_by_ = by;
   explained_ = false;

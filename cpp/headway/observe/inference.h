@@ -43,8 +43,9 @@ struct Reading {
 // plainly speaks against it undoes it:
 //
 // - `bucket`: kReadings that fit it, and no window, over longer than the end of a `fixed` window
-//   could fit by chance while time passes. Where so little is used, or the limit is so small, that
-//   all kinds say the same, nothing is said.
+//   could fit by chance while time passes; or whose resets differ by more than that and than the
+//   time between them, as those of one burst do: what is used moves the end of no window. Where so
+//   little is used, or the limit is so small, that all kinds say the same, nothing is said.
 // - `fixed`: kReadings with one common end, over as long; and that end is either on a whole hour of
 //   UTC, where the period is an hour or more, or it comes again a period later, twice. An end that
 //   is one period after calls of our own is what a `window` says, too, and no sign of anything.
@@ -110,10 +111,17 @@ class Inference {
     int count = 0;
     Nanos first = 0;  // when the first of them was sent
     Nanos last = 0;
-    void Add(Nanos sent);
+    Nanos shortest = kNever;  // of their resets
+    Nanos longest = 0;
+    void Add(Nanos sent, Nanos reset);
     // Whether they are enough, where each may be off by so much.
     bool Convinces(Nanos off) const {
       return count >= kReadings && last - first > 2 * kSlack + kSecond / 2 + off;
+    }
+    // Whether their resets differ by more than time explains.
+    bool Spreads(Nanos off) const {
+      return count >= kReadings &&
+             longest - shortest > last - first + 2 * kSlack + kSecond / 2 + off;
     }
   };
 

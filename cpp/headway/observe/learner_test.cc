@@ -508,6 +508,27 @@ TEST(Learner, RecognisesABucketOfADay) {
   EXPECT_EQ(world.refused.size(), 0U);
 }
 
+// A burst takes no time, in which nothing else could be told apart; but what is used shows.
+TEST(Learner, RecognisesABucketByOneBurst) {
+  for (const Shape shape : {Shape::kBucket, Shape::kWindow, Shape::kFixed}) {
+    Said said;
+    const Nanos begin = said.now;
+    for (std::int64_t used = 1; used <= 40; ++used) {
+      Reading reading = Of(60, 60 - used);
+      reading.reset = shape == Shape::kBucket   ? used * kSecond
+                      : shape == Shape::kWindow ? 60 * kSecond
+                                                : begin + 31 * kSecond - said.now;
+      said.Say(reading);
+    }
+    const Shape found = said.learner->Findings()[0].verdict.shape;
+    EXPECT_EQ(found, shape == Shape::kBucket ? Shape::kBucket : Shape::kWindow);
+    if (shape == Shape::kBucket) {
+      // What may have been sent with the last one and not been counted is left out.
+      EXPECT_LE(said.Wait(21), 11 * kSecond);
+    }
+  }
+}
+
 // Where little is sent, all kinds of server say nearly the same.
 TEST(Learner, TakesNoWindowForABucketForBeingIdle) {
   for (const std::int64_t limit : {60, 600, 60'000}) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from types import TracebackType
 from typing import NoReturn, final
@@ -14,7 +14,10 @@ from headway import Reservation
 from headway.batch.endpoint import Endpoint
 from headway.batch.lines import Line
 from headway.batch.results import Outcome
-from headway.transports import NetworkDelays, send
+from headway.transports import NetworkDelays
+from headway.transports._httpx import send_untold
+
+_REFUSED = 429
 
 
 @final
@@ -28,13 +31,19 @@ class Attempts:
         self._endpoint = endpoint
         self._transport = endpoint.transport()
         self._delays = NetworkDelays()
+        self.table = endpoint.table()
 
     async def make(
-        self, line: Line, reservation: Reservation, on_sent: Callable[[], None]
+        self,
+        line: Line,
+        reservation: Reservation,
+        on_sent: Callable[[], None],
+        hear: Callable[[Mapping[str, str]], None] | None = None,
     ) -> Outcome:
         """Makes one attempt, for which `reservation` was taken, and marks it there.
 
-        on_sent: called when the request has gone out, if it does. Time is not bounded here, and
+        on_sent: called when the request has gone out, if it does. hear: gets the answer's headers,
+        before anything else is admitted because of it. Time is not bounded here, and
         what was asked stays spent: providers count it when it arrives, and give nothing back for
         an answer that turned out shorter.
         """
@@ -47,9 +56,12 @@ class Attempts:
 
         try:
             request = self._endpoint.request(line)
-            response = await send(
+            response = await send_untold(
                 self._transport.handle_async_request, request, reservation, self._delays, sent
             )
+            if hear is not None:
+                hear(response.headers)
+            reservation.answered(refused=response.status_code == _REFUSED)
             latency = monotonic() - sent_at
             try:
                 content = await response.aread()

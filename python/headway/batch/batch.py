@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import final
 
 from headway import CapacityExceededError, RequestTimeoutError, Reservation
@@ -222,9 +222,28 @@ class Batch:
             self._change.set()
 
         try:
-            return await self._attempts.make(turn.line, reservation, sent)
+            return await self._attempts.make(
+                turn.line, reservation, sent, self._listener(turn.line, reservation)
+            )
         except Exception as error:
             return _internal(error)
+
+    def _listener(
+        self, line: Line, reservation: Reservation
+    ) -> Callable[[Mapping[str, str]], None] | None:
+        """What learns from the headers of the line's answer, where its limits are not given."""
+        if not self._plan.discovers or line.model in self._plan.by_model:
+            return None
+        bucket = self._scheduler._buckets.get(self._plan.bucket_of(line))
+        if bucket is None:
+            return None
+        table = self._attempts.table
+
+        def hear(headers: Mapping[str, str]) -> None:
+            self._scheduler._observations.hear(bucket, reservation, headers, table)
+            self._plan.found[bucket.name] = tuple(bucket.limits())
+
+        return hear
 
     def _end(self, line: Line, outcome: Outcome) -> None:
         self._results.write(line.custom_id, outcome)

@@ -8,6 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from headway.batch.lines import Line
+from headway.providers.table import ProviderTable, table_for
 from headway.transports import Connections
 
 _MOST_PATHS = 1000
@@ -71,6 +72,10 @@ class Endpoint:
             content=json.dumps(line.body, separators=(",", ":")).encode(),
             extensions={"timeout": {}},
         )
+
+    def table(self) -> ProviderTable:
+        """By which its headers are read."""
+        return table_for(self._base)
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """As many connections as requests need, through the environment's proxy if it names one."""

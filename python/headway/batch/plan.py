@@ -25,9 +25,10 @@ _NEVER = 2**31
 class Plan:
     """The limits, and how lines are scheduled.
 
-    limits: of all models together that have none of their own; without any, such a line fails.
+    limits: of all models together that have none of their own. Without any, those of each such
+    model are found out from answers; basic mode finds out nothing, and such a line fails there.
     by_model: those of a model alone. concurrency: how many may be under way at once over all.
-    weights: by account.
+    weights: by account. found: by model, what has been found out.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -36,6 +37,12 @@ class Plan:
     mode: SchedulerMode = SchedulerMode.INTELLIGENT
     keys: Keys = field(default_factory=Keys)
     weights: Mapping[str, float] = field(default_factory=dict)
+    found: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+
+    @property
+    def discovers(self) -> bool:
+        """Whether limits of models that have none of their own are found out."""
+        return not self.limits and self.mode is not SchedulerMode.BASIC
 
     @property
     def shared(self) -> str:
@@ -48,17 +55,17 @@ class Plan:
     @property
     def lane_of(self) -> Callable[[Line], Hashable] | None:
         """Which lines must not wait behind others in the file; None where all are alike."""
-        if not self.by_model and self.keys == Keys():
+        if not self.by_model and not self.discovers and self.keys == Keys():
             return None
         return lambda line: (self.bucket_of(line), line.account, line.priority)
 
     def bucket_of(self, line: Line) -> str:
         """What counts `line`."""
-        return line.model if line.model in self.by_model else self.shared
+        return line.model if self.discovers or line.model in self.by_model else self.shared
 
     def check(self, lines: Iterable[Line | Broken]) -> Iterator[Line | Broken]:
         """The lines; those that no limit holds for are wrong."""
-        unlimited = not self.limits and self.concurrency is None
+        unlimited = not self.limits and self.concurrency is None and not self.discovers
         for line in lines:
             if unlimited and isinstance(line, Line) and line.model not in self.by_model:
                 text = f"line {line.number}: model {line.model!r} has no --model-limits, and there "
@@ -85,7 +92,8 @@ class Plan:
         """What `line` costs, by resource."""
         amounts = {"requests": 1, "concurrency": 1}
         limits = self.by_model.get(line.model, self.limits)
-        if any(limit.resource == "tokens" for limit in limits):
+        unknown = self.discovers and line.model not in self.by_model
+        if unknown or any(limit.resource == "tokens" for limit in limits):
             amounts["tokens"] = estimate_tokens(line.url, line.body)
         return amounts
 
@@ -116,14 +124,18 @@ class Plan:
             metrics_enabled=False,
             **options,
         )
-        limits: dict[str, tuple[Limit, ...]] = {self.shared: self.limits, **self.by_model}
-        return Scheduler(
+        limits: dict[str, tuple[Limit, ...]] = dict(self.by_model)
+        if not self.discovers:
+            limits[self.shared] = self.limits
+        scheduler = Scheduler(
             None,
             config,
-            limits=limits,
+            limits=limits or None,
             accounts=dict(self.weights),
             retry_on=(MayPass,),
         )
+        scheduler._hears_transport = self.discovers
+        return scheduler
 
     def binding(
         self, taken: Mapping[str, Counter[str]], began: float, latency: float
@@ -132,8 +144,8 @@ class Plan:
         found: list[tuple[str, float]] = []
         for bucket, amounts in taken.items():
             work = Work(dict(amounts), began, latency)
-            of = f" of {bucket}" if bucket in self.by_model else ""
-            for limit in self.by_model.get(bucket, self.limits):
+            of = f" of {bucket}" if bucket in self.by_model or bucket in self.found else ""
+            for limit in self.by_model.get(bucket, self.found.get(bucket, self.limits)):
                 found.append((f"{limit}{of}", least_seconds(limit, work)))
         if self.concurrency is not None:
             at_once = Limit(self.concurrency, "concurrency", shape="concurrency")

@@ -70,7 +70,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=[],
         help='a limit of the provider, as in "500 requests/min", "200_000 tokens/60s window", '
         '"100 requests/s bucket burst 10" or "32 concurrency", of all models together that have '
-        "no --model-limits; may be repeated",
+        "no --model-limits; may be repeated. Without any, each such model's limits are found out "
+        "from the answers",
     )
     add(
         "--model-limits",
@@ -236,8 +237,6 @@ def _plan(args: argparse.Namespace) -> Plan:
         if not model:
             raise ValueError("--model-limits '': must be the name of a model")
         by_model[model] = (*by_model.get(model, ()), _limit(f"--model-limits {model}", text))
-    if not limits and not by_model and args.concurrency is None:
-        raise ValueError('--limits is missing: at least one is needed, as in "500 requests/min"')
     keys = Keys(args.account_key, args.priority_key)
     mode = SchedulerMode.INTELLIGENT if keys.account is None else SchedulerMode.ACCOUNT
     if args.mode is not None:
@@ -248,6 +247,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise ValueError("--mode basic: --priority-key needs another mode, basic has no priorities")
     if args.account_weight and keys.account is None:
         raise ValueError("--account-weight: needs --account-key, where a line says whose it is")
+    if not limits and not by_model and args.concurrency is None and mode is SchedulerMode.BASIC:
+        raise ValueError('--mode basic: finds out no limits; --limits as in "500 requests/min"')
     weights = dict(args.account_weight)
     if len(weights) < len(args.account_weight):
         raise ValueError("--account-weight: an account is named twice")

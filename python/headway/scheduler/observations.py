@@ -14,6 +14,9 @@ from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from headway._core import Reservation
     from headway.scheduler.buckets import Bucket
     from headway.scheduler.scheduler import Scheduler
 
@@ -43,6 +46,19 @@ class Observations:
         record = call.record()
         if record is not None:
             self._tell(call.bucket, record, readings)
+
+    def hear(
+        self,
+        bucket: Bucket,
+        reservation: Reservation,
+        headers: Mapping[str, str],
+        table: ProviderTable,
+    ) -> None:
+        """What the answer to a request says for which `reservation` was made, before it ends."""
+        readings = table.read({name.lower(): value for name, value in headers.items()})
+        record = reservation._record() if len(readings) else None
+        if record is not None:
+            self._tell(bucket, record, readings)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
         """What the user's own provider has made of an answer."""

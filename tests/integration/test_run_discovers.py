@@ -1,0 +1,73 @@
+"""`headway run` without limits finds them out from the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from running import request, run, write_requests
+
+from headway.simulate.process import SimulatorProcess
+
+
+def test_limits_that_nobody_gave_are_found_out_and_kept_to(tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 70)
+    with SimulatorProcess("--limits", "60 requests/min bucket", "--latency", "0.02") as simulator:
+        ended = run(requests, simulator.url)
+        stats = simulator.stats()
+    assert ended.status == 0, ended.stderr
+    assert (stats["admitted"], stats["refused"]) == (70, 0)
+    # Of a bucket, which is recognised as one: the last ten, one a second.
+    assert 9.0 <= ended.summary["elapsed_s"] < 14.0
+    assert "60 requests/min bucket of m" in ended.stdout
+
+
+def test_each_model_has_its_own_and_given_ones_stay(tmp_path: Path) -> None:
+    lines = [request(f"r-{i}", model=f"m-{i % 3}") for i in range(30)]
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    limits = [
+        part for n in range(3) for part in ("--model-limits", f"m-{n}", "10 requests/min window")
+    ]
+    with SimulatorProcess(*limits, "--latency", "0.02") as simulator:
+        ended = run(requests, simulator.url, "--model-limits", "m-1", "10 requests/min window")
+        stats = simulator.stats()
+    assert ended.status == 0, ended.stderr
+    assert {name: each["admitted"] for name, each in stats["models"].items()} == {
+        "m-0": 10,
+        "m-1": 10,
+        "m-2": 10,
+    }
+    assert sum(each["refused"] for each in stats["models"].values()) == 0
+
+
+def test_tokens_are_found_out_too(tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 8)
+    limits = ("--limits", "900 requests/min", "--limits", "600_000 tokens/min", "--latency", "0")
+    with SimulatorProcess(*limits) as simulator:
+        ended = run(requests, simulator.url)
+    assert ended.status == 0, ended.stderr
+    assert "900 requests/min" in ended.stdout or "600000 tokens/min" in ended.stdout
+
+
+def test_a_server_that_says_nothing_is_sent_everything(tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 20)
+    with SimulatorProcess("--no-headers", "--latency", "0.02") as simulator:
+        ended = run(requests, simulator.url)
+        assert simulator.stats()["admitted"] == 20
+    assert ended.status == 0, ended.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--model-limits", "known", "10 requests/s")])
+def test_basic_mode_finds_out_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 1)
+    with SimulatorProcess("--latency", "0") as simulator:
+        ended = run(requests, simulator.url, "--mode", "basic", *options)
+        assert simulator.stats()["admitted"] == 0
+    if not options:
+        assert ended.status == 2
+        assert "--mode basic: finds out no limits" in ended.stderr
+        return
+    assert ended.status == 1
+    assert ended.by_id["r-0"]["error"]["code"] == "no_limits"
