@@ -450,14 +450,28 @@ int Overflowed(CallObject* self, Nanos now) {
   return kGoOn;
 }
 
-// How many calls are taking a step in this thread, each within the one before.
-thread_local int driving = 0;
+// The calls that are taking a step in this thread, each within the one before.
+struct Driven {
+  const CallObject* call;
+  const Driven* outer;
+};
+thread_local const Driven* driven = nullptr;
 
-PySendResult SendInside(PyObject* inner, PyObject* given, PyObject** value) {
-  ++driving;
+PySendResult SendInside(CallObject* self, PyObject* inner, PyObject* given, PyObject** value) {
+  const Driven here{self, driven};
+  driven = &here;
   const PySendResult sent = PyIter_Send(inner, given, value);
-  --driving;
+  driven = here.outer;
   return sent;
+}
+
+// Whether a call that makes this one went alone in the same bucket, and waits for it.
+bool IsWithinTheFirst(const Bucket* bucket) {
+  for (const Driven* each = driven; each != nullptr; each = each->outer) {
+    const Reservation* const its = each->call->reservation;
+    if (its != nullptr && its->bucket() == bucket && its->alone()) return true;
+  }
+  return false;
 }
 
 int Admit(CallObject* self, PyObject** result) {
@@ -477,8 +491,7 @@ int Admit(CallObject* self, PyObject** result) {
   auto reservation = std::make_unique<Reservation>();
   std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
-  if (refusal && driving > 0 && state.bucket->WaitsForFirstUntil() > now) {
-    // A call that makes this one is waiting for it, and may be what others wait for.
+  if (refusal && state.bucket->WaitsForFirstUntil() > now && IsWithinTheFirst(state.bucket)) {
     state.bucket->EndCold();
     refusal = self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
   }
@@ -801,7 +814,7 @@ int Drive(CallObject* self, PyObject* given, PyObject** result) {
   }
   PyObject* inner = Py_NewRef(self->inner);
   PyObject* value = nullptr;
-  const PySendResult sent = SendInside(inner, given, &value);
+  const PySendResult sent = SendInside(self, inner, given, &value);
   Py_DECREF(inner);
   return Drove(self, sent, value, result);
 }
@@ -1032,6 +1045,12 @@ PyObject* RefusedMethod(PyObject* object, PyObject* /*unused*/) {
   return PyBool_FromLong(told ? 1 : 0);
 }
 
+PyObject* FailedMethod(PyObject* object, PyObject* /*unused*/) {
+  if (Reservation* reservation = Self(object)->reservation; reservation != nullptr)
+    reservation->Failed();
+  Py_RETURN_NONE;
+}
+
 PyObject* AnsweredMethod(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
   if (self->reservation == nullptr) Py_RETURN_FALSE;
@@ -1165,6 +1184,8 @@ PyMethodDef methods[] = {
      "resource."},
     {"refused", &RefusedMethod, METH_NOARGS,
      "refused($self)\n--\n\nThe provider did not admit the attempt."},
+    {"failed", &FailedMethod, METH_NOARGS,
+     "failed($self)\n--\n\nThe attempt's answer is a failure, and says nothing of limits."},
     {"answered", &AnsweredMethod, METH_NOARGS,
      "answered($self)\n--\n\nAn answer has come, even if it is an error's."},
     {"record", &RecordMethod, METH_NOARGS,

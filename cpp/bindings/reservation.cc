@@ -121,8 +121,23 @@ PyObject* Record(PyObject* object, PyObject* /*unused*/) {
   return RecordOf(*Self(object)->state, *Self(object)->reservation);
 }
 
+PyObject* Failed(PyObject* object, PyObject* /*unused*/) {
+  Self(object)->reservation->Failed();
+  Py_RETURN_NONE;
+}
+
+// While nothing is known of its bucket, and it went alone: for so many seconds in all.
+PyObject* LetOthersWait(PyObject* object, PyObject* seconds) {
+  Nanos hold = 0;
+  if (!ReadSeconds(seconds, "seconds", hold)) return nullptr;
+  Self(object)->reservation->LetOthersWait(hold);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"_record", &Record, METH_NOARGS, nullptr},
+    {"_failed", &Failed, METH_NOARGS, nullptr},
+    {"_let_others_wait", &LetOthersWait, METH_O, nullptr},
     {"sent", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Sent)),
      METH_FASTCALL | METH_KEYWORDS,
      "sent($self, network_delay=None)\n--\n\n"

@@ -18,38 +18,44 @@ from headway._tokens import read_usage
 PACKAGES = ("httpx", "httpx2")
 _HEAD = 2**14
 _TAIL = 2**16
-_NAMES = (b'"usage"', b'"usageMetadata"')
-_json = json.JSONDecoder()
+_NAMES = ("usage", "usageMetadata")
+_ENDS = frozenset(("message_stop", "response.completed", "response.incomplete", "response.failed"))
+_TELLING = (b'"usage', b'"message_stop"')
 
 
 @final
 class UsageReader:
     """Finds what an answer says it used, in its JSON or in its events.
 
-    That stands at the end of an answer, and of some streams at the beginning, too: 16 KiB of the
-    beginning and at least 64 KiB of the end are kept, and looked at when it is over. Of what is
-    told several times, the last counts.
+    Only where APIs say it: at the top of an object or an event, or in its `message` or `response`.
+    A model writes objects of its own into its answer. Of what is told several times, the last
+    counts. 16 KiB of the beginning and at least 64 KiB of the end are kept, and looked at when it
+    is over.
 
     encoding: the answer's `content-encoding`.
     """
 
-    __slots__ = ("_decoder", "_head", "_room", "_size", "_tail")
+    __slots__ = ("_decode", "_head", "_room", "_size", "_tail", "whole")
 
     def __init__(self, encoding: str = "") -> None:
-        self._decoder = _decoder(encoding.strip().lower())
+        self._decode = decoder(encoding)
         self._head: list[bytes] = []
         self._room = _HEAD
         self._tail: deque[bytes] = deque()
         self._size = 0
+        self.whole = False
+        """After `read`: whether an event has said that nothing comes behind it."""
 
     def feed(self, chunk: bytes) -> None:
         """Another part of the body, as it came. Never raises for what it holds."""
-        if self._decoder is not None:
+        if self._decode is not None:
             try:
-                chunk = self._decoder(chunk)
+                chunk = self._decode(chunk)
             except Exception:  # a broken body is its reader's affair; it says nothing here
-                self._decoder = _nothing
+                self._decode = _nothing
                 return
+        if not chunk:
+            return
         if self._room > 0:
             self._head.append(chunk)
             self._room -= len(chunk)
@@ -63,39 +69,68 @@ class UsageReader:
         """Tokens by resource; empty where nothing is said of them."""
         text = b"".join((*self._head, *self._tail))
         found: dict[str, Any] = {}
-        for name in _NAMES:
-            at = text.find(name)
-            while at >= 0:
-                usage = _object_behind(text, at + len(name))
-                found.update((key, value) for key, value in usage.items() if value is not None)
-                at = text.find(name, at + len(name))
+        if text[:64].lstrip()[:1] in (b"{", b"["):
+            self._gather(_parsed(text) or _end_of(text), found)
+        else:
+            for line in text.splitlines():
+                if line.startswith(b"data:"):
+                    self._read_event(line[5:].strip(), found)
         return read_usage(found)
 
+    def _read_event(self, data: bytes, found: dict[str, Any]) -> None:
+        if data == b"[DONE]":
+            self.whole = True
+        elif any(name in data for name in _TELLING):
+            event = _parsed(data)
+            if isinstance(event, dict):
+                self.whole |= event.get("type") in _ENDS
+                # OpenAI's, behind all choices.
+                self.whole |= event.get("choices") == [] and isinstance(event.get("usage"), dict)
+            self._gather(event, found)
 
-def _object_behind(text: bytes, at: int) -> Mapping[str, Any]:
-    """The JSON object that is the value of the name which ends there."""
-    rest = text[at : at + 2**13].lstrip()
-    if not rest.startswith(b":"):
-        return {}
+    def _gather(self, said: object, found: dict[str, Any]) -> None:
+        for each in said if isinstance(said, list) else (said,):
+            if not isinstance(each, dict):
+                continue
+            for part in (each, each.get("message"), each.get("response")):
+                for name in _NAMES:
+                    usage = part.get(name) if isinstance(part, dict) else None
+                    if isinstance(usage, dict):
+                        found.update((k, v) for k, v in usage.items() if v is not None)
+
+
+def _parsed(text: bytes) -> object:
     try:
-        value, _ = _json.raw_decode(rest[1:].decode("utf-8", "replace").lstrip())
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+
+
+def _end_of(text: bytes) -> object:
+    """What the end of a JSON object says, whose middle is not there."""
+    for name in _NAMES:
+        at = text.rfind(f'"{name}"'.encode())
+        if at >= 0:
+            return _parsed(b"{" + text[at:])
+    return None
 
 
 def _nothing(_: bytes) -> bytes:
     return b""
 
 
-def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
-    """What undoes an encoding, where this interpreter can; else nothing is read."""
+def decoder(encoding: str) -> Callable[[bytes], bytes] | None:
+    """What undoes an encoding, part by part; None where there is none.
+
+    Where this interpreter cannot, it gives nothing.
+    """
+    encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return None
     if encoding in ("gzip", "x-gzip"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress
+        return _Inflater(zlib.MAX_WBITS | 16).feed
     if encoding == "deflate":
-        return zlib.decompressobj().decompress
+        return _Inflater(zlib.MAX_WBITS).feed
     # The clients ask for these where such a package is there, and only there.
     try:
         if encoding == "br":
@@ -108,6 +143,31 @@ def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
     except ModuleNotFoundError:
         pass  # below
     return _nothing
+
+
+class _Inflater:
+    """Several gzip members after one another; deflate with and without zlib's head."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._inner = zlib.decompressobj(bits)
+        self._begun = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        parts = []
+        while chunk:
+            try:
+                parts.append(self._inner.decompress(chunk))
+            except zlib.error:
+                if self._begun or self._bits != zlib.MAX_WBITS:
+                    raise
+                self._inner = zlib.decompressobj(-zlib.MAX_WBITS)
+                parts.append(self._inner.decompress(chunk))
+            self._begun = True
+            chunk = self._inner.unused_data if self._bits > zlib.MAX_WBITS else b""
+            if chunk:
+                self._inner = zlib.decompressobj(self._bits)
+        return b"".join(parts)
 
 
 def _first(*names: str) -> Any:
@@ -175,7 +235,8 @@ class _End:
         except IndexError:
             return
         used = self.reader.read()
-        if not whole:
+        # Whoever reads events stops at the last one, and closes what may still come.
+        if not whole and not self.reader.whole:
             used = {name: max(n, self._reserved.get(name, 0)) for name, n in used.items()}
         settle(used)
 

@@ -9,7 +9,13 @@ RESOURCES = ("requests", "tokens", "concurrency")
 """What is known of a request's cost."""
 
 _TEXT = ("messages", "prompt", "input", "instructions", "system", "contents", "systemInstruction")
-_NO_TEXT = frozenset({"role", "type", "name", "id", "image_url", "input_audio", "file"})
+# Pictures, sounds and files come as base64 under these names, which is no text.
+_NO_TEXT = frozenset(
+    {
+        *("role", "type", "name", "id", "media_type", "mimeType", "mime_type"),
+        *("image_url", "input_audio", "file", "file_data", "data", "inlineData", "inline_data"),
+    }
+)
 _MOST = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _COMPLETIONS_DEFAULT = 16
 _LARGEST = 2**53

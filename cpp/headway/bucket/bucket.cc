@@ -215,6 +215,9 @@ void Bucket::LeaveCold(bool over) {
   }
 }
 
+// Who went alone has brought a failure, or nothing, and with it nothing that would be known.
+void Bucket::FailCold() { LeaveCold(/*over=*/cold_tries_.fetch_add(1) + 1 >= kMostAlone); }
+
 // Which limit admits last, and when. The instants are those of each meter by itself, so the whole
 // may fit later still; whoever waits looks again then.
 Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,

@@ -131,18 +131,21 @@ class Bucket {
   // The last instant that was given to Cool; in the past, or 0, where nothing cools.
   Nanos cooled_until() const { return static_cast<Nanos>(cool_.load() >> 1); }
 
-  // Nothing is known of its limits, and answers will tell: until one has come, or for `hold`, since
-  // whoever is out may be waiting for others, one request is out alone. Before anybody uses it.
+  // Nothing is known of its limits, and answers will tell: until a good one has come, or for
+  // `hold`, since whoever is out may be waiting for others, one request is out alone. Before
+  // anybody uses it.
   void StartCold(Nanos hold) {
-    cold_hold_ = hold;
+    cold_hold_.store(hold);
     cold_.store(kNobodyOut);
   }
+  // So many that go alone may fail, one after another; then answers cannot be expected to tell.
+  static constexpr int kMostAlone = 5;
   // Nobody waits for that answer any more.
   void EndCold() { LeaveCold(/*over=*/true); }
   // Until when the others wait for the answer of that one; 0 where it is not out.
   Nanos WaitsForFirstUntil() const {
     const Nanos out = cold_.load();
-    return out > 0 ? out + cold_hold_ : 0;
+    return out > 0 ? out + cold_hold_.load() : 0;
   }
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
   Denial Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered = false);
@@ -224,6 +227,7 @@ class Bucket {
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   bool EnterCold(Nanos now, bool& alone);
   void LeaveCold(bool over);
+  void FailCold();
   void BeginCall(Nanos now, Reservation& out);
   void BeginLate(Nanos now, Reservation& out);
   void Begin(Nanos now, Reservation& out, bool untimed = false, bool begins = true) {
@@ -268,7 +272,8 @@ class Bucket {
   // alone.
   static constexpr Nanos kNobodyOut = -1;
   std::atomic<Nanos> cold_{0};
-  Nanos cold_hold_ = 0;
+  std::atomic<Nanos> cold_hold_{0};
+  std::atomic<int> cold_tries_{0};  // of requests that went alone, and brought no answer
   WaiterSignal* const signal_;
   std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
   // Whether one of those is a limit indeed. One that is not known yet (of kMaxAmount) refuses

@@ -475,6 +475,7 @@ TEST(Reservation, ASlotThatCanNeverBeTakesNothing) {
 }
 
 constexpr Nanos kHold = 15 * kSecond;
+constexpr Nanos kMostHold = 60 * kSecond;
 
 // A bucket of limits that are not known, whose answers will tell.
 class Cold {
@@ -561,6 +562,38 @@ TEST(Bucket, AFirstThatDoesNotGoLeavesItToTheNext) {
   EXPECT_TRUE(bucket.Reserve(kNow, third));
   EXPECT_TRUE(second.Expire(kNow));
   EXPECT_FALSE(bucket.Reserve(kNow, third)) << "no answer will come";
+  Reservation fourth;
+  EXPECT_TRUE(bucket.Reserve(kNow, fourth)) << "so the next one goes alone";
+}
+
+// A failure says nothing of limits; but where all fail, there is nothing to wait for.
+TEST(Bucket, AFirstThatFailsLeavesItToTheNextAFewTimes) {
+  Cold bucket;
+  for (int i = 0; i < Bucket::kMostAlone; ++i) {
+    Reservation first;
+    Reservation second;
+    ASSERT_FALSE(bucket.Reserve(kNow, first));
+    ASSERT_TRUE(bucket.Reserve(kNow, second)) << i;
+    first.Failed();
+    EXPECT_TRUE(first.Answered(kNow, /*refused=*/false));
+    ASSERT_TRUE(bucket.Reserve(kNow, second)) << "it is not over";
+    EXPECT_TRUE(first.Settle(kNow, {}));
+  }
+  Reservation out[3];
+  for (Reservation& one : out) EXPECT_FALSE(bucket.Reserve(kNow, one));
+}
+
+// What is nothing but a request waits for nobody, so that others can wait longer for it.
+TEST(Bucket, WhoGoesAloneMayLetOthersWaitLonger) {
+  Cold bucket;
+  Reservation first;
+  Reservation second;
+  second.LetOthersWait(kMostHold);
+  ASSERT_FALSE(bucket.Reserve(kNow, first));
+  first.LetOthersWait(kMostHold);
+  EXPECT_TRUE(bucket.Reserve(kNow + kHold + 1, second));
+  EXPECT_EQ(bucket->Look(kNow + kHold + 1, Amounts{1}).ready_at, kNow + 1 + kMostHold);
+  EXPECT_FALSE(bucket.Reserve(kNow + kMostHold + 1, second));
 }
 
 TEST(Bucket, WhereSomethingIsKnownNobodyGoesAlone) {

@@ -69,7 +69,7 @@ bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   if ((before & (kAnswered | kEnded)) != 0) return false;
   if ((before & kMarking) == 0) TellAnswered(how);
   // After a refusal, others wait until it is known for how long.
-  if (how == 0 && bucket_->cold_.load() != 0) bucket_->LeaveCold(/*over=*/true);
+  if (how == 0 && bucket_->cold_.load() != 0 && !failed_.load()) bucket_->LeaveCold(/*over=*/true);
   return true;
 }
 
@@ -148,10 +148,21 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
   }
   bucket_->SignalIfOwed();
   if (signal) bucket_->Signal();
-  if (bucket_->cold_.load() != 0) bucket_->LeaveCold(/*over=*/true);
+  if (bucket_->cold_.load() != 0) {
+    const bool good = answered && !failed_.load() && (state_.load() & (kRefused | kLost)) == 0;
+    if (good) {
+      bucket_->LeaveCold(/*over=*/true);
+    } else if (alone_) {
+      bucket_->FailCold();
+    }
+  }
   if (of_account_ != nullptr) of_account_->Settle(now, actual);
   if (gate_ != nullptr) gate_->Leave(now);
   return true;
+}
+
+void Reservation::LetOthersWait(Nanos hold) {
+  if (alone_) bucket_->cold_hold_.store(hold);
 }
 
 bool Reservation::ExpiresInTime() const {

@@ -74,6 +74,14 @@ class Reservation {
   // Whether it matters when it expires; else any instant will do, and no clock need be read.
   bool ExpiresInTime() const;
 
+  // The answer is a failure: what it says is of the failure. Before `Answered`, by whoever tells of
+  // that.
+  void Failed() { failed_.store(true); }
+  // Whether it went alone because nothing was known of its bucket; then, others wait for it for so
+  // long in all.
+  bool alone() const { return alone_; }
+  void LetOthersWait(Nanos hold);
+
   bool held() const { return state_.load() == 0 && bucket_ != nullptr; }
   bool sent() const { return (state_.load() & kSent) != 0; }
   bool answered() const { return (state_.load() & kAnswered) != 0; }
@@ -118,6 +126,7 @@ class Reservation {
   bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
   bool begun_ = true;
   bool alone_ = false;  // of a bucket that knows nothing yet: its answer tells
+  std::atomic<bool> failed_{false};
   std::unique_ptr<Reservation> of_account_;
 };
 

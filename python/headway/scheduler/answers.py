@@ -13,8 +13,11 @@ from typing import Any
 from headway import _tokens
 
 _LONGEST_BODY = 2**16
+# Among the extensions of a response of our transports: the provider's table; who is told what was
+# used; and that it is not to be tried again.
 TABLE = "headway.table"
-"""Among a response's extensions: the provider's table, from a transport of ours."""
+USED = "headway.used"
+FINAL = "headway.final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +25,8 @@ class Answer:
     """What could be found. headers: by lower-case name. usage: tokens by resource.
 
     body: a mapping, of an error only. table: by which its headers are to be read, where a transport
-    has said so. call: its bucket, and what is known of the call, for whoever
-    reads it later.
+    has said so. final: not to be tried again, by the same. call: its bucket, and what is known of
+    the call, for whoever reads it later.
     """
 
     status: int | None = None
@@ -31,6 +34,7 @@ class Answer:
     body: object = None
     usage: Mapping[str, int] = field(default_factory=dict)
     table: Any = None
+    final: bool = False
     call: tuple[Any, Any] | None = None
 
 
@@ -45,6 +49,7 @@ def read_answer(source: object) -> Answer:
         body=_body(source, response) if failed else None,
         usage=read_usage(source),
         table=_of(look(source, "extensions"), TABLE),
+        final=_of(look(source, "extensions"), FINAL) is True,
     )
 
 

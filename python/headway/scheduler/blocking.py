@@ -121,6 +121,11 @@ class BlockingCall:
         self.bucket._count("refusal")
         return self._reservation is not None and self._reservation.answered(refused=True)
 
+    def failed(self) -> None:
+        """The attempt's answer is a failure, and says nothing of limits."""
+        if self._reservation is not None:
+            self._reservation._failed()
+
     def settle(self, used: dict[str, int]) -> bool:
         """Ends the reservation with what was used, by resource."""
         if self._reservation is None or not self._reservation.settle_used(used):

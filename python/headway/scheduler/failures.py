@@ -19,6 +19,7 @@ RETRIED = frozenset({408, REFUSED, 500, 502, 503, 504, 529})
 _OF_TRANSPORTS = frozenset(
     {
         ("httpx", "TransportError"),
+        ("httpx2", "TransportError"),
         ("httpcore", "NetworkError"),
         ("httpcore", "TimeoutException"),
         ("httpcore", "ProtocolError"),
@@ -64,6 +65,8 @@ def is_retried(
     `x-should-retry` outranks the status. A 429 that says that the account has no money left is
     final. retry_on: further types of exceptions that are worth it.
     """
+    if answer.final:
+        return False
     told = answer.headers.get("x-should-retry", "").strip().lower()
     if told in ("true", "false"):
         return told == "true"

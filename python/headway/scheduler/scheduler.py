@@ -233,13 +233,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
     def _asks_first(self) -> float:
         """Seconds for which one request goes alone to find limits out: 0 where no answer will tell.
 
-        A transport's request is nothing but the request. A function may wait for others: for one
-        that it submits itself.
+        A function may be waiting for others, such as one that it submits itself. A transport, whose
+        request waits for nobody, asks for more.
         """
-        if self._hears_transport:
-            return 60.0
-        tells = self.provider is not None or look(self.client, "base_url") is not None
-        return 5.0 if tells else 0.0
+        tells = self._hears_transport or self.provider is not None
+        return 5.0 if tells or look(self.client, "base_url") is not None else 0.0
 
     @property
     def circuit_breaker(self) -> Any:

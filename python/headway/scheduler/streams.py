@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway._bodies import is_unread, settle_with_body
 from headway._core import Call, Reservation, resources
+from headway.scheduler.answers import USED
 from headway.scheduler.buckets import Bucket
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
 
@@ -119,5 +120,12 @@ def _wrap_response(call: Call | BlockingCall, response: Any) -> Any:
     amounts = call.amounts
     ends = _Ends(call.bucket, reservation, amounts, None)
     reserved = dict(zip(resources(call.bucket), amounts, strict=False))
-    settle_with_body(response, ends.settle, reserved)
+    told = response.extensions.get(USED)
+
+    def settle(used: dict[str, int]) -> None:
+        if told is not None:
+            told(used)
+        ends.settle(used)
+
+    settle_with_body(response, settle, reserved)
     return response

@@ -53,6 +53,8 @@ class Verdicts:
                     self._went_well(call)
                 return None
         refused = answer.status == REFUSED
+        if answer.status is not None and answer.status >= 400:
+            call.failed()
         if refused:
             self._scheduler._events["refusals"] += 1
             call.refused()

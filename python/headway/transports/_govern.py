@@ -13,7 +13,10 @@ from headway.providers.table import ProviderTable, provider_tables, table_for
 from headway.transports._transport import AsyncTransport, Transport
 
 _Client = TypeVar("_Client")
-_KEPT = ("auth", "cookies", "event_hooks", "follow_redirects", "headers", "params", "timeout")
+_KEPT = (
+    *("auth", "cookies", "event_hooks", "follow_redirects", "headers", "max_redirects", "params"),
+    *("timeout", "trust_env"),
+)
 _AT_ONCE = 1000
 
 
@@ -54,20 +57,45 @@ def govern(
         provider = _provider_of(client, base_url)
     module: Any = sys.modules[package]
     asynchronous = isinstance(http, module.AsyncClient)
-    wrapped = http._transport_for_url(module.URL(str(base_url) or "http://localhost"))
     kept = {name: getattr(http, name) for name in _KEPT}
+    kept["default_encoding"] = http._default_encoding
     transport: AsyncTransport | Transport
     if asynchronous:
-        transport = AsyncTransport(scheduler, wrapped, provider)
+        transport = AsyncTransport(scheduler, _AsyncWay(http), provider)
         governed = module.AsyncClient(transport=transport, base_url=http.base_url, **kept)
     else:
-        transport = Transport(scheduler, wrapped, provider)
+        transport = Transport(scheduler, _Way(http), provider)
         governed = module.Client(transport=transport, base_url=http.base_url, **kept)
     if not of_sdk:
         return governed  # type: ignore[no-any-return]
     if not callable(getattr(client, "copy", None)):
         raise ConfigurationError(f"client of type {type(client).__name__}: has no copy()")
     return client.copy(http_client=governed)  # type: ignore[attr-defined, no-any-return]
+
+
+class _AsyncWay:
+    """The ways of another client, which closes them itself."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def handle_async_request(self, request: Any) -> Any:
+        way = self._client._transport_for_url(request.url)
+        return await way.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """They are its own."""
+
+
+class _Way:
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def handle_request(self, request: Any) -> Any:
+        return self._client._transport_for_url(request.url).handle_request(request)
+
+    def close(self) -> None:
+        """They are its own."""
 
 
 def _provider_of(client: object, base_url: object) -> ProviderTable | None:

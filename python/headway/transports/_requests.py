@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import dataclass
 from typing import Any, final
@@ -11,8 +12,12 @@ from urllib.parse import unquote
 from headway._tokens import estimate_tokens, input_tokens, most_output_tokens
 from headway.types import AUDIO, EMBEDDING, GENERIC, IMAGE, TEXT, ResourceType
 
-_READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
-_LARGEST = 2**25
+READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+LARGEST = 2**25
+"""Bytes of a body that are read; a larger one is passed on as it comes."""
+_FORM = 2**16
+# A form's fields come before its files in what clients write.
+_MODEL_FIELD = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 _KINDS = (("/embeddings", EMBEDDING), ("/images/", IMAGE), ("/audio/", AUDIO))
 _FIRST_GUESS = 256
 _WEIGHT = 0.1
@@ -31,11 +36,14 @@ class Asked:
 
 
 def read_request(method: str, path: str, content: bytes) -> Asked | None:
-    """What a request asks, by its path and its JSON body; None where it asks no model."""
-    if method.upper() in _READ_ONLY:
+    """What a request asks, by its path and its body, JSON or a form; None where it asks no model.
+
+    Counting tokens beforehand has limits of its own that nobody tells.
+    """
+    if method.upper() in READ_ONLY or path.endswith("/count_tokens"):
         return None
     body: dict[str, Any] = {}
-    if len(content) <= _LARGEST and content[:64].lstrip()[:1] == b"{":
+    if len(content) <= LARGEST and content[:64].lstrip()[:1] == b"{":
         try:
             found = json.loads(content)
         except (ValueError, RecursionError):
@@ -43,6 +51,9 @@ def read_request(method: str, path: str, content: bytes) -> Asked | None:
         body = found if isinstance(found, dict) else {}
     named = body.get("model")
     model = named if isinstance(named, str) and named else _model_in(path)
+    if model is None and content[:2] == b"--":
+        field = _MODEL_FIELD.search(content, 0, _FORM)
+        model = None if field is None else field.group(1).decode(errors="replace")
     if model is None:
         return None
     kind = next((kind for part, kind in _KINDS if part in f"{path}/"), TEXT)
@@ -57,12 +68,12 @@ def asked_of_host(method: str, host: str) -> Asked:
 
 
 def _model_in(path: str) -> str | None:
-    """Azure's `/deployments/NAME/…` and Gemini's `/models/NAME:generateContent`."""
-    for before in ("/deployments/", "/models/"):
+    """Azure's `/deployments/NAME/…`, Gemini's `/models/NAME:…`, Bedrock's `/model/NAME/invoke…`."""
+    for before, behind in (("/deployments/", ""), ("/models/", ":"), ("/model/", "/")):
         _, found, rest = path.partition(before)
-        name = unquote(rest.partition("/")[0].partition(":")[0])
-        if found and name and (before == "/deployments/" or ":" in rest):
-            return name
+        if found and behind in rest:
+            name = rest.partition("/")[0]
+            return unquote(name if before == "/model/" else name.partition(":")[0]) or None
     return None
 
 

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from urllib.request import getproxies, proxy_bypass
 
-from headway import Limiter, RequestMetadata, Reservation, Scheduler
-from headway._bodies import is_unread, package_of, settle_with_body
+from headway import GENERIC, Limit, Limiter, RequestMetadata, Reservation, Scheduler
+from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
-from headway.errors import ConfigurationError
+from headway.errors import CapacityExceededError, ConfigurationError
 from headway.providers.table import ProviderTable, provider_tables, table_for
-from headway.scheduler.answers import TABLE
+from headway.scheduler.answers import FINAL, TABLE, USED
+from headway.scheduler.failures import REFUSED, RETRIED
 from headway.transports._httpx import send_untold, send_untold_sync
 from headway.transports._network import NetworkDelays
-from headway.transports._requests import Asked, Outputs, asked_of_host, read_request
+from headway.transports._requests import (
+    LARGEST,
+    READ_ONLY,
+    Asked,
+    Outputs,
+    asked_of_host,
+    read_request,
+)
 
-_REFUSED = 429
+_IDEMPOTENT = READ_ONLY | {"PUT"}
+_CLAMPS = 3
+_HOLD = 60.0
+"""Seconds for which others wait for the first answer: a request of HTTP waits for none of them."""
 _Wrapped = TypeVar("_Wrapped")
 
 
@@ -89,12 +101,13 @@ class _Governor(Generic[_Wrapped]):
         self._scheduler = scheduler if isinstance(scheduler, Scheduler) else None
         self._limiter = scheduler if isinstance(scheduler, Limiter) else None
         self._wrapped = wrapped
+        self._ways: dict[str | None, Any] = {}  # by proxy, where nothing is wrapped
         self._provider = provider
         self._delays = NetworkDelays()
         self._outputs = Outputs()
         self._tables: dict[str, ProviderTable] = {}
         self._lock = threading.Lock()
-        self._started = False
+        self._started_in = 0  # the process in which it has seen to that the scheduler runs
         if self._scheduler is not None:
             self._scheduler._hears_transport = True
 
@@ -126,57 +139,143 @@ class _Governor(Generic[_Wrapped]):
             "output_tokens": self._outputs.expected(asked) if asked.text else 0,
         }
 
-    def _metadata(self, asked: Asked) -> RequestMetadata:
+    def _metadata(self, scheduler: Scheduler, asked: Asked) -> RequestMetadata:
         wishes = _wishes.get()
-        return RequestMetadata(
+        cost = self._cost(asked)
+        metadata = RequestMetadata(
             request_id=uuid.uuid4().hex,
             model_id=asked.model,
             resource_type=asked.kind,
-            cost=self._cost(asked),
+            cost=cost,
             priority=wishes.priority,
             client_id=wishes.client_id,
             deadline=wishes.deadline,
             timeout=math.inf,  # the client has its own, which do not run while it waits
         )
+        bucket = scheduler._find.known(metadata)
+        if bucket is not None:
+            _clamp(cost, bucket.limits())
+        return metadata
 
-    def _amounts(self, asked: Asked, resources: tuple[str, ...]) -> tuple[int, ...]:
+    def _amounts(self, limiter: Limiter, asked: Asked) -> tuple[int, ...]:
         cost = {**self._cost(asked), "concurrency": 1}
-        return tuple(cost.get(name, 0) for name in resources)
+        _clamp(cost, limiter.limits)
+        return tuple(cost.get(name, 0) for name in limiter.resources)
 
-    def _listen(self, response: Any, asked: Asked) -> None:
-        """Of a body that settles by itself, how long the answer was is asked as well."""
-        if is_unread(response):
-            settle_with_body(
-                response,
-                lambda used: self._outputs.note(asked.model, used.get("output_tokens")),
-                {},
-            )
+    def _prepare(self, response: Any, request: Any, asked: Asked) -> None:
+        """A response that the scheduler is to judge: what it needs to know of it."""
+        response.extensions[TABLE] = self._table(request)
+        response.extensions[USED] = lambda used: self._outputs.note(
+            asked.model, used.get("output_tokens")
+        )
+        # What may have been done must not be done again, but by those who know that it may.
+        no_model = asked.kind == GENERIC and request.method.upper() not in _IDEMPOTENT
+        if no_model and response.status_code >= 400 and response.status_code != REFUSED:
+            response.extensions[FINAL] = True
 
-    def _settle_with(self, response: Any, reservation: Reservation, asked: Asked) -> None:
+    def _settle_with(
+        self, limiter: Limiter, response: Any, reservation: Reservation, asked: Asked
+    ) -> None:
         """A limiter's reservation ends with the body."""
-        assert self._limiter is not None
-        reservation.answered(refused=response.status_code == _REFUSED)
+        reservation.answered(refused=response.status_code == REFUSED)
 
         def settle(used: dict[str, int]) -> None:
             self._outputs.note(asked.model, used.get("output_tokens"))
             reservation.settle_used(used)
 
         if is_unread(response):
-            resources = self._limiter.resources
-            reserved = dict(zip(resources, self._amounts(asked, resources), strict=True))
+            reserved = dict(zip(limiter.resources, self._amounts(limiter, asked), strict=True))
             settle_with_body(response, settle, reserved)
         else:
             settle({})
 
-    def _done(self, response: Any) -> Any:
-        """What the scheduler has judged and given up, the client need not try again itself."""
-        if self._scheduler is not None and response.status_code >= 400:
-            response.headers["x-should-retry"] = "false"
-        return response
+    def _default_way(self, request: Any, kind: str) -> Any:
+        """With as many connections as requests need; of the request's package, one for a proxy."""
+        host: str = request.url.host
+        proxies: Mapping[str, str] = {} if proxy_bypass(host) else getproxies()
+        proxy = proxies.get(request.url.scheme) or proxies.get("all")
+        way = self._ways.get(proxy)
+        if way is None:
+            way = self._ways[proxy] = _make_way(request, kind, proxy)
+        return way
+
+    def _starts(self, scheduler: Scheduler) -> bool:
+        """Whether it has to be started: with the first request, and again in a forked child."""
+        if self._started_in != os.getpid() and scheduler.is_running():
+            self._started_in = os.getpid()
+        return self._started_in != os.getpid()
+
+
+def _clamp(cost: dict[str, int], limits: Iterable[Limit]) -> None:
+    """What is only an estimate makes no request impossible: its provider is asked."""
+    for limit in limits:
+        most = limit.amount if limit.burst is None else limit.burst
+        if limit.resource in cost and limit.shape != "concurrency":
+            cost[limit.resource] = min(cost[limit.resource], most)
+
+
+def _is_read(request: Any) -> bool:
+    """Whether its body is looked at. It is kept in memory then, and may be sent again."""
+    if request.method.upper() in READ_ONLY:
+        return False
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        size = int(request.headers.get("content-length", "0"))
+    except ValueError:
+        size = 0
+    readable = kind.endswith("json") or kind in ("", "multipart/form-data")
+    chunked = "transfer-encoding" in request.headers and not kind.endswith("json")
+    return readable and not chunked and size <= LARGEST
+
+
+class _Unsaid(Exception):
+    """What sending has raised: the client's own affair, which the scheduler does not retry."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+
+
+def _failure_of(response: Any, raw: bytes) -> Any:
+    """The same failure, with its body still to come; what it says can be looked at already."""
+    package: Any = sys.modules[package_of(response) or "httpx"]
+    undo = decoder(response.headers.get("content-encoding", ""))
+    fresh = package.Response(
+        response.status_code,
+        headers=response.headers,
+        stream=package.ByteStream(raw),
+        extensions=response.extensions,
+    )
+    try:
+        fresh._body = raw if undo is None else undo(raw)
+    except Exception:  # whoever reads it will be told
+        fresh._body = b""
+    return fresh
+
+
+def _said_last(response: Any) -> Any:
+    """What the scheduler has tried again and given up, the client need not try again itself."""
+    if response.status_code in RETRIED and not response.extensions.get(FINAL):
+        response.headers.setdefault("x-should-retry", "false")
+    return response
+
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    class _AsyncBase(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):  # type: ignore[misc]
+        pass
+
+    class _Base(httpx.BaseTransport, httpx2.BaseTransport):  # type: ignore[misc]
+        pass
+
+else:
+    _AsyncBase = _Base = object
 
 
 @final
-class AsyncTransport(_Governor[Any]):
+class AsyncTransport(_Governor[Any], _AsyncBase):
     """Sends each request of an `AsyncClient` when the limits of its provider let it.
 
     For httpx and httpx2, and so for the SDKs that are built on them. Which model it asks, and how
@@ -201,45 +300,59 @@ class AsyncTransport(_Governor[Any]):
     async def handle_async_request(self, request: Any) -> Any:
         """What a client calls."""
         send = self._way(request).handle_async_request
-        asked = self._asked(request, await request.aread())
+        asked = self._asked(request, await request.aread() if _is_read(request) else b"")
         if asked is None:
             return await send(request)
         if self._limiter is not None:
-            resources = self._limiter.resources
-            reservation = await self._limiter.acquire(*self._amounts(asked, resources))
+            reservation = await self._limiter.acquire(*self._amounts(self._limiter, asked))
             response = await send_untold(send, request, reservation, self._delays)
-            self._settle_with(response, reservation, asked)
+            self._settle_with(self._limiter, response, reservation, asked)
             return response
         scheduler = self._scheduler
         assert scheduler is not None
-        if not self._started:
-            if not scheduler.is_running():
-                await scheduler.start()
-            self._started = True
-        table = self._table(request)
+        if self._starts(scheduler):
+            await scheduler.start()
+            self._started_in = os.getpid()
 
         async def attempt(reservation: Reservation) -> Any:
-            response = await send_untold(send, request, reservation, self._delays)
-            response.extensions[TABLE] = table
-            if response.status_code >= 400:
-                await response.aread()  # what it says decides whether it is tried again
-            else:
-                self._listen(response, asked)
-            return response
+            reservation._let_others_wait(_HOLD)
+            try:
+                response = await send_untold(send, request, reservation, self._delays)
+                self._prepare(response, request, asked)
+                if response.status_code < 400:
+                    return response
+                # What it says decides whether it is tried again.
+                try:
+                    raw = b"".join([part async for part in response.stream])
+                finally:
+                    await response.aclose()
+            except Exception as error:
+                raise _Unsaid(error) from error
+            return _failure_of(response, raw)
 
-        return self._done(
-            await scheduler.submit_request(self._metadata(asked), WithReservation(attempt))
-        )
+        function = WithReservation(attempt)
+        try:
+            for tries in range(_CLAMPS):
+                metadata = self._metadata(scheduler, asked)
+                try:
+                    return _said_last(await scheduler.submit_request(metadata, function))
+                except CapacityExceededError:
+                    # A limit was learnt while it waited.
+                    if tries + 1 == _CLAMPS:
+                        raise
+        except _Unsaid as unsaid:
+            raise unsaid.error from unsaid.error.__cause__
+        raise AssertionError("unreachable")
 
     def _way(self, request: Any) -> Any:
-        if self._wrapped is None:
-            self._wrapped = _default_transport(request, "AsyncHTTPTransport")
-        return self._wrapped
+        return self._wrapped or self._default_way(request, "AsyncHTTPTransport")
 
     async def aclose(self) -> None:
         """Closes what it wraps; the scheduler goes on."""
-        if self._wrapped is not None:
-            await self._wrapped.aclose()
+        ways = (*self._ways.values(), *([self._wrapped] if self._wrapped is not None else []))
+        self._ways.clear()
+        for way in ways:
+            await way.aclose()
 
     async def __aenter__(self) -> AsyncTransport:
         return self
@@ -254,7 +367,7 @@ class AsyncTransport(_Governor[Any]):
 
 
 @final
-class Transport(_Governor[Any]):
+class Transport(_Governor[Any], _Base):
     """The same for a `Client`, in threads: see AsyncTransport.
 
     Not for an event loop's own thread, which waiting would block: RuntimeError. Thread-safe if
@@ -266,46 +379,62 @@ class Transport(_Governor[Any]):
     def handle_request(self, request: Any) -> Any:
         """What a client calls."""
         send = self._way(request).handle_request
-        asked = self._asked(request, request.read())
+        asked = self._asked(request, request.read() if _is_read(request) else b"")
         if asked is None:
             return send(request)
         if self._limiter is not None:
-            resources = self._limiter.resources
-            reservation = self._limiter.acquire_sync(*self._amounts(asked, resources))
+            reservation = self._limiter.acquire_sync(*self._amounts(self._limiter, asked))
             response = send_untold_sync(send, request, reservation, self._delays)
-            self._settle_with(response, reservation, asked)
+            self._settle_with(self._limiter, response, reservation, asked)
             return response
         scheduler = self._scheduler
         assert scheduler is not None
-        if not self._started:
+        if self._started_in != os.getpid():
             with self._lock:
-                if not scheduler.is_running():
+                if self._starts(scheduler):
                     scheduler.start_sync()
-                self._started = True
-        table = self._table(request)
+                    self._started_in = os.getpid()
 
         def attempt(reservation: Reservation) -> Any:
-            response = send_untold_sync(send, request, reservation, self._delays)
-            response.extensions[TABLE] = table
-            if response.status_code >= 400:
-                response.read()
-            else:
-                self._listen(response, asked)
-            return response
+            reservation._let_others_wait(_HOLD)
+            try:
+                response = send_untold_sync(send, request, reservation, self._delays)
+                self._prepare(response, request, asked)
+                if response.status_code < 400:
+                    return response
+                try:
+                    raw = b"".join(response.stream)
+                finally:
+                    response.close()
+            except Exception as error:
+                raise _Unsaid(error) from error
+            return _failure_of(response, raw)
 
-        return self._done(scheduler.submit_sync(self._metadata(asked), WithReservation(attempt)))
+        function = WithReservation(attempt)
+        try:
+            for tries in range(_CLAMPS):
+                metadata = self._metadata(scheduler, asked)
+                try:
+                    return _said_last(scheduler.submit_sync(metadata, function))
+                except CapacityExceededError:
+                    if tries + 1 == _CLAMPS:
+                        raise
+        except _Unsaid as unsaid:
+            raise unsaid.error from unsaid.error.__cause__
+        raise AssertionError("unreachable")
 
     def _way(self, request: Any) -> Any:
-        if self._wrapped is None:
-            with self._lock:
-                if self._wrapped is None:
-                    self._wrapped = _default_transport(request, "HTTPTransport")
-        return self._wrapped
+        if self._wrapped is not None:
+            return self._wrapped
+        with self._lock:
+            return self._default_way(request, "HTTPTransport")
 
     def close(self) -> None:
         """Closes what it wraps; the scheduler goes on."""
-        if self._wrapped is not None:
-            self._wrapped.close()
+        ways = (*self._ways.values(), *([self._wrapped] if self._wrapped is not None else []))
+        self._ways.clear()
+        for way in ways:
+            way.close()
 
     def __enter__(self) -> Transport:
         return self
@@ -319,12 +448,8 @@ class Transport(_Governor[Any]):
         self.close()
 
 
-def _default_transport(request: Any, kind: str) -> Any:
-    """As many connections as requests need, of the request's own package."""
+def _make_way(request: Any, kind: str, proxy: str | None) -> Any:
     package: Any = sys.modules[package_of(request) or "httpx"]
-    host: str = request.url.host
-    proxies: Mapping[str, str] = {} if proxy_bypass(host) else getproxies()
-    proxy = proxies.get(request.url.scheme) or proxies.get("all")
     if proxy is None and package.__name__ == "httpx" and kind == "AsyncHTTPTransport":
         from headway.transports._connections import Connections
 
