@@ -280,6 +280,22 @@ def test_an_upload_is_passed_on_as_it_comes(package: Any) -> None:
     assert sum(sizes) == 64 * 65536
 
 
+def test_what_cannot_be_sent_again_is_not(package: Any) -> None:
+    with (
+        Server(lambda *_: said(429, {}, retry_after="0")) as server,
+        make(max_retries=3) as scheduler,
+        package.Client(transport=Transport(scheduler), base_url=server.url) as client,
+    ):
+        # Whole, as the server here cannot read it in pieces.
+        headers = {"content-type": "application/octet-stream", "content-length": "6"}
+        assert (
+            client.post("/up", content=iter([b"abc", b"def"]), headers=headers).status_code == 429
+        )
+        assert server.asked == ["/up"]
+        assert client.post("/up", content=b"abcdef").status_code == 429
+        assert server.asked == ["/up"] * 5  # what can be is
+
+
 # -- what was used -------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from urllib.request import getproxies, proxy_bypass
 
-from headway import GENERIC, Limit, Limiter, RequestMetadata, Reservation, Scheduler
+from headway import GENERIC, TEXT, Limit, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
 from headway.errors import CapacityExceededError, ConfigurationError
@@ -136,7 +136,7 @@ class _Governor(Generic[_Wrapped]):
             "requests": 1,
             "tokens": asked.counted,
             "input_tokens": asked.text,
-            "output_tokens": self._outputs.expected(asked) if asked.text else 0,
+            "output_tokens": self._outputs.expected(asked) if asked.kind == TEXT else 0,
         }
 
     def _metadata(self, scheduler: Scheduler, asked: Asked) -> RequestMetadata:
@@ -168,9 +168,11 @@ class _Governor(Generic[_Wrapped]):
         response.extensions[USED] = lambda used: self._outputs.note(
             asked.model, used.get("output_tokens")
         )
-        # What may have been done must not be done again, but by those who know that it may.
-        no_model = asked.kind == GENERIC and request.method.upper() not in _IDEMPOTENT
-        if no_model and response.status_code >= 400 and response.status_code != REFUSED:
+        # What may have been done must not be done again, but by those who know that it may; and a
+        # body that was passed on as it came cannot be sent again.
+        harmless = asked.kind != GENERIC or request.method.upper() in _IDEMPOTENT
+        harmless = harmless or response.status_code == REFUSED
+        if response.status_code >= 400 and not (harmless and hasattr(request, "_content")):
             response.extensions[FINAL] = True
 
     def _settle_with(
