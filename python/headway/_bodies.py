@@ -70,7 +70,7 @@ class UsageReader:
         text = b"".join((*self._head, *self._tail))
         found: dict[str, Any] = {}
         if text[:64].lstrip()[:1] in (b"{", b"["):
-            self._gather(_parsed(text) or _end_of(text), found)
+            self._gather(parsed(text) or _end_of(text), found)
         else:
             for line in text.splitlines():
                 if line.startswith(b"data:"):
@@ -81,7 +81,7 @@ class UsageReader:
         if data == b"[DONE]":
             self.whole = True
         elif any(name in data for name in _TELLING):
-            event = _parsed(data)
+            event = parsed(data)
             if isinstance(event, dict):
                 self.whole |= event.get("type") in _ENDS
                 # OpenAI's, behind all choices.
@@ -99,7 +99,8 @@ class UsageReader:
                         found.update((k, v) for k, v in usage.items() if v is not None)
 
 
-def _parsed(text: bytes) -> object:
+def parsed(text: bytes | str) -> object:
+    """What a JSON text says; None where it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -111,7 +112,7 @@ def _end_of(text: bytes) -> object:
     for name in _NAMES:
         at = text.rfind(f'"{name}"'.encode())
         if at >= 0:
-            return _parsed(b"{" + text[at:])
+            return parsed(b"{" + text[at:])
     return None
 
 

@@ -14,10 +14,9 @@ from headway import Reservation
 from headway.batch.endpoint import Endpoint
 from headway.batch.lines import Line
 from headway.batch.results import Outcome
+from headway.scheduler.failures import REFUSED
 from headway.transports import NetworkDelays
 from headway.transports._httpx import send_untold
-
-_REFUSED = 429
 
 
 @final
@@ -61,7 +60,7 @@ class Attempts:
             )
             if hear is not None:
                 hear(response.headers)
-            reservation.answered(refused=response.status_code == _REFUSED)
+            reservation.answered(refused=response.status_code == REFUSED)
             latency = monotonic() - sent_at
             try:
                 content = await response.aread()

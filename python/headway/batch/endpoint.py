@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from headway.batch.lines import Line
 from headway.providers.table import ProviderTable, table_for
-from headway.transports import Connections
+from headway.transports._ways import make_way, proxy_for
 
 _MOST_PATHS = 1000
 
@@ -79,11 +78,7 @@ class Endpoint:
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """As many connections as requests need, through the environment's proxy if it names one."""
-        proxies = {} if proxy_bypass(self._host) else getproxies()
-        proxy = proxies.get(self._scheme) or proxies.get("all")
-        if proxy is None:
-            return Connections()
-        return httpx.AsyncHTTPTransport(
-            proxy=proxy if "://" in proxy else f"http://{proxy}",
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        way: httpx.AsyncBaseTransport = make_way(
+            httpx, "AsyncHTTPTransport", proxy_for(self._scheme, self._host)
         )
+        return way

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway import _tokens
+from headway._bodies import parsed
 
 _LONGEST_BODY = 2**16
 # Among the extensions of a response of our transports: the provider's table; who is told what was
@@ -135,19 +136,10 @@ def _body(source: object, response: object) -> Mapping[str, Any] | None:
         for name in ("body", "_content", "_body"):
             body = look(owner, name)
             if isinstance(body, (bytes, str)) and 0 < len(body) <= _LONGEST_BODY:
-                body = _parsed(body)
+                body = parsed(body)
             if isinstance(body, Mapping):
                 return body
     return None
-
-
-def _parsed(body: bytes | str) -> object:
-    import json  # rarely needed
-
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _status(source: object, response: object) -> int | None:

@@ -14,7 +14,7 @@ from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from headway._core import Reservation
     from headway.scheduler.buckets import Bucket
@@ -40,12 +40,7 @@ class Observations:
         """What an attempt's answer says, before its reservation ends."""
         if self._table is None or not answer.headers:
             return
-        readings = (answer.table or self._table).read(answer.headers)
-        if len(readings) == 0:
-            return
-        record = call.record()
-        if record is not None:
-            self._tell(call.bucket, record, readings)
+        self._learn(call.bucket, call.record, answer.table or self._table, answer.headers)
 
     def hear(
         self,
@@ -55,8 +50,18 @@ class Observations:
         table: ProviderTable,
     ) -> None:
         """What the answer to a request says for which `reservation` was made, before it ends."""
-        readings = table.read({name.lower(): value for name, value in headers.items()})
-        record = reservation._record() if len(readings) else None
+        by_name = {name.lower(): value for name, value in headers.items()}
+        self._learn(bucket, reservation._record, table, by_name)
+
+    def _learn(
+        self,
+        bucket: Bucket,
+        record_of: Callable[[], Any],
+        table: ProviderTable,
+        headers: Mapping[str, str],
+    ) -> None:
+        readings = table.read(headers)
+        record = record_of() if len(readings) else None
         if record is not None:
             self._tell(bucket, record, readings)
 

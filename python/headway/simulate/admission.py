@@ -70,6 +70,13 @@ class Admission:
                     count.take_refused(now, 1)
         return worst
 
+    def first_of_each(self) -> dict[str, Count]:
+        """By resource, the first of the rates: what answers tell of."""
+        found: dict[str, Count] = {}
+        for count in self.rates:
+            found.setdefault(count.rule.resource, count)
+        return found
+
     def produce(self, now: int, tokens: int) -> None:
         """Counts tokens of an answer as they come, whether or not they fit."""
         for count in self.rates:

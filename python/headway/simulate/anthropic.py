@@ -10,7 +10,6 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from headway.simulate.admission import Admission, Refusal
-from headway.simulate.counting import Count
 from headway.simulate.tokens import TokenEstimate
 
 KEY_HEADER = "x-api-key"
@@ -38,12 +37,9 @@ def limit_headers(admission: Admission, now: int) -> str:
     Resets are times in whole seconds, at which all of the limit is there again; what remains of
     tokens is rounded to thousands.
     """
-    told: dict[str, Count] = {}
-    for count in admission.rates:
-        told.setdefault(count.rule.resource, count)
     present = datetime.now(timezone.utc)
     lines = []
-    for resource, count in told.items():
+    for resource, count in admission.first_of_each().items():
         name = _NAMES.get(resource)
         if name is None:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from headway.simulate.admission import Admission, Refusal
-from headway.simulate.counting import Count
 from headway.simulate.rules import Rule, plain_number
 
 _MILLISECOND = 1_000_000
@@ -43,14 +42,11 @@ def limit_headers(admission: Admission, now: int) -> str:
     `remaining` is what is left of the limit's amount (a smaller burst is not told: real servers
     hide theirs), `reset` the time until all of it is.
     """
-    told: dict[str, Count] = {}
-    for count in admission.rates:
-        told.setdefault(count.rule.resource, count)
     return "".join(
         f"x-ratelimit-limit-{resource}: {count.rule.amount}\r\n"
         f"x-ratelimit-remaining-{resource}: {max(0, count.rule.amount - count.used(now))}\r\n"
         f"x-ratelimit-reset-{resource}: {go_duration(count.full_in(now))}\r\n"
-        for resource, count in told.items()
+        for resource, count in admission.first_of_each().items()
     )
 
 

@@ -62,7 +62,7 @@ def read_request(method: str, path: str, content: bytes) -> Asked | None:
     )
 
 
-def asked_of_host(method: str, host: str) -> Asked:
+def asked_of_host(host: str) -> Asked:
     """A request to an API that has no models: all of a host's are counted together."""
     return Asked(host, GENERIC, 0, 0, 0)
 

@@ -7,13 +7,12 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, Any, final
 
 from headway import GENERIC, TEXT, Limit, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
@@ -32,12 +31,12 @@ from headway.transports._requests import (
     asked_of_host,
     read_request,
 )
+from headway.transports._ways import make_way, proxy_for
 
 _IDEMPOTENT = READ_ONLY | {"PUT"}
 _CLAMPS = 3
 _HOLD = 60.0
 """Seconds for which others wait for the first answer: a request of HTTP waits for none of them."""
-_Wrapped = TypeVar("_Wrapped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +50,28 @@ _NONE = _Wishes()
 _wishes: ContextVar[_Wishes] = ContextVar("headway_wishes", default=_NONE)
 
 
+@contextmanager
 def asking(
     *, client_id: str | None = None, priority: int = 0, deadline: float | None = None
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """For requests that are made inside of the `with`: their account, priority and deadline.
 
     As in RequestMetadata. It holds for this task or thread, and for tasks that are begun in it.
     """
-
-    @contextmanager
-    def within() -> Any:
-        before = _wishes.set(_Wishes(client_id, priority, deadline))
-        try:
-            yield
-        finally:
-            _wishes.reset(before)
-
-    return within()
+    before = _wishes.set(_Wishes(client_id, priority, deadline))
+    try:
+        yield
+    finally:
+        _wishes.reset(before)
 
 
-class _Governor(Generic[_Wrapped]):
+class _Governor:
     """What the two transports have in common: from a request to what is asked for it."""
 
     def __init__(
         self,
         scheduler: Scheduler | Limiter,
-        wrapped: _Wrapped | None = None,
+        wrapped: Any = None,
         provider: ProviderTable | str | None = None,
     ) -> None:
         if not isinstance(scheduler, (Scheduler, Limiter)):
@@ -128,7 +123,7 @@ class _Governor(Generic[_Wrapped]):
         """What it asks; None where nobody counts it."""
         asked = read_request(request.method, request.url.path, content)
         if asked is None and self._table(request).name == "generic":
-            return asked_of_host(request.method, request.url.host)
+            return asked_of_host(request.url.host)
         return asked
 
     def _cost(self, asked: Asked) -> dict[str, int]:
@@ -193,13 +188,18 @@ class _Governor(Generic[_Wrapped]):
 
     def _default_way(self, request: Any, kind: str) -> Any:
         """With as many connections as requests need; of the request's package, one for a proxy."""
-        host: str = request.url.host
-        proxies: Mapping[str, str] = {} if proxy_bypass(host) else getproxies()
-        proxy = proxies.get(request.url.scheme) or proxies.get("all")
+        proxy = proxy_for(request.url.scheme, request.url.host)
         way = self._ways.get(proxy)
         if way is None:
-            way = self._ways[proxy] = _make_way(request, kind, proxy)
+            package = sys.modules[package_of(request) or "httpx"]
+            way = self._ways[proxy] = make_way(package, kind, proxy)
         return way
+
+    def _leave_ways(self) -> list[Any]:
+        """All that is to be closed."""
+        ways = [*self._ways.values()]
+        self._ways.clear()
+        return ways if self._wrapped is None else [*ways, self._wrapped]
 
     def _starts(self, scheduler: Scheduler) -> bool:
         """Whether it has to be started: with the first request, and again in a forked child."""
@@ -277,7 +277,7 @@ else:
 
 
 @final
-class AsyncTransport(_Governor[Any], _AsyncBase):
+class AsyncTransport(_Governor, _AsyncBase):
     """Sends each request of an `AsyncClient` when the limits of its provider let it.
 
     For httpx and httpx2, and so for the SDKs that are built on them. Which model it asks, and how
@@ -351,9 +351,7 @@ class AsyncTransport(_Governor[Any], _AsyncBase):
 
     async def aclose(self) -> None:
         """Closes what it wraps; the scheduler goes on."""
-        ways = (*self._ways.values(), *([self._wrapped] if self._wrapped is not None else []))
-        self._ways.clear()
-        for way in ways:
+        for way in self._leave_ways():
             await way.aclose()
 
     async def __aenter__(self) -> AsyncTransport:
@@ -369,7 +367,7 @@ class AsyncTransport(_Governor[Any], _AsyncBase):
 
 
 @final
-class Transport(_Governor[Any], _Base):
+class Transport(_Governor, _Base):
     """The same for a `Client`, in threads: see AsyncTransport.
 
     Not for an event loop's own thread, which waiting would block: RuntimeError. Thread-safe if
@@ -433,9 +431,7 @@ class Transport(_Governor[Any], _Base):
 
     def close(self) -> None:
         """Closes what it wraps; the scheduler goes on."""
-        ways = (*self._ways.values(), *([self._wrapped] if self._wrapped is not None else []))
-        self._ways.clear()
-        for way in ways:
+        for way in self._leave_ways():
             way.close()
 
     def __enter__(self) -> Transport:
@@ -448,16 +444,3 @@ class Transport(_Governor[Any], _Base):
         trace: TracebackType | None = None,
     ) -> None:
         self.close()
-
-
-def _make_way(request: Any, kind: str, proxy: str | None) -> Any:
-    package: Any = sys.modules[package_of(request) or "httpx"]
-    if proxy is None and package.__name__ == "httpx" and kind == "AsyncHTTPTransport":
-        from headway.transports._connections import Connections
-
-        return Connections()
-    if proxy is not None and "://" not in proxy:
-        proxy = f"http://{proxy}"
-    limits = package.Limits(max_connections=None, max_keepalive_connections=None)
-    make: Callable[..., Any] = getattr(package, kind)
-    return make(proxy=proxy, limits=limits)
