@@ -12,6 +12,8 @@ namespace {
 // nobody knows when they left wait for each other in the client.
 constexpr Nanos kOvertakesMarked = 100 * kMillisecond;
 constexpr Nanos kOvertakes = 500 * kMillisecond;
+// A second of the slowest answer's delay is forgotten in so many.
+constexpr Nanos kForgets = 32;
 
 }  // namespace
 
@@ -108,7 +110,6 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
       Set(now, wall_offset, track.meter, limit, changes);
     return;
   }
-  const int old = track.meter;
   const int found = MeterFor(now, wall_offset, track, limit, changes);
   if (found < 0) return;  // what is kept goes on
   track.meter = found;
@@ -116,13 +117,17 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
   // What an open bucket was owed, and what others were seen to use of a window, is long out of
   // date.
   bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now, now);
-  if (old < 0) return;
-  Limit open = limit;
+}
+
+// Nothing is learnt in this meter any more.
+void Learner::Open(Nanos now, Nanos wall_offset, const Track& track, int meter,
+                   std::vector<Change>& changes) {
+  Limit open;
   open.amount = Limit::kMaxAmount;
-  open.shape = bucket_->meter(old).shape();
-  open.period = bucket_->meter(old).parameters().period;
-  open.anchor.reset();
-  Set(now, wall_offset, old, open, changes);
+  open.resource = names_[track.resource];
+  open.shape = bucket_->meter(meter).shape();
+  open.period = bucket_->meter(meter).parameters().period;
+  Set(now, wall_offset, meter, open, changes);
 }
 
 // `fresh`: the meter has only just begun to count this limit.
@@ -141,8 +146,9 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   for (int i = 0; i < taken && own == 0; ++i)
     if (bucket_->resource(i) == track.resource) own = of.taken[static_cast<std::size_t>(i)].amount;
   // Admitted and perhaps not counted by then.
+  const Nanos before = of.began - std::max(overtakes, slowest_);
   const std::int64_t since =
-      std::max<std::int64_t>(0, history.Total(r) - history.AtLeast(r, of.began - overtakes) - own);
+      std::max<std::int64_t>(0, history.Total(r) - history.AtLeast(r, before) - own);
   if (meter.shape() == Shape::kBucket) {
     const Parameters p = meter.parameters();
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
@@ -204,6 +210,9 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
                                      absl::Span<const Reading> readings) {
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
+  const Nanos since = std::max<Nanos>(0, now - observed_);
+  slowest_ = std::max(of.answered - of.sent, slowest_ - since / kForgets);
+  observed_ = std::max(observed_, now);
   for (const Reading& reading : readings) {
     // Who says that there is no limit at all, and answers, means that he does not know.
     if (reading.limit == 0) continue;
@@ -228,6 +237,9 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
                        reading.reset <= track.kept.period + Inference::kSlack;
     if (track.meter >= 0 && reading.remaining >= 0 && about)
       Bound(now, track, reading, of, track.meter != before);
+    // Only now: the one that goes on does not hold what was used so far before it is bounded, and
+    // others are being admitted all the while.
+    if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
     track.newest = std::max(track.newest, of.sent);
   }
   return changes;

@@ -105,6 +105,8 @@ class Learner {
                std::vector<Change>& changes);
   void Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
            std::vector<Change>& changes);
+  void Open(Nanos now, Nanos wall_offset, const Track& track, int meter,
+            std::vector<Change>& changes);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh);
 
   Bucket* const bucket_;
@@ -113,6 +115,11 @@ class Learner {
   std::vector<bool> given_;  // of each limit that the bucket was made with
   mutable std::mutex mutex_;
   std::vector<Track> tracks_;
+  // How long the slowest answer of late took. Where a client or server stalls, calls that were sent
+  // that much earlier may still have to be counted. What this bound is too loose by costs nothing:
+  // a bucket that is thought to owe more than it does refills as fast.
+  Nanos slowest_ = 0;
+  Nanos observed_ = 0;  // when the latest answer was read
 };
 
 }  // namespace headway
