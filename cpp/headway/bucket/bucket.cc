@@ -184,12 +184,22 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
   return false;
 }
 
-// Whether a request may go, as far as the first answer is concerned. `alone`: nothing is known, and
-// it is the one that finds out.
+bool Bucket::LookAhead(Nanos patience, bool again) {
+  if (again && looks_ahead() && cold_.load() > 0) look_again_.store(true);
+  if (cold_.load() != 0) return false;
+  patience_.store(patience);
+  cold_hold_.store(patience);
+  look_ahead_.store(true);
+  Nanos nobody = 0;
+  return cold_.compare_exchange_strong(nobody, kNobodyOut);
+}
+
+// Whether a request may go, as far as the first answer is concerned. `alone`: nothing is known, or
+// nothing new, and it is the one that finds out.
 bool Bucket::EnterCold(Nanos now, bool& alone) {
   Nanos out = cold_.load();
   while (out == kNobodyOut) {
-    for (int i = 0; i < size(); ++i) {
+    for (int i = 0; i < size() && !looks_ahead(); ++i) {
       if (meter(i).parameters().amount == Limit::kMaxAmount ||
           meter(i).shape() == Shape::kConcurrency)
         continue;
@@ -213,6 +223,12 @@ void Bucket::LeaveCold(bool over) {
     Signal();
     return;
   }
+}
+
+// Who went ahead then is back; nothing where somebody else has gone since.
+void Bucket::LeaveAhead(Nanos out) {
+  const bool again = look_again_.exchange(false);
+  if (cold_.compare_exchange_strong(out, again ? kNobodyOut : 0)) Signal();
 }
 
 // Who went alone has brought a failure, or nothing, and with it nothing that would be known.
@@ -251,8 +267,13 @@ Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answ
 Denial Bucket::Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
                         absl::Span<const std::int64_t> amounts) {
   Denial denial = Bind(now, ahead, amounts, /*privileged=*/true, /*answered=*/false);
-  if (denial.ready_at < kUntold && WaitsForFirstUntil() > now)
-    denial = Denial{Denial::kCooling, kUntold};
+  if (const Nanos until = WaitsForFirstUntil(); denial.ready_at < kUntold && until > now) {
+    if (!looks_ahead()) {
+      denial = Denial{Denial::kCooling, kUntold};
+    } else if (until > denial.ready_at) {
+      denial = Denial{Denial::kCooling, until};
+    }
+  }
   SignalIfOwed();
   return denial;
 }
@@ -306,8 +327,13 @@ void Bucket::BeginLate(Nanos now, Reservation& out) {
   out.began_at_ = now;
   if (history_ != nullptr) Remember(now, out);
   if (!out.untimed_ && calls_ != nullptr) BeginCall(now, out);
+  if (out.alone_) GoesAhead(out);
   if (signal) Signal();
   SignalIfOwed();
+}
+
+void Bucket::GoesAhead(const Reservation& out) {
+  for (int i = 0; i < out.size(); ++i) meter(i).GoesAhead(out.taken(i));
 }
 
 void Bucket::BeginCall(Nanos now, Reservation& out) {
@@ -346,9 +372,16 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
       return Denial{Denial::kCooling, std::max(now + 1, WaitsForFirstUntil())};
     }
     const bool took = TakeAll(now, amounts, privileged, answered, untimed, begins, taken);
-    if (took) Begin(now, out, untimed, begins);
     out.alone_ = took && alone;
+    out.ahead_ = out.alone_ && looks_ahead() ? std::max<Nanos>(now, 0) + 1 : 0;
+    if (took) Begin(now, out, untimed, begins);
     if (alone && !took) LeaveCold(/*over=*/false);
+    if (took && alone && begins) GoesAhead(out);
+    if (took && alone && looks_ahead()) {
+      // The others would have had to wait until then anyhow.
+      const Nanos next = Bind(now, kNothing, amounts, /*privileged=*/true, answered).ready_at;
+      if (next > now && next < kUntold) cold_hold_.store(next - now + patience_.load());
+    }
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.

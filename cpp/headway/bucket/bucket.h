@@ -138,11 +138,16 @@ class Bucket {
     cold_hold_.store(hold);
     cold_.store(kNobodyOut);
   }
+  // What is known of its limits will be old when the next request fits: that one goes ahead of the
+  // others, which wait for its answer for `patience` longer than they would have waited anyhow.
+  // Nothing, and false, where somebody is to go ahead, or has gone, already; unless it is his own
+  // answer that says so (`again`): then the next one does when he is back.
+  bool LookAhead(Nanos patience, bool again);
   // So many that go alone may fail, one after another; then answers cannot be expected to tell.
   static constexpr int kMostAlone = 5;
   // Nobody waits for that answer any more.
   void EndCold() { LeaveCold(/*over=*/true); }
-  // Until when the others wait for the answer of that one; 0 where it is not out.
+  // Until when the others wait for the answer of the one that is out ahead; 0 where none is.
   Nanos WaitsForFirstUntil() const {
     const Nanos out = cold_.load();
     return out > 0 ? out + cold_hold_.load() : 0;
@@ -227,6 +232,9 @@ class Bucket {
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   bool EnterCold(Nanos now, bool& alone);
   void LeaveCold(bool over);
+  void LeaveAhead(Nanos out);
+  void GoesAhead(const Reservation& out);
+  bool looks_ahead() const { return look_ahead_.load(); }
   void FailCold();
   void BeginCall(Nanos now, Reservation& out);
   void BeginLate(Nanos now, Reservation& out);
@@ -272,6 +280,11 @@ class Bucket {
   // alone.
   static constexpr Nanos kNobodyOut = -1;
   std::atomic<Nanos> cold_{0};
+  // It goes alone because what is known is old (LookAhead), not because nothing is: only its own
+  // answer tells, and whatever becomes of it the others follow. Written while cold_ is 0.
+  std::atomic<bool> look_ahead_{false};
+  std::atomic<Nanos> patience_{0};
+  std::atomic<bool> look_again_{false};
   std::atomic<Nanos> cold_hold_{0};
   std::atomic<int> cold_tries_{0};  // of requests that went alone, and brought no answer
   WaiterSignal* const signal_;

@@ -550,6 +550,40 @@ TEST(Bucket, AFirstThatIsRefusedLetsNobodyGoBeforeItIsOver) {
   EXPECT_FALSE(bucket.Reserve(kNow + 9 * kSecond, second));
 }
 
+TEST(Bucket, OneGoesAheadWhereWhatIsKnownIsOld) {
+  const Limit limit = Limit::Parse("10 requests/min window").value();
+  Counted bucket(limit);
+  const std::int64_t one = 1;
+  const auto reserve = [&](Nanos now, Reservation& out) {
+    return bucket->TryReserve(now, {&one, 1}, /*privileged=*/false, out);
+  };
+  std::array<Reservation, 7> calls;
+  EXPECT_TRUE(bucket->LookAhead(/*patience=*/kSecond, /*again=*/false));
+  EXPECT_FALSE(bucket->LookAhead(kSecond, /*again=*/false));  // somebody is to, already
+  ASSERT_FALSE(reserve(kNow, calls[0]));
+  EXPECT_TRUE(calls[0].alone());
+  const std::optional<Denial> waits = reserve(kNow, calls[1]);
+  ASSERT_TRUE(waits);
+  EXPECT_EQ(waits->meter, Denial::kCooling);
+  EXPECT_NEAR(static_cast<double>(waits->ready_at - kNow), 1e9, 2);
+  // Its answer is in, and says that all is used: the next goes ahead as well.
+  EXPECT_FALSE(bucket->LookAhead(kSecond, /*again=*/true));
+  const int signals = bucket.signals;
+  calls[0].Answered(kNow, /*refused=*/false);
+  EXPECT_GT(bucket.signals, signals);
+  calls[0].Settle(kNow, {});
+  ASSERT_FALSE(reserve(kNow, calls[2]));
+  EXPECT_TRUE(calls[2].alone());
+  ASSERT_TRUE(reserve(kNow, calls[3]));
+  // Whatever becomes of it, nobody waits for longer than that.
+  ASSERT_FALSE(reserve(kNow + kSecond + 1, calls[3]));
+  EXPECT_FALSE(calls[3].alone());
+  calls[2].Settle(kNow + kSecond + 1, {}, /*answered=*/false);
+  ASSERT_FALSE(reserve(kNow + kSecond + 1, calls[4]));
+  ASSERT_FALSE(reserve(kNow + kSecond + 1, calls[5]));
+  EXPECT_FALSE(calls[5].alone());
+}
+
 TEST(Bucket, AFirstThatDoesNotGoLeavesItToTheNext) {
   Cold bucket;
   Reservation first;

@@ -69,7 +69,12 @@ bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   if ((before & (kAnswered | kEnded)) != 0) return false;
   if ((before & kMarking) == 0) TellAnswered(how);
   // After a refusal, others wait until it is known for how long.
-  if (how == 0 && bucket_->cold_.load() != 0 && !failed_.load()) bucket_->LeaveCold(/*over=*/true);
+  if (how != 0) return true;
+  if (ahead_ != 0) {
+    bucket_->LeaveAhead(ahead_);
+  } else if (bucket_->cold_.load() != 0 && !failed_.load() && !bucket_->looks_ahead()) {
+    bucket_->LeaveCold(/*over=*/true);
+  }
   return true;
 }
 
@@ -150,7 +155,9 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
   if (signal) bucket_->Signal();
   if (bucket_->cold_.load() != 0) {
     const bool good = answered && !failed_.load() && (state_.load() & (kRefused | kLost)) == 0;
-    if (good) {
+    if (bucket_->looks_ahead()) {
+      if (ahead_ != 0) bucket_->LeaveAhead(ahead_);
+    } else if (good) {
       bucket_->LeaveCold(/*over=*/true);
     } else if (alone_) {
       bucket_->FailCold();
@@ -162,7 +169,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
 }
 
 void Reservation::LetOthersWait(Nanos hold) {
-  if (alone_) bucket_->cold_hold_.store(hold);
+  if (alone_ && !bucket_->looks_ahead()) bucket_->cold_hold_.store(hold);
 }
 
 bool Reservation::ExpiresInTime() const {

@@ -89,8 +89,8 @@ class Reservation {
   Bucket* bucket() const { return bucket_; }
   Nanos began_at() const { return began_at_; }
   Nanos sent_at() const { return sent_at_.load(); }  // kNever: not told
-  // Whether `Sent` knew by when the server counts it.
-  bool timed_sending() const { return counted_by_.load() != kNever; }
+  // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
+  Nanos counted_by() const { return counted_by_.load(); }
   // How many of the bucket's limits it was taken of: those that there were then. By whoever owns
   // it, what of each.
   int size() const { return static_cast<int>(taken_.size()); }
@@ -118,13 +118,13 @@ class Reservation {
   std::atomic<Nanos> sent_at_{kNever};
   Calls::Call call_;
   std::atomic<std::uint8_t> state_{0};
-  // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
   std::atomic<Nanos> counted_by_{kNever};
   std::atomic<Nanos> answered_at_{0};
   absl::InlinedVector<Taken, 2> taken_;  // by meter
   Bucket* gate_ = nullptr;
   bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
   bool begun_ = true;
+  Nanos ahead_ = 0;     // what Bucket::cold_ became when it went ahead of others; 0: it did not
   bool alone_ = false;  // of a bucket that knows nothing yet: its answer tells
   std::atomic<bool> failed_{false};
   std::unique_ptr<Reservation> of_account_;

@@ -267,6 +267,49 @@ void CellMeter::Begin(Meter& m, Nanos now, Taken& taken) {
   Enter(m, m.parameters(), now, taken.amount, /*answered=*/false, /*tell=*/false, taken);
 }
 
+void CellMeter::CountEarlier(Meter& m, Nanos counted_by, std::int64_t amount) {
+  m.word_.fetch_add(static_cast<std::uint64_t>(amount) << Word::kValueShift);
+  HEADWAY_PAUSE();
+  Taken taken;
+  Enter(m, m.parameters(), counted_by, amount, /*answered=*/true, /*tell=*/true, taken);
+  GoesAhead(m, taken);
+}
+
+std::vector<RunOfCalls> CellMeter::Runs(Meter& m) {
+  Cells& cells = m.cells();
+  const std::uint32_t open = cells.open.load();
+  std::vector<RunOfCalls> runs;
+  for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
+    const Cell& cell = cells.at(open - back);
+    const std::uint64_t state = cell.state.load();
+    const RunOfCalls run{cell.begin.load(), cell.newest.load(), cell.sum.load()};
+    // Emptied meanwhile, it may tell of others.
+    if (run.amount > 0 && run.first != kNever && (state & Cell::kEmptying) == 0 &&
+        Cell::generation(cell.state.load()) == Cell::generation(state))
+      runs.push_back(run);
+  }
+  return runs;
+}
+
+// The next to begin does so in another cell, if there is one: else this one's slot would leave with
+// theirs.
+void CellMeter::GoesAhead(Meter& m, const Taken& taken) {
+  Cells& cells = m.cells();
+  std::uint32_t open = cells.open.load();
+  Cell& cell = cells.at(open);
+  if (taken.cell != open % Cells::kRing || !cells.at(open + 1).fresh()) return;
+  HEADWAY_PAUSE();
+  std::uint64_t state = cell.state.load();
+  while (Cell::generation(state) == taken.cell_generation &&
+         (state & (Cell::kClosed | Cell::kEmptying)) == 0 && cells.open.load() == open) {
+    HEADWAY_PAUSE();
+    if (!cell.state.compare_exchange_strong(state, state | Cell::kClosed)) continue;
+    HEADWAY_PAUSE();
+    cells.open.compare_exchange_strong(open, open + 1);
+    return;
+  }
+}
+
 Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
   for (;;) {
     const Word word{m.word_.load()};

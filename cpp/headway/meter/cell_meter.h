@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "headway/base/pause.h"
 #include "headway/meter/meter.h"
@@ -110,6 +111,9 @@ class CellMeter {
   static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
+  static void CountEarlier(Meter& m, Nanos counted_by, std::int64_t amount);
+  static std::vector<RunOfCalls> Runs(Meter& m);
+  static void GoesAhead(Meter& m, const Taken& taken);
   static void Begun(Meter& m, const Taken& taken, Nanos now, Nanos waited);
   static bool Sent(Meter& m, const Taken& taken, Nanos counted_by);
   static bool Answered(Meter& m, const Taken& taken, Nanos at, Answer answer, bool pinned,

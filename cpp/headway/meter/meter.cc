@@ -115,6 +115,18 @@ void Meter::Charge(Nanos now, const Taken& taken, std::int64_t amount) {
   static_cast<void>(taken);
 }
 
+void Meter::CountEarlier(Nanos counted_by, std::int64_t amount) {
+  if (amount > 0 && has_cells()) CellMeter::CountEarlier(*this, counted_by, amount);
+}
+
+std::vector<RunOfCalls> Meter::Runs() {
+  return has_cells() ? CellMeter::Runs(*this) : std::vector<RunOfCalls>{};
+}
+
+void Meter::GoesAhead(const Taken& taken) {
+  if (taken.amount != 0 && has_cells()) CellMeter::GoesAhead(*this, taken);
+}
+
 void Meter::Begun(const Taken& taken, Nanos now, Nanos waited) {
   if (taken.amount == 0 || !has_cells()) return;
   CellMeter::Begun(*this, taken, now, waited);

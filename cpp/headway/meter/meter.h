@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "headway/base/limit.h"
 #include "headway/meter/parameters.h"
@@ -67,6 +68,13 @@ struct Taken {
 // (`SetWaiters`), looks again, and only then sleeps; whoever gives back changes the state, then
 // looks at the flag. All of these are sequentially consistent, so at least one of the two sees the
 // other.
+// Calls that began from `first` to `last`, and the units that they have taken.
+struct RunOfCalls {
+  Nanos first;
+  Nanos last;
+  std::int64_t amount;
+};
+
 class Meter {
  public:
   Meter(const Limit& limit, Nanos wall_offset);
@@ -110,6 +118,18 @@ class Meter {
 
   // Takes `amount` more than was reserved, whether or not it fits: it has been used.
   void Charge(Nanos now, const Taken& taken, std::int64_t amount);
+
+  // window, fixed: a call of ours that the server had counted by `counted_by`, before anybody took
+  // anything of this. It can be neither given back nor answered any more.
+  void CountEarlier(Nanos counted_by, std::int64_t amount);
+
+  // window, fixed: what calls of ours have taken, in runs that began one after another, the latest
+  // first. What changes meanwhile may be missing.
+  std::vector<RunOfCalls> Runs();
+
+  // A call that has begun goes ahead of others, which wait for its answer. window, fixed: they do
+  // not share its cell, so its slot is free again before theirs.
+  void GoesAhead(const Taken& taken);
 
   // An opaque call begins at `now`, having waited for others by `waited` at most (kUntold: nobody
   // can tell). While calls are counted in order, the answer to any later one then shows that the

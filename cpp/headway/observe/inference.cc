@@ -22,7 +22,22 @@ bool HoldsMultiple(Nanos from, Nanos to, Nanos grid) {
 
 }  // namespace
 
-void Inference::Run::Add(Nanos sent, Nanos reset) {
+Nanos Inference::Holds(Nanos reset, Nanos slack) {
+  Nanos least = 0;
+  for (const Nanos period : kPeriods)
+    if (period + slack >= reset && (least == 0 || period < least)) least = period;
+  return least;
+}
+
+void Inference::Run::Add(const Told& told) {
+  const Nanos sent = told.sent;
+  const Nanos reset = told.reading.reset;
+  if (told.reading.remaining >= 0 && told.reading.remaining <= told.limit) {
+    least_used = std::min(least_used, told.limit - told.reading.remaining);
+    most_used = std::max(most_used, told.limit - told.reading.remaining);
+    least_foreign = std::min(
+        least_foreign, told.limit - told.reading.remaining - told.reading.rounding - told.own);
+  }
   shortest = std::min(shortest, reset);
   longest = std::max(longest, reset);
   first = count == 0 ? sent : std::min(first, sent);
@@ -51,21 +66,35 @@ void Inference::NoteSaid(const Reading& reading) {
   }
 }
 
-void Inference::NotePeriod(Nanos reset) {
+void Inference::NotePeriod(const Told& told) {
+  const Nanos reset = told.reading.reset;
+  const bool is_short = verdict_.period < kMinute;
+  const Nanos slack = std::min(kSlack, verdict_.period / 8);
+  const bool wrong = is_short && told.crowded && verdict_.shape != Shape::kBucket;
   // After its limit was lowered, a bucket may owe for longer than it takes to be refilled.
-  if (reset <= verdict_.period + kSlack || verdict_.shape == Shape::kBucket) {
+  if (!wrong && (reset <= verdict_.period + slack || verdict_.shape == Shape::kBucket)) {
     longer_ = 0;
     return;
   }
-  if (++longer_ < 2) return;
+  if (++longer_ < 2 && !is_short) return;
   longer_ = 0;
-  for (const Nanos period : kPeriods) {
-    if (period + kSlack < reset) continue;
-    ends_ = {};
-    repeats_ = 0;
-    Become({Shape::kWindow, period, 0}, 1);
-    return;
-  }
+  const Nanos period = wrong ? kMinute : Holds(reset, slack);
+  if (period == 0) return;
+  if (wrong) doubted_ = told.sent;
+  ends_ = {};
+  repeats_ = 0;
+  Become({Shape::kWindow, period, 0}, 1);
+}
+
+void Inference::JudgeShort(const Told& told) {
+  if (verdict_.shape != Shape::kWindow || verdict_.period != kMinute) return;
+  // Where others had used any of it before, it may be they who leave so soon.
+  if (ends_.least_foreign > 0) return;
+  if (ends_.count < kReadings || 2 * (ends_.most_used - ends_.least_used) < told.limit) return;
+  if (told.sent - doubted_ < kDoubts) return;
+  const Nanos period = Holds(ends_.longest, kMillisecond);
+  if (period == 0 || period >= kMinute) return;
+  Become({Shape::kWindow, period, 0}, ends_.count);
 }
 
 void Inference::NoteBucket(const Told& told) {
@@ -73,10 +102,12 @@ void Inference::NoteBucket(const Told& told) {
   if (reading.remaining < 0 || reading.remaining > told.limit) return;
   const std::int64_t used = told.limit - reading.remaining;
   const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
-  const Nanos from = reading.reset - kSlack;
-  const Nanos by = reading.reset + latency + kSlack;
   for (std::size_t i = 0; i < kPeriods.size(); ++i) {
     const Nanos period = period_said_ ? verdict_.period : kPeriods[i];
+    // Whole seconds say little of a short one.
+    const Nanos slack = period < kMinute && exact_ > 1 ? kSlack / 8 : kSlack;
+    const Nanos from = reading.reset - slack;
+    const Nanos by = reading.reset + latency + slack;
     // A longer one than need be fits by chance, where little is used.
     if (period > kMinute && !period_said_ && verdict_.period == kMinute) return;
     // Until all is refilled. With nothing left, more may be owed than the limit: it was lowered.
@@ -89,14 +120,15 @@ void Inference::NoteBucket(const Told& told) {
     const bool owes_more = judged && reading.remaining == 0 && from > period;
     if (!Meet(from, by, least, most) && !owes_more) {
       run = {};
-      if (judged && !Meet(from - kSlack, by + kSlack, least, most))
+      if (judged && !Meet(from - slack, by + slack, least, most))
         Become({Shape::kWindow, period, 0}, 1);
-    } else if (least > 2 * kSlack && most - least <= period / 8 &&
-               !Meet(from, by, period, period) && !owes_more) {
-      run.Add(told.sent, reading.reset);
+    } else if (least > 2 * slack && most - least <= period / 8 && !Meet(from, by, period, period) &&
+               !owes_more) {
+      run.Add(told);
       if (judged) Become(verdict_, run.count);
-      const Nanos off = latency + most - least;
-      if (run.Convinces(off) || run.Spreads(off)) {
+      const Nanos off = latency + most - least - 2 * (kSlack - slack);
+      // What fits a short one as time passes may do so by chance.
+      if ((period >= kMinute && run.Convinces(off)) || run.Spreads(off)) {
         Become({Shape::kBucket, period, 0}, run.count);
         return;
       }
@@ -106,23 +138,28 @@ void Inference::NoteBucket(const Told& told) {
 }
 
 bool Inference::NoteEnd(const Told& told) {
-  const Nanos from = told.sent + told.reading.reset - kSlack;
-  const Nanos by = told.answered + told.reading.reset + kSlack;
+  // Where resets are no whole seconds, short periods can be told from each other.
+  const Nanos slack = exact_ > 1 ? std::min(kSlack, verdict_.period / 32) : kSlack;
+  const Nanos from = told.sent + told.reading.reset - slack;
+  const Nanos by = told.answered + told.reading.reset + slack;
+  ends_slack_ = slack;
   if (ends_.count > 0 && Meet(from, by, ends_from_, ends_by_)) {
-    ends_.Add(told.sent, told.reading.reset);
+    ends_.Add(told);
     ends_from_ = std::max(ends_from_, from);
     ends_by_ = std::min(ends_by_, by);
     return false;
   }
-  const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
   const Nanos period = verdict_.period;
   const bool again = ends_.count > 0 && Meet(from, by, ends_from_ + period, ends_by_ + period);
-  repeats_ = again && !explained_ && ends_.Convinces(latency) ? repeats_ + 1 : 0;
+  const bool counts =
+      again && 4 * slack <= period && ends_.count >= kReadings && (!explained_ || told.forgets);
+  repeats_ = counts ? repeats_ + 1 : 0;
+  if (counts && told.forgets) repeats_ = kRepeats;
   if (verdict_.shape == Shape::kFixed && ends_.count > 0 &&
       !HoldsMultiple(from - ends_by_, by - ends_from_, period))
     Become({Shape::kWindow, period, 0}, 1);
   ends_ = {};
-  ends_.Add(told.sent, told.reading.reset);
+  ends_.Add(told);
   ends_from_ = from;
   ends_by_ = by;
   explained_ = false;
@@ -131,18 +168,22 @@ bool Inference::NoteEnd(const Told& told) {
 
 void Inference::JudgeEnds(const Told& told) {
   if (verdict_.shape == Shape::kBucket || explained_) return;
-  if (!ends_.Convinces(std::max<Nanos>(0, told.answered - told.sent))) return;
+  const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
   const Nanos from = ends_from_ + told.wall_offset;
   const Nanos by = ends_by_ + told.wall_offset;
-  const bool on_the_hour = verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
-  if (!on_the_hour && repeats_ < 2) return;
+  const bool on_the_hour =
+      ends_.Convinces(latency) && verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
+  if (!on_the_hour && repeats_ < kRepeats) return;
   if (verdict_.shape == Shape::kFixed) {
     readings_ = std::max(readings_, ends_.count);
     return;
   }
   const Nanos middle = from + (by - from) / 2;
   const Nanos hour = (middle + kHour / 2) / kHour * kHour;
-  Become({Shape::kFixed, verdict_.period, on_the_hour ? hour : middle}, ends_.count);
+  // A burst that comes before the window has begun is refused, and one that comes later loses
+  // nothing; so the latest instant that fits.
+  const Nanos latest = std::max(from, by - ends_slack_);
+  Become({Shape::kFixed, verdict_.period, on_the_hour ? hour : latest}, ends_.count);
 }
 
 }  // namespace headway

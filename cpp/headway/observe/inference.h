@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 #include "headway/base/clock.h"
@@ -48,10 +49,15 @@ struct Reading {
 //   little is used, or the limit is so small, that all kinds say the same, nothing is said.
 // - `fixed`: kReadings with one common end, over as long; and that end is either on a whole hour of
 //   UTC, where the period is an hour or more, or it comes again a period later, twice. An end that
-//   is one period after calls of our own is what a `window` says, too, and no sign of anything.
+//   is one period after calls of our own is what a `window` says, too, and no sign of anything;
+//   unless calls are left out that a `window` would count: then, once is enough.
 //
 // Two resets longer than the period show a longer one: the shortest of the usual ones that holds
-// them. It does not become shorter again by itself.
+// them. A shorter one than a minute shows in a burst: where half of the limit is used, and the end
+// stays the same, it is no `bucket`, and a window that ends so soon is no longer than that, or it
+// is a `fixed` one near its end. Both admit a whole burst after it. So that is believed, until a
+// reset is longer, or more is used after the end than others can have used: then it was one of a
+// minute, in which calls of others leave. From an hour on a period does not become shorter.
 //
 // Not thread-safe.
 class Inference {
@@ -76,7 +82,12 @@ class Inference {
     std::int64_t limit;  // units, more than 0
     Nanos sent;          // its request
     Nanos answered;
-    Nanos wall_offset;  // see WallOffset
+    Nanos wall_offset;     // see WallOffset
+    std::int64_t own = 0;  // units of it are the call's own
+    // It leaves calls of our own out that a `window` of the verdict's period would count.
+    bool forgets = false;
+    // More than half of the limit is used beyond what is ours within the verdict's period.
+    bool crowded = false;
   };
 
   // Takes a reading in. Returns whether the verdict has changed. `own(from, to)`: whether calls of
@@ -86,13 +97,16 @@ class Inference {
     const Verdict before = verdict_;
     NoteSaid(told.reading);
     if (told.reading.reset != kNever) {
-      if (!period_said_) NotePeriod(told.reading.reset);
+      exact_ += told.reading.reset % kSecond > kMillisecond ? 1 : 0;
+      if (!period_said_) NotePeriod(told);
       if (!shape_said_) {
         NoteBucket(told);
         if (NoteEnd(told)) {
           const Nanos began = ends_from_ - verdict_.period;
           explained_ = explained_ || own(began - kSlack, ends_by_ - verdict_.period + kSlack);
         }
+        explained_ = explained_ && !told.forgets;
+        if (!period_said_) JudgeShort(told);
         JudgeEnds(told);
       }
     }
@@ -104,7 +118,14 @@ class Inference {
   int readings() const { return readings_; }
 
  private:
-  static constexpr std::array<Nanos, 4> kPeriods = {kMinute, kHour, kDay, kMonth};
+  // Those that are used at all. What fits several is taken for the first of them.
+  static constexpr std::array<Nanos, 13> kPeriods = {
+      kMinute,     30 * kSecond, 20 * kSecond, 15 * kSecond, 10 * kSecond, 6 * kSecond, 5 * kSecond,
+      3 * kSecond, 2 * kSecond,  kSecond,      kHour,        kDay,         kMonth};
+  // The least of them that holds such a reset, which may be off by `slack`; 0: none does.
+  static Nanos Holds(Nanos reset, Nanos slack);
+  // How long it is not believed in a shorter period again that was wrong once.
+  static constexpr Nanos kDoubts = 600 * kSecond;
 
   // Readings that fit a hypothesis one after another: how many, and over what time.
   struct Run {
@@ -113,7 +134,11 @@ class Inference {
     Nanos last = 0;
     Nanos shortest = kNever;  // of their resets
     Nanos longest = 0;
-    void Add(Nanos sent, Nanos reset);
+    std::int64_t least_used = std::numeric_limits<std::int64_t>::max();
+    std::int64_t most_used = 0;
+    std::int64_t least_foreign =
+        std::numeric_limits<std::int64_t>::max();  // beyond the call itself
+    void Add(const Told& told);
     // Whether they are enough, where each may be off by so much.
     bool Convinces(Nanos off) const {
       return count >= kReadings && last - first > 2 * kSlack + kSecond / 2 + off;
@@ -126,7 +151,8 @@ class Inference {
   };
 
   void NoteSaid(const Reading& reading);
-  void NotePeriod(Nanos reset);
+  void NotePeriod(const Told& told);
+  void JudgeShort(const Told& told);
   void NoteBucket(const Told& told);
   // Returns whether a window has begun.
   bool NoteEnd(const Told& told);
@@ -135,7 +161,9 @@ class Inference {
 
   Verdict verdict_;
   int readings_ = 0;
-  int longer_ = 0;  // resets one after another that were longer than the period
+  int exact_ = 0;             // resets that were no whole seconds
+  Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
+  int longer_ = 0;            // resets one after another that were longer than the period
   bool period_said_ = false;
   bool shape_said_ = false;
   std::array<Run, kPeriods.size()> bucket_{};  // by period
@@ -144,6 +172,8 @@ class Inference {
   Run ends_;
   Nanos ends_from_ = 0;
   Nanos ends_by_ = 0;
+  Nanos ends_slack_ = 0;
+  static constexpr int kRepeats = 2;
   int repeats_ = 0;
   bool explained_ = false;  // by calls of our own, one period before
 };

@@ -12,6 +12,11 @@ namespace {
 // nobody knows when they left wait for each other in the client.
 constexpr Nanos kOvertakesMarked = 100 * kMillisecond;
 constexpr Nanos kOvertakes = 500 * kMillisecond;
+// A burst has somebody go ahead of it where nothing could be sent for such a part of the period...
+constexpr Nanos kLooks = 16;
+// ... and waits for the answer for such a part of a window, or so long after a fixed one has begun.
+constexpr Nanos kPatience = 256;
+constexpr Nanos kLongestLook = 10 * kSecond;
 // A second of the slowest answer's delay is forgotten in so many.
 constexpr Nanos kForgets = 32;
 
@@ -22,7 +27,9 @@ AnsweredCall AnsweredCall::Of(const Reservation& reservation, Nanos now) {
   call.began = reservation.began_at();
   call.sent = reservation.sent_at() == kNever ? call.began : reservation.sent_at();
   call.answered = now;
-  call.timed = reservation.timed_sending();
+  call.timed = reservation.counted_by() != kNever;
+  call.ahead = reservation.alone();
+  call.counted_by = std::min(now, reservation.counted_by());
   for (int i = 0; i < reservation.size(); ++i) call.taken.push_back(reservation.taken(i));
   return call;
 }
@@ -130,6 +137,13 @@ void Learner::Open(Nanos now, Nanos wall_offset, const Track& track, int meter,
   Set(now, wall_offset, meter, open, changes);
 }
 
+std::int64_t Learner::Own(const Track& track, const AnsweredCall& of) const {
+  for (std::size_t i = 0; i < of.taken.size(); ++i)
+    if (bucket_->resource(static_cast<int>(i)) == track.resource && of.taken[i].amount > 0)
+      return of.taken[i].amount;
+  return 0;
+}
+
 // `fresh`: the meter has only just begun to count this limit.
 void Learner::Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of,
                     bool fresh) {
@@ -141,10 +155,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
   const std::int64_t most = used + reading.rounding;
-  std::int64_t own = 0;  // of this request
   const int taken = static_cast<int>(of.taken.size());
-  for (int i = 0; i < taken && own == 0; ++i)
-    if (bucket_->resource(i) == track.resource) own = of.taken[static_cast<std::size_t>(i)].amount;
+  const std::int64_t own = Own(track, of);
   // Admitted and perhaps not counted by then.
   const Nanos before = of.began - std::max(overtakes, slowest_);
   const std::int64_t since =
@@ -181,8 +193,10 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // before it though it began later.
   std::int64_t ours = 0;
   if (fresh && track.meter >= taken) {
-    // None of it has been counted here, nor what has been admitted since.
-    bucket_->Raise(track.meter, most + since, now);
+    // None of it has been counted here, nor what has been admitted since. The call itself was
+    // counted first: its slot is free again before theirs.
+    meter.CountEarlier(of.counted_by, std::min(own, most));
+    bucket_->Raise(track.meter, std::max<std::int64_t>(0, most - own) + since, now);
     return;
   }
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
@@ -195,15 +209,81 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     // It took nothing here, or came before this did: all that this holds.
     ours = Word{meter.bits()}.value() - meter.Others();
   }
-  const std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
+  const std::int64_t certain = Certain(track, of);
+  const bool forgets = Forgets(track, reading, certain);
+  if (forgets) {
+    // None of those that began long before it is counted any more, so they are no part of this.
+    const std::int64_t recent = std::max<std::int64_t>(
+        own, history.AtMost(r, of.began + overtakes) - history.AtLeast(r, of.began - overtakes));
+    ours = std::min(ours, recent);
+  }
+  std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
+  const Parameters p = meter.parameters();
+  Nanos span = p.period;  // in which others have used that
   if (meter.shape() == Shape::kFixed) {
     // Only if it was counted in the window that we are in.
-    const Parameters p = meter.parameters();
     if ((of.sent - p.anchor()) / p.period != (now - p.anchor()) / p.period) return;
+    span = (of.sent - p.anchor()) % p.period;
   }
+  // Too little to tell how fast they are.
+  if (span >= p.period / 64) {
+    const double pace = static_cast<double>(foreign) / static_cast<double>(span);
+    track.others_pace += (pace - track.others_pace) / 4;
+  }
+  // They have gone on since it was counted, and the burst that waits for it would meet that.
+  if (of.ahead)
+    foreign += static_cast<std::int64_t>(
+        std::ceil(track.others_pace * static_cast<double>(now - of.sent)));
   const bool newest = of.sent >= track.newest;
-  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, now);
-  if (newest) bucket_->Lower(track.meter, foreign, now);
+  std::int64_t foreign_most = std::max(foreign, most - (forgets ? 0 : certain));
+  if (track.meter >= taken) {
+    // So did others of ours that may have to be counted yet.
+    const std::int64_t here = Word{meter.bits()}.value() - meter.Others();
+    foreign_most = std::max(foreign, most + std::max<std::int64_t>(0, since - here));
+  }
+  // Others' calls were counted before this one was.
+  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, of.counted_by);
+  if (newest) bucket_->Lower(track.meter, foreign_most, of.counted_by);
+}
+
+// Units of our own calls that a window, or a fixed one, had counted for certain when it counted
+// this call: they were sent before it by more than what calls overtake each other by, and had not
+// left. A call is counted after it was sent; so this needs no knowledge of how long each was on its
+// way.
+std::int64_t Learner::Certain(const Track& track, const AnsweredCall& of) {
+  const Meter& meter = bucket_->meter(track.meter);
+  const Parameters p = meter.parameters();
+  Nanos from = of.counted_by - p.period;
+  if (meter.shape() == Shape::kFixed) from = of.sent - (of.sent - p.anchor()) % p.period;
+  const Nanos by = of.began - std::max(of.timed ? kOvertakesMarked : kOvertakes, slowest_);
+  std::int64_t certain = 0;
+  // Those that were there when it was sent ahead may have left by the time of its answer.
+  for (const RunOfCalls& run : of.ahead ? track.before_look : bucket_->meter(track.meter).Runs())
+    if (run.first > from && run.last <= by) certain += run.amount;
+  // What was given back meanwhile is not counted any more.
+  const auto place = static_cast<std::size_t>(track.meter);
+  if (place < of.taken.size() && of.taken[place].amount > 0)
+    certain = std::min(certain, of.taken[place].after - of.taken[place].amount);
+  return std::max<std::int64_t>(0, certain);
+}
+
+// Whether it no longer counted all of those: then it is no window of that period.
+bool Learner::Forgets(const Track& track, const Reading& reading, std::int64_t certain) const {
+  if (track.kept.shape != Shape::kWindow || reading.remaining < 0) return false;
+  const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
+  // Refunds that nobody told of forget a little as well.
+  return certain - used - reading.rounding > std::max<std::int64_t>(1, track.limit / 4);
+}
+
+bool Learner::Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const {
+  if (track.meter < 0 || reading.remaining < 0) return false;
+  const History& history = *bucket_->history();
+  const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
+  const std::int64_t ours =
+      history.AtMost(track.resource, of.began + overtakes) -
+      history.AtLeast(track.resource, of.began - track.kept.period - overtakes);
+  const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
+  return used - reading.rounding - ours > track.limit / 2;
 }
 
 std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
@@ -224,7 +304,10 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
       track.told_at = of.sent;
     }
     if (track.limit <= 0) continue;
-    const Inference::Told told{reading, track.limit, of.sent, of.answered, wall_offset};
+    const bool forgets = track.meter >= 0 && bucket_->meter(track.meter).has_cells() &&
+                         Forgets(track, reading, Certain(track, of));
+    const Inference::Told told{reading,     track.limit,    of.sent, of.answered,
+                               wall_offset, Own(track, of), forgets, Crowded(track, reading, of)};
     track.inference.Note(told, [&](Nanos from, Nanos to) {
       return bucket_->history()->AtMost(track.resource, to) >
              bucket_->history()->AtLeast(track.resource, from);
@@ -241,8 +324,27 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     // others are being admitted all the while.
     if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
     track.newest = std::max(track.newest, of.sent);
+    LookAhead(now, track, of);
   }
   return changes;
+}
+
+// Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard
+// of: a limit that was halved would have half of the next burst refused, and others who use it as
+// much as they have taken.
+void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of) {
+  if (track.given || track.meter < 0 || !bucket_->meter(track.meter).has_cells()) return;
+  const auto meter = static_cast<std::size_t>(track.meter);
+  const std::int64_t amount =
+      meter < of.taken.size() ? std::max<std::int64_t>(1, of.taken[meter].amount) : 1;
+  const Nanos period = bucket_->meter(track.meter).parameters().period;
+  if (bucket_->ReadyAt(track.meter, now, amount) - now < period / kLooks) return;
+  // What the others wait in a `window` moves all that follows, for good. But the one that went
+  // ahead will do so again, by as much; so they soon wait for nothing.
+  const Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
+                                                           : period / kPatience;
+  if (bucket_->LookAhead(patience, of.ahead) || of.ahead)
+    track.before_look = bucket_->meter(track.meter).Runs();
 }
 
 std::vector<Finding> Learner::Findings() const {

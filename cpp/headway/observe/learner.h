@@ -34,6 +34,8 @@ struct AnsweredCall {
   Nanos began = 0;
   Nanos sent = 0;  // or began, where nobody said
   Nanos answered = 0;
+  bool ahead = false;                   // others wait for its answer
+  Nanos counted_by = 0;                 // the server has counted it by then
   bool timed = false;                   // a transport said when it was sent
   absl::InlinedVector<Taken, 2> taken;  // by meter
 };
@@ -96,6 +98,9 @@ class Learner {
     Nanos newest = -kNever;                 // when the newest request was sent of which we know
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
+    double others_pace = 0;  // units a nanosecond that others use, lately
+    // What of ours was in use when it was last settled that somebody goes ahead.
+    std::vector<RunOfCalls> before_look;
   };
 
   Track& Find(const Reading& reading);
@@ -107,6 +112,11 @@ class Learner {
            std::vector<Change>& changes);
   void Open(Nanos now, Nanos wall_offset, const Track& track, int meter,
             std::vector<Change>& changes);
+  std::int64_t Certain(const Track& track, const AnsweredCall& of);
+  std::int64_t Own(const Track& track, const AnsweredCall& of) const;
+  bool Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const;
+  bool Forgets(const Track& track, const Reading& reading, std::int64_t certain) const;
+  void LookAhead(Nanos now, Track& track, const AnsweredCall& of);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh);
 
   Bucket* const bucket_;

@@ -38,6 +38,7 @@ class Server {
     std::int64_t limit;
     std::int64_t remaining;
     Nanos reset;
+    Nanos retry_after;  // of a refusal
   };
 
   Answer Count(Nanos now) {
@@ -58,8 +59,16 @@ class Server {
     } else if (!counted_.empty()) {
       reset = counted_.front() + period_ - now;
     }
+    Nanos wait = reset;
+    if (shape_ == Shape::kBucket) {
+      const double more = Owed(now) + 1 - static_cast<double>(limit_);
+      wait = static_cast<Nanos>(more * static_cast<double>(period_) / static_cast<double>(limit_));
+    } else if (refused && shape_ == Shape::kWindow) {
+      // A limit that was lowered has to lose more than one.
+      wait = counted_[counted_.size() - static_cast<std::size_t>(limit_)] + period_ - now;
+    }
     return {refused, limit_, std::max<std::int64_t>(0, limit_ - static_cast<std::int64_t>(used)),
-            reset};
+            reset, std::max<Nanos>(0, wait)};
   }
 
   // `proportional`: what is owed is scaled with it.
@@ -127,6 +136,8 @@ class World {
     bucket_ = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/1);
     learner = std::make_unique<Learner>(bucket_, std::vector<std::string>{"requests"},
                                         Learner::Options{setting.ratio, Debt::kAbsolute});
+    // The first goes alone: nothing is known before it is answered.
+    if (setting.given == nullptr) bucket_->StartCold(kMinute);
     if (setting.other > 0) At(kStart, [this] { OtherSends(); });
   }
   ~World() {
@@ -141,8 +152,7 @@ class World {
   void RunUntil(Nanos end) {
     while (now < end) {
       Nanos next = end;
-      // The first goes alone: nothing is known before it is answered.
-      while (told_ || in_flight_ == 0) {
+      for (;;) {
         if (due_ > now) {
           next = std::min(next, due_);
           break;
@@ -203,7 +213,6 @@ class World {
 
   void Send(std::shared_ptr<Reservation> call) {
     call->Sent(now, 20 * kMillisecond);
-    ++in_flight_;
     At(now + kMillisecond + Chance(15 * kMillisecond) + Stalled(),
        [this, call, sent = now] { Arrive(call, sent); });
   }
@@ -214,8 +223,6 @@ class World {
     const Nanos back =
         answer.refused ? 5 * kMillisecond : setting_.latency + Chance(setting_.spread);
     At(now + back + Chance(5 * kMillisecond) + Stalled(), [this, call, sent, answer] {
-      --in_flight_;
-      told_ = true;
       if (answer.limit != last_limit_) told_of_change = now;
       last_limit_ = answer.limit;
       if (answer.refused) refused.push_back(sent);
@@ -225,16 +232,16 @@ class World {
       reading.reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
       call->Answered(now, answer.refused);
       learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now), {&reading, 1});
-      call->Settle(now, {});
+      const std::int64_t used = answer.refused ? 0 : 1;
+      call->Settle(now, {&used, 1});
+      if (answer.refused) bucket_->Cool(now + answer.retry_after);
     });
   }
 
   Random random_;
   Bucket* bucket_;
   std::multimap<Nanos, std::function<void()>> events_;
-  std::size_t in_flight_ = 0;
   Nanos due_ = 0;
-  bool told_ = false;
   std::int64_t last_limit_ = 0;
 };
 
@@ -275,6 +282,57 @@ TEST_P(Learns, OfAChangeFromTheFirstAnswerThatTellsOfIt) {
                 proportional ? 1 : 0);
       EXPECT_GE(world.Admitted(change + 2 * kMinute, change + 9 * kMinute), 7 * limit * 99 / 100);
     }
+  }
+}
+
+// One goes ahead of each burst, and hears of what has changed since the last.
+TEST_P(Learns, OfAChangeBeforeABurstMeetsIt) {
+  for (std::uint64_t run = 0; run < 5; ++run) {
+    const std::uint64_t seed = Random::Seed(run);
+    SCOPED_TRACE(GetParam().Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(GetParam(), seed);
+    world.At(kStart + 310 * kSecond, [&] { world.server.SetLimit(world.now, 300, false); });
+    world.RunUntil(kStart + 10 * kMinute);
+    EXPECT_LE(world.refused.size(), 1U);
+    EXPECT_GE(world.Admitted(kStart + 6 * kMinute, kStart + 10 * kMinute), 4 * 300 * 95 / 100);
+  }
+}
+
+// Somebody else with our key takes a third of it, evenly, and we all that is left.
+TEST_P(Learns, WhatOthersTakeOfTheSameKey) {
+  Setting setting = GetParam();
+  setting.other = kSecond * 3 / 10;
+  for (std::uint64_t run = 0; run < 3; ++run) {
+    const std::uint64_t seed = Random::Seed(run);
+    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(setting, seed);
+    world.RunUntil(kStart + 12 * kMinute);
+    // Where answers take seconds, what others do meanwhile is only guessed.
+    if (setting.latency < kSecond) {
+      EXPECT_LE(world.refused.size(), setting.shape == Shape::kFixed ? 24U : 1U);
+    }
+    EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 12 * kMinute), 4'390);
+  }
+}
+
+// The same in six seconds, which nobody says: 20 of them.
+TEST_P(Learns, APeriodOfSeconds) {
+  Setting setting = GetParam();
+  if (setting.latency > kSecond) setting.latency = setting.spread = 300 * kMillisecond;
+  setting.limit = 60;
+  setting.period = 6 * kSecond;
+  setting.anchor = 2 * kSecond;
+  for (std::uint64_t run = 0; run < 5; ++run) {
+    const std::uint64_t seed = Random::Seed(run);
+    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(setting, seed);
+    world.RunUntil(kStart + 2 * kMinute);
+    // Whole seconds, and answers that take a tenth of it, tell too little of so short a period to
+    // use all of it from the first on, or to know it at all; of 20 bursts, one may be refused.
+    const bool plain = setting.grain < kSecond && setting.latency < kSecond / 4;
+    EXPECT_LE(world.refused.size(), plain ? 1U : 60U);
+    const std::int64_t part = plain ? 97 : setting.shape == Shape::kBucket ? 5 : 25;
+    EXPECT_GE(world.Admitted(kStart + 6 * kSecond, kStart + 2 * kMinute), 1140 * part / 100);
   }
 }
 
@@ -532,7 +590,7 @@ TEST(Learner, KeepsABufferFreeWhateverTheServerWouldStillAdmit) {
     const std::int64_t minutes = world.Admitted(kStart + 4 * kMinute, kStart + 9 * kMinute);
     EXPECT_GE(minutes, 5 * 540 * 99 / 100) << ShapeName(shape);
     EXPECT_LE(minutes, 5 * 540 + 1) << ShapeName(shape);
-    if (shape != Shape::kBucket) {
+    if (shape == Shape::kWindow) {
       EXPECT_LE(world.MostWithin(kMinute), 540) << ShapeName(shape);
     }
   }
