@@ -6,11 +6,13 @@ What was used is read from the bytes as they pass. None of the two packages need
 from __future__ import annotations
 
 import json
+import math
 import sys
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import cache
+from time import monotonic
 from typing import Any, final
 
 from headway._tokens import read_usage
@@ -205,41 +207,57 @@ Settle = Callable[[dict[str, int]], object]
 """Ends a reservation with what was used by resource; what is not named stays as reserved."""
 
 
-def settle_with_body(response: Any, settle: Settle, reserved: Mapping[str, int]) -> None:
+def settle_with_body(response: Any, settle: Settle, reserved: Mapping[str, int]) -> BodyEnd:
     """Has `settle` called once, when the body has ended, is closed, fails, or is collected.
 
     response: is_unread. Where it does not come to its end, what it said bounds its use from below
-    only: nothing of what was `reserved` is given back for it.
+    only: nothing of what was `reserved` is given back for it. Gives that end, which the body holds.
     """
-    end = _End(settle, reserved, UsageReader(response.headers.get("content-encoding", "")))
+    end = BodyEnd(settle, reserved, UsageReader(response.headers.get("content-encoding", "")))
     asynchronous, synchronous = _classes(package_of(response) or "httpx")
     inner = response.stream
     kind = asynchronous if hasattr(inner, "__aiter__") else synchronous
     response.stream = kind(inner, end)
+    return end
 
 
 @final
-class _End:
-    """Settles once. Apart from the body, whose iterator may outlive it."""
+class BodyEnd:
+    """Settles once. Apart from the body, whose iterator may outlive it.
 
-    __slots__ = ("_reserved", "_settle", "reader")
+    unread_since: the monotonic second since which nobody reads the body; inf while somebody does.
+    """
+
+    __slots__ = ("__weakref__", "_reserved", "_settle", "reader", "unread_since")
 
     def __init__(self, settle: Settle, reserved: Mapping[str, int], reader: UsageReader) -> None:
         # Whoever pops it settles: one step, so it needs no lock between threads.
         self._settle = [settle]
         self._reserved = reserved
         self.reader = reader
+        self.unread_since = monotonic()
 
-    def come(self, whole: bool) -> None:
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not come yet."""
+        return bool(self._settle)
+
+    def leave(self) -> bool:
+        """Settles a body that is left open; False: it has been settled."""
+        return self.come(whole=False)
+
+    def come(self, whole: bool) -> bool:
+        """Settles; False: it has been settled. whole: with what the body has said."""
         try:
             settle = self._settle.pop()
         except IndexError:
-            return
+            return False
         used = self.reader.read()
         # Whoever reads events stops at the last one, and closes what may still come.
         if not whole and not self.reader.whole:
             used = {name: max(n, self._reserved.get(name, 0)) for name, n in used.items()}
         settle(used)
+        return True
 
     def __del__(self) -> None:
         self.come(whole=False)
@@ -253,20 +271,24 @@ def _classes(package: str) -> tuple[Any, Any]:
     synchronous: Any = module.SyncByteStream
 
     class AsyncBody(asynchronous):  # type: ignore[misc]
-        def __init__(self, inner: Any, end: _End) -> None:
+        def __init__(self, inner: Any, end: BodyEnd) -> None:
             self._inner = inner
             self._end = end
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            feed = self._end.reader.feed
+            end = self._end
+            feed = end.reader.feed
             whole = False
+            end.unread_since = math.inf
             try:
                 async for chunk in self._inner:
                     feed(chunk)
+                    end.unread_since = monotonic()
                     yield chunk
+                    end.unread_since = math.inf
                 whole = True
             finally:
-                self._end.come(whole)
+                end.come(whole)
 
         async def aclose(self) -> None:
             try:
@@ -275,20 +297,24 @@ def _classes(package: str) -> tuple[Any, Any]:
                 self._end.come(whole=False)
 
     class Body(synchronous):  # type: ignore[misc]
-        def __init__(self, inner: Any, end: _End) -> None:
+        def __init__(self, inner: Any, end: BodyEnd) -> None:
             self._inner = inner
             self._end = end
 
         def __iter__(self) -> Iterator[bytes]:
-            feed = self._end.reader.feed
+            end = self._end
+            feed = end.reader.feed
             whole = False
+            end.unread_since = math.inf
             try:
                 for chunk in self._inner:
                     feed(chunk)
+                    end.unread_since = monotonic()
                     yield chunk
+                    end.unread_since = math.inf
                 whole = True
             finally:
-                self._end.come(whole)
+                end.come(whole)
 
         def close(self) -> None:
             try:

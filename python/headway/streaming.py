@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -83,13 +84,17 @@ class _End(Enum):
 
 
 class _Settlement:
-    """Releases a stream's reservation once. Apart from the iterator, so as to outlive it."""
+    """Releases a stream's reservation once. Apart from the iterator, so as to outlive it.
 
-    __slots__ = ("_owed", "loop")
+    unread_since: the monotonic second since which nobody reads the stream; inf while somebody does.
+    """
+
+    __slots__ = ("__weakref__", "_owed", "loop", "unread_since")
 
     def __init__(self, context: StreamingReservationContext) -> None:
         # Whoever pops it releases: one step, so it needs no lock between threads.
         self._owed = [context]
+        self.unread_since = monotonic()
         self.loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):  # made outside of any loop
             self.loop = asyncio.get_running_loop()
@@ -101,6 +106,20 @@ class _Settlement:
         except IndexError:
             return
         await asyncio.shield(_begin(_release(context, end)))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has released it yet."""
+        return bool(self._owed)
+
+    def leave(self) -> bool:
+        """Begins the release of one that is left open, on the running loop; False: it has been."""
+        try:
+            context = self._owed.pop()
+        except IndexError:
+            return False
+        _begin(_release(context, _End.CLOSED))
+        return True
 
     def make_later(self, end: _End) -> None:
         """Releases on the loop where the stream was last used, if it still can; never waits."""
@@ -218,7 +237,9 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         settlement = self._settlement
         if self._closed:
             raise StopAsyncIteration
-        # One that was released after a cancellation may still have something to give.
+        # One that was released after a cancellation, or was left open too long, may still have
+        # something to give.
+        settlement.unread_since = math.inf
         try:
             settlement.loop = asyncio.get_running_loop()
             if self._source is None:
@@ -237,6 +258,7 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         except BaseException:
             await settlement.make(_End.FAILED)
             raise
+        settlement.unread_since = monotonic()
         self._context.record_chunk()
         self._context.set_final_tokens(_total_tokens(chunk))
         return chunk

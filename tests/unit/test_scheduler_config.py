@@ -177,7 +177,7 @@ def test_only_what_means_nothing_and_was_changed_is_unused() -> None:
     config = RateLimiterConfig(conservative_multiplier=0.5, scheduler_interval=1.0, batch_size=7)
     assert config.unused() == ["scheduler_interval", "batch_size", "conservative_multiplier"]
     assert StateConfig().unused() == []
-    assert StateConfig(namespace="n", reservation_ttl=1).unused() == ["reservation_ttl"]
+    assert StateConfig(reservation_ttl=1, state_ttl=60).unused() == ["state_ttl"]
 
 
 def test_options_are_equal_by_value_and_survive_a_copy_and_a_pickle() -> None:

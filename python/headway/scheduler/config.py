@@ -135,13 +135,14 @@ class StateConfig:
     says; WRITE_BACK in production must be acknowledged all the same, so that configurations mean
     what they meant.
     is_production, acknowledge_write_back_risk: for that.
+    reservation_ttl: a scheduler's stream that nobody reads for so long is settled.
 
     All others have no meaning here. The words are in this process or asked of the backend, so
     nothing is cached that could be stale (cache_ttl, max_cache_size, batch_size, batch_timeout,
     flush_*, lock_free_reads, enable_versioning, max_versions, warn_write_back_production) and
     nothing has to be cleaned up or bounded beside it (cleanup_*, enable_background_cleanup,
-    state_ttl, reservation_ttl, reservation_cleanup_interval, account_state_*,
-    max_concurrent_operations). They are checked all the same.
+    state_ttl, reservation_cleanup_interval, account_state_*, max_concurrent_operations). They are
+    checked all the same.
 
     Raises ConfigurationError, a ValueError, that names the option and what was given.
     """
@@ -232,7 +233,6 @@ _STATE_WITHOUT_MEANING = frozenset(
         "max_concurrent_operations",
         "max_versions",
         "reservation_cleanup_interval",
-        "reservation_ttl",
         "state_ttl",
         "warn_write_back_production",
     }

@@ -108,7 +108,9 @@ class Life:
         self.chores.leave()
         here = running_loop()
         scheduler = self._scheduler
-        if scheduler._blocking or any(call.loop is not here for call in scheduler._live()):
+        waits = scheduler._blocking or any(call.loop is not here for call in scheduler._live())
+        # An open stream may be what somebody waits for who comes later.
+        if waits or scheduler._streams.any_open():
             self.chores.adopt(self._begin_chores, own=True)
 
     def _begin_chores(self) -> None:
@@ -120,6 +122,8 @@ class Life:
             self.chores.start(scheduler._questions.keep_refreshing)
         if scheduler.scheduling_strategy is not None:
             self.chores.start(self._choice.run)
+        if scheduler._streams.watched:
+            self.chores.start(scheduler._streams.run)
 
     def _hurry(self, drain_timeout: Any) -> None:
         if not isinstance(drain_timeout, (int, float)) or not drain_timeout >= 0:

@@ -42,6 +42,7 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         "retry_budget_used_up": events["retry_budget_used_up"],
         "cool_downs": events["cool_downs"],
         "answers_not_read": events["answers_not_read"],
+        "idle_streams": events["idle_streams"],
         "user_code_errors": dict(scheduler._user_code.errors),
     }
     if scheduler.mode is SchedulerMode.ACCOUNT:

@@ -38,10 +38,11 @@ from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
 from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
 from headway.scheduler.choice import read_strategy
 from headway.scheduler.chores import Chores, running_loop
-from headway.scheduler.config import RateLimiterConfig, SchedulerMode
+from headway.scheduler.config import RateLimiterConfig, SchedulerMode, StateConfig
 from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.life import Life
 from headway.scheduler.observations import Observations
+from headway.scheduler.open_streams import STREAM_PATIENCE, OpenStreams
 from headway.scheduler.outlook import Outlook
 from headway.scheduler.questions import Questions
 from headway.scheduler.remote import Supply
@@ -128,6 +129,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._questions = Questions(self)
         self._verdicts = Verdicts(self, retried)
         self._observations = Observations(self)
+        self._streams = OpenStreams(self, self._stream_patience())
         self._outlook = Outlook(self)
         self._circuit_breaker: Any = None
         self._user_code = UserCode(self._count_error)
@@ -191,6 +193,13 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         """What it is called in metrics."""
         namespace = getattr(self.state_config, "namespace", None)
         return namespace if isinstance(namespace, str) else "default"
+
+    def _stream_patience(self) -> float:
+        """For how many seconds a stream may be left unread."""
+        config = self.state_config
+        if config is None:
+            config = getattr(self.state_manager, "config", None)
+        return config.reservation_ttl if isinstance(config, StateConfig) else STREAM_PATIENCE
 
     def _apply_options(self, warn: bool = True) -> None:
         config = self.config
@@ -311,6 +320,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._buckets.forget_all()
         self._words.after_fork()
         self._outlook = Outlook(self)
+        self._streams = OpenStreams(self, self._streams.patience)
         self._make_accounts()
         self._user_code = UserCode(self._count_error)
         self._find = Routes(

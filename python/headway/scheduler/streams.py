@@ -13,6 +13,7 @@ from headway.streaming import RateLimitedAsyncIterator, StreamingReservationCont
 
 if TYPE_CHECKING:
     from headway.scheduler.blocking import BlockingCall
+    from headway.scheduler.open_streams import OpenStreams
 
 
 @final
@@ -68,14 +69,14 @@ def _is_stream(kind: type) -> bool:
     return hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_private__")
 
 
-def wrap_stream(call: Call | BlockingCall, result: Any) -> Any:
+def wrap_stream(call: Call | BlockingCall, result: Any, streams: OpenStreams) -> Any:
     """A stream that settles when it ends; None where `result` is no stream.
 
     An object that can have its iterator replaced is itself given back, and so is a response of
-    httpx or httpx2 whose body is still to come.
+    httpx or httpx2 whose body is still to come. streams: are told of it.
     """
     if is_unread(result):
-        return _wrap_response(call, result)
+        return _wrap_response(call, result, streams)
     kind = type(result)
     replaced = hasattr(kind, "get_iterator") and hasattr(kind, "set_iterator")
     # What awaits cannot be followed from a thread: it settles as it is returned.
@@ -104,6 +105,7 @@ def wrap_stream(call: Call | BlockingCall, result: Any) -> Any:
         backend=_Ends(call.bucket, reservation, call.amounts, counts),
     )
     stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
+    streams.watch(stream._settlement, call.bucket)
     if not replaced:
         return stream
     with contextlib.suppress(Exception):  # it ends with the estimate then
@@ -111,7 +113,7 @@ def wrap_stream(call: Call | BlockingCall, result: Any) -> Any:
     return result
 
 
-def _wrap_response(call: Call | BlockingCall, response: Any) -> Any:
+def _wrap_response(call: Call | BlockingCall, response: Any, streams: OpenStreams) -> Any:
     reservation = call.detach()
     if reservation is None:
         return None
@@ -127,5 +129,5 @@ def _wrap_response(call: Call | BlockingCall, response: Any) -> Any:
             told(used)
         ends.settle(used)
 
-    settle_with_body(response, settle, reserved)
+    streams.watch(settle_with_body(response, settle, reserved), call.bucket)
     return response

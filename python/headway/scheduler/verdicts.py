@@ -46,7 +46,7 @@ class Verdicts:
         answer = self._hear(call, result if error is None else error)
         # What a failure says is read first, if at all, and it may be tried again.
         if error is None and (answer.status is None or answer.status < 400):
-            stream = wrap_stream(call, result)
+            stream = wrap_stream(call, result, self._scheduler._streams)
             if stream is not None:
                 call.result = stream
                 if bucket.guarded:
