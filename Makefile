@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: setup build run test test-cpp test-tsan test-asan test-python lint format format-check types \
-        stubs stubs-check mutants mutants-apply fetch-deps wheel fresh soak bench bench-peers clean help
+.PHONY: setup build run test test-cpp test-tsan test-asan test-fuzz test-python lint format format-check types \
+        stubs stubs-check mutants mutants-apply fetch-deps wheel fresh fuzz soak bench bench-peers clean help
 
 help:           ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -22,7 +22,7 @@ run:            ## the main job on a sample, against the simulator
 
 # The cheap checks first; then what is built once is used by what follows.
 CHECKS := format-check lint types stubs-check
-TESTS := test-cpp test-tsan test-asan test-python mutants-apply wheel fetch-deps
+TESTS := test-cpp test-tsan test-asan test-fuzz test-python mutants-apply wheel fetch-deps
 test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
 
@@ -34,6 +34,9 @@ test-tsan: setup    ## the C++ tests under ThreadSanitizer
 
 test-asan: setup    ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/test-cpp address
+
+test-fuzz: setup    ## the parsers of headers, on 20,000 inputs each, always the same
+	@tools/fuzz --runs 20000
 
 test-python: setup  ## the Python tests on every interpreter of 3.10 to 3.13 that is present
 	@tools/test-python
@@ -72,6 +75,9 @@ fetch-deps: setup   ## build against Abseil and prometheus-cpp from source
 
 fresh:              ## both commands of the README in a minimal Debian 12 (root)
 	@tools/fresh
+
+fuzz: setup         ## the parsers of headers, on any input, for HEADWAY_FUZZ_SECONDS (60) each
+	@tools/fuzz
 
 soak: build         ## minutes of load
 	@build/venv/bin/python -m pytest -m soak -s tests/soak

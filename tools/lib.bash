@@ -78,7 +78,7 @@ if command -v ccache >/dev/null; then
   export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1
 fi
 
-# build_cpp VARIANT TARGET...: VARIANT is dev, thread, address or bench; builds in build/VARIANT.
+# build_cpp VARIANT TARGET...: VARIANT is dev, thread, address, fuzz or bench; builds in build/VARIANT.
 build_cpp() {
   local variant=$1 options=(-DHEADWAY_WERROR=ON)
   shift
@@ -86,6 +86,9 @@ build_cpp() {
     dev) ;;
     # The same storms as without, five to fifteen times slower.
     thread | address) options+=("-DHEADWAY_SANITIZE=$variant" -DHEADWAY_TEST_TIMEOUT=600) ;;
+    # With Debian 12's clang, whose run-time tools/setup installs.
+    fuzz) options+=(-DHEADWAY_BUILD_TESTS=OFF -DHEADWAY_SANITIZE=fuzzer
+                    -DCMAKE_CXX_COMPILER=clang++-14) ;;
     bench) options+=(-DHEADWAY_BUILD_TESTS=OFF -DHEADWAY_BUILD_BENCHMARKS=ON) ;;
     *) die "no such variant: $variant" ;;
   esac

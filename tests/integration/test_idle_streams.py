@@ -249,6 +249,7 @@ def test_no_stream_has_a_task_or_keeps_anything_when_it_has_gone() -> None:
         async with make() as scheduler:
             before = len(asyncio.all_tasks())
             opened: list[Any] = []
+            stream: Any = None
             for _ in range(2):
                 for _ in range(200):
                     stream = await scheduler.submit_request(asks(), giving(1))

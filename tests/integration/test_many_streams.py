@@ -306,7 +306,7 @@ class Tap:
         kind = type(inner)
         names = {"__aiter__": lambda _: asynchronous(), "__iter__": lambda _: synchronous()}
         own = type("Noted", (kind,), {n: f for n, f in names.items() if hasattr(kind, n)})
-        noting = object.__new__(own)
+        noting: Any = object.__new__(own)
         noting.__dict__.update(vars(inner))
         response.stream = noting
         return response
