@@ -233,7 +233,7 @@ def test_what_stays_open_when_its_loop_ends_is_looked_after_elsewhere() -> None:
         await anext(left[0])
 
     async def second() -> None:
-        stream = await asyncio.wait_for(scheduler.submit_request(asks(), giving(2)), 20)
+        stream: Any = await asyncio.wait_for(scheduler.submit_request(asks(), giving(2)), 20)
         assert [chunk async for chunk in stream] == [2]
         assert await anext(left[0]) == 1
         await scheduler.stop()

@@ -377,8 +377,9 @@ def body_of(number: int) -> dict[str, Any]:
 
 def estimate_of(body: dict[str, Any]) -> int:
     """In tokens; four characters are one."""
-    characters: int = len(body["messages"][0]["content"])
-    return max(-(-characters // 4), body["max_tokens"])
+    characters = len(body["messages"][0]["content"])
+    most: int = body["max_tokens"]
+    return max(-(-characters // 4), most)
 
 
 @pytest.fixture
