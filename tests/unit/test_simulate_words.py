@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.simulate.failures import DROP, Failure, failure_draws
+from headway.simulate.forms import go_duration
 from headway.simulate.latency import Latency
-from headway.simulate.openai import go_duration
 from headway.simulate.parsing import Request, RequestError, RequestParser
 from headway.simulate.rules import Rule
 from headway.simulate.tokens import estimate_tokens

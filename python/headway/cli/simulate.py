@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from headway.simulate.behaviour import DIALECTS, Behaviour
+from headway.simulate.behaviour import Behaviour
+from headway.simulate.dialects import DIALECTS
 from headway.simulate.failures import Failure, failure_draws
 from headway.simulate.latency import Latency
 from headway.simulate.rules import Rule

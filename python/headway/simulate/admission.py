@@ -70,12 +70,13 @@ class Admission:
                     count.take_refused(now, 1)
         return worst
 
-    def first_of_each(self) -> dict[str, Count]:
-        """By resource, the first of the rates: what answers tell of."""
-        found: dict[str, Count] = {}
+    def told(self, resource: str, period: float | None = None) -> Count | None:
+        """The first of the rates of this resource and period: what answers tell of."""
         for count in self.rates:
-            found.setdefault(count.rule.resource, count)
-        return found
+            rule = count.rule
+            if rule.resource == resource and period in (None, rule.per_seconds):
+                return count
+        return None
 
     def produce(self, now: int, tokens: int) -> None:
         """Counts tokens of an answer as they come, whether or not they fit."""

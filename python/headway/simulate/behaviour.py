@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from headway.simulate.dialects import DIALECTS
 from headway.simulate.failures import Failure
 from headway.simulate.latency import Latency
 
 _NO_LATENCY = Latency(0.0)
-DIALECTS = ("openai", "anthropic")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Behaviour:
     - `failures`: shares of the admitted requests that fail all the same.
     - `decisions`: keep every decision for `GET /_stats?decisions=1`.
     - `headers`: say the limits in headers and in the bodies of refusals.
-    - `key`: the API key that every request under /v1 must carry.
+    - `key`: the API key that every request to the API must carry.
     - `count_refused`: a refused request is counted as a request too.
     - `dialect`: whose headers, bodies, events and errors it has, one of `DIALECTS`. Which of the
       resources are counted is for the rules to say.

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from headway.simulate import anthropic, openai
 from headway.simulate.admission import Admission, Refusal
-from headway.simulate.answers import Answers, as_json, model_of, models
+from headway.simulate.answers import Answers, as_json
 from headway.simulate.behaviour import Behaviour
+from headway.simulate.dialects import DIALECTS
+from headway.simulate.dialects.base import Asked
 from headway.simulate.failures import DROP, QUICK, failure_draws
 from headway.simulate.http import Exchange
 from headway.simulate.rules import Rule
-from headway.simulate.streams import Stream, events_of
+from headway.simulate.streams import Stream
 from headway.simulate.tally import Decision, Tally
-from headway.simulate.tokens import TokenEstimate, estimate_tokens
 
-JSON = "content-type: application/json\r\n"
-_DIALECTS: dict[str, Any] = {"openai": openai, "anthropic": anthropic}
+JSON = "application/json"
 
 
 class Ledger:
@@ -36,11 +35,11 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Call:
-    """A well-formed request for an answer, and what counts it."""
+    """A well-formed request for an answer, what it costs, and what counts it."""
 
     exchange: Exchange
-    body: dict[str, Any]
-    tokens: TokenEstimate
+    asked: Asked
+    costs: dict[str, int]
     ledger: Ledger
 
 
@@ -60,7 +59,7 @@ class Provider:
         by_model: Mapping[str, Iterable[Rule]] | None = None,
     ) -> None:
         self._behaviour = behaviour
-        self._speaks = _DIALECTS[behaviour.dialect]
+        self._speaks = DIALECTS[behaviour.dialect]
         self._parse_limit = parse_limit
         epoch_at_zero = time.time_ns() - time.monotonic_ns()
 
@@ -103,27 +102,24 @@ class Provider:
 
     def __call__(self, exchange: Exchange) -> None:
         """Answers `exchange`, now or later."""
-        request = exchange.request
+        request, speaks = exchange.request, self._speaks
         if request.path == "/_stats" and request.method == "GET":
             wanted = parse_qs(request.query).get("decisions", ["0"])[-1] not in ("", "0")
-            exchange.send(200, JSON, as_json(self.stats(wanted)))
+            exchange.send(200, _typed(JSON), as_json(self.stats(wanted)))
         elif request.path == "/_limits" and request.method == "POST":
             self._change_limits(exchange)
-        elif not request.path.startswith("/v1/"):
+        elif not request.path.startswith(speaks.prefixes):
             self._reject(exchange, 404, self._unknown(exchange), None)
-        elif self._behaviour.key is not None and not self._carries_key(exchange):
-            self._reject(exchange, 401, "Incorrect API key provided.", "invalid_api_key")
-        elif request.method == "POST" and self._speaks.path_is_known(request.path):
+        elif self._behaviour.key not in (None, speaks.key_of(request)):
+            self._reject(
+                exchange, speaks.key_status, "Incorrect API key provided.", "invalid_api_key"
+            )
+        elif request.method == "POST" and speaks.takes(request.path):
             self._post(exchange)
-        elif request.method == "GET" and request.path == "/v1/models":
-            exchange.send(200, self._headers(), as_json(models()))
+        elif request.method == "GET" and speaks.lists_models(request.path):
+            exchange.send(200, self._headers(), as_json(speaks.models()))
         else:
             self._reject(exchange, 404, self._unknown(exchange), None)
-
-    def _carries_key(self, exchange: Exchange) -> bool:
-        header: str = self._speaks.KEY_HEADER
-        said = exchange.request.headers.get(header, "")
-        return said.removeprefix("Bearer ") == self._behaviour.key
 
     def _post(self, exchange: Exchange) -> None:
         try:
@@ -137,12 +133,12 @@ class Provider:
             self._reject(exchange, 400, "The body of a request must be a JSON object.", None)
             return
         try:
-            tokens = estimate_tokens(body)
+            asked = self._speaks.ask(exchange.request, body)
         except ValueError as error:
             self._reject(exchange, 400, str(error), "invalid_type")
             return
-        ledger = self._by_model.get(model_of(body), self._ledger)
-        call = Call(exchange, body, tokens, ledger)
+        ledger = self._by_model.get(asked.model, self._ledger)
+        call = Call(exchange, asked, self._speaks.costs(asked), ledger)
         if self._behaviour.arrival_jitter > 0:
             delay = self._network.uniform(0.0, self._behaviour.arrival_jitter)
             counted = _after(exchange.arrived, delay)
@@ -153,29 +149,23 @@ class Provider:
     def _count(self, call: Call, arrived: int) -> None:
         # Looked at in this order, so counted in this order, even where stamps are a hair apart.
         now = self._now = max(arrived, self._now)
-        costs = {
-            "requests": 1,
-            "tokens": call.tokens.counted,
-            "input_tokens": call.tokens.prompt,
-            "output_tokens": 0,
-        }
         ledger = call.ledger
-        refusal = ledger.admission.decide(now, costs)
-        headers = self._headers()
+        refusal = ledger.admission.decide(now, call.costs)
+        headers = ""
         if self._behaviour.headers:
-            headers += self._speaks.limit_headers(ledger.admission, now)
+            headers = self._speaks.limit_headers(call.asked, ledger.admission, now)
         if refusal is not None:
             ledger.tally.refuse(now)
             self._note(call, now, 429)
             self._refuse(call, refusal, headers, now)
             return
-        ledger.tally.admit(now, costs)
+        ledger.tally.admit(now, call.costs)
         failure = self._failure()
         self._note(call, now, 200 if failure is None else failure)
         if failure is not None:
             ledger.tally.failed += 1
             self._fail(call, failure, now)
-        elif call.body.get("stream") is True:
+        elif call.asked.streams:
             self._stream(call, headers, now)
         else:
             self._answer(call, headers, now)
@@ -185,31 +175,14 @@ class Provider:
 
         def answer() -> None:
             end()
-            body, produced = self._whole(call)
+            body, produced = self._speaks.whole(call.asked, self._answers, int(time.time()))
             self._produce(call, produced)
-            exchange.send(200, headers, as_json(body))
+            exchange.send(200, self._headers() + headers, as_json(body))
 
         self._at(exchange, _after(now, self._latency()), answer, end)
 
-    def _whole(self, call: Call) -> tuple[dict[str, Any], int]:
-        """The answer in one piece, and how many tokens it has."""
-        if self._speaks is anthropic:
-            words = self._answers.words(call.tokens)
-            identity = self._answers.identity()
-            return anthropic.message(identity, model_of(call.body), words, call.tokens), len(words)
-        path = call.exchange.request.path
-        body = self._answers.answer(path, call.body, call.tokens, int(time.time()))
-        usage = body["usage"]
-        return body, usage["total_tokens"] - usage.get("prompt_tokens", usage.get("input_tokens"))
-
     def _stream(self, call: Call, headers: str, now: int) -> None:
-        if self._speaks is anthropic:
-            identity, words = self._answers.identity(), self._answers.words(call.tokens)
-            events = anthropic.events_of(identity, model_of(call.body), words, call.tokens)
-        else:
-            path = call.exchange.request.path
-            head = self._answers.head(path, call.body, int(time.time()))
-            events = events_of(head, self._answers.words(call.tokens), call.tokens, call.body)
+        events = self._speaks.events(call.asked, self._answers, int(time.time()))
         # The model thinks for half of the time and speaks for the other half.
         half = self._latency() / 2
         end = call.ledger.admission.end
@@ -220,9 +193,9 @@ class Provider:
             end,
             lambda tokens: self._produce(call, tokens),
         )
-        plain = headers.replace(JSON, "")
+        headers = self._headers(self._speaks.events_type(call.asked)) + headers
         begin = _after(now, half)
-        self._at(call.exchange, begin, lambda: stream.start(plain), end)
+        self._at(call.exchange, begin, lambda: stream.start(headers), end)
 
     def _produce(self, call: Call, tokens: int) -> None:
         self._now = max(time.monotonic_ns(), self._now)
@@ -230,15 +203,16 @@ class Provider:
         call.ledger.tally.produce(tokens)
 
     def _refuse(self, call: Call, refusal: Refusal, headers: str, now: int) -> None:
-        model = model_of(call.body)
+        speaks, exchange = self._speaks, call.exchange
+        headers = self._headers(speaks.error_type) + headers
         if self._behaviour.headers:
-            headers += self._speaks.retry_headers(refusal)
-            body = self._speaks.refusal_body(refusal, model)
+            headers += speaks.retry_headers(refusal)
+            body = speaks.refusal_body(refusal, call.asked)
         else:
-            body = self._speaks.silent_refusal_body(model)
-        exchange = call.exchange
+            body = speaks.silent_refusal_body(call.asked.model)
+        status = speaks.refusal_status(refusal)
         answered = _after(now, self._quick())
-        self._at(exchange, answered, lambda: exchange.send(429, headers, body))
+        self._at(exchange, answered, lambda: exchange.send(status, headers, body))
 
     def _fail(self, call: Call, status: int, now: int) -> None:
         exchange, end = call.exchange, call.ledger.admission.end
@@ -248,7 +222,8 @@ class Provider:
             if status == DROP:
                 exchange.drop()
             else:
-                exchange.send(status, self._headers(), self._speaks.failure_body(status))
+                headers = self._headers(self._speaks.error_type)
+                exchange.send(status, headers, self._speaks.failure_body(status))
 
         delay = self._quick() if status in QUICK else self._latency()
         self._at(exchange, _after(now, delay), fail, end)
@@ -262,7 +237,7 @@ class Provider:
         except (ValueError, RecursionError) as error:
             self._reject(exchange, 400, str(error), None)
             return
-        exchange.send(200, JSON, as_json(self.set_rules(rules)))
+        exchange.send(200, _typed(JSON), as_json(self.set_rules(rules)))
 
     def _rule(self, entry: object) -> Rule:
         if isinstance(entry, dict):
@@ -273,14 +248,14 @@ class Provider:
 
     def _reject(self, exchange: Exchange, status: int, message: str, code: str | None) -> None:
         self._ledger.tally.invalid += 1
-        body = self._speaks.error_body(message, self._speaks.kind_of(status), code)
-        exchange.send(status, self._headers(), body)
+        body = self._speaks.error_body(status, message, code)
+        exchange.send(status, self._headers(self._speaks.error_type), body)
 
     def _unknown(self, exchange: Exchange) -> str:
         return f"Invalid URL ({exchange.request.method} {exchange.request.path})"
 
-    def _headers(self) -> str:
-        return f"{JSON}x-request-id: {self._answers.request_id()}\r\n"
+    def _headers(self, kind: str = JSON) -> str:
+        return f"{_typed(kind)}x-request-id: {self._answers.request_id()}\r\n"
 
     def _quick(self) -> float:
         return self._network.uniform(*self._behaviour.refusal_latency)
@@ -289,7 +264,7 @@ class Provider:
         if self._behaviour.decisions:
             request = call.exchange.request
             name = request.headers.get("x-client-request-id", request.path)
-            self._decisions.append((now / 1e9, status, call.tokens.counted, name))
+            self._decisions.append((now / 1e9, status, call.costs["tokens"], name))
 
     def _at(
         self,
@@ -315,6 +290,10 @@ class Provider:
         # The loop's clock is the one that instants are stamped with, in seconds.
         timer = asyncio.get_running_loop().call_at(instant / 1e9, due)
         exchange.on_lost = lost
+
+
+def _typed(kind: str) -> str:
+    return f"content-type: {kind}\r\n"
 
 
 def _after(instant: int, seconds: float) -> int:

@@ -67,7 +67,7 @@ class Stream:
     def start(self, headers: str) -> None:
         """Sends the head and the first event."""
         self._exchange.on_lost = self._lost
-        self._exchange.begin(200, f"content-type: text/event-stream; charset=utf-8\r\n{headers}")
+        self._exchange.begin(200, headers)
         self._step()
 
     def _step(self) -> None:
