@@ -568,6 +568,23 @@ def test_a_simulator_process_is_asked_and_changed_from_outside() -> None:
         (["--fail", "500"], 2, "failure '500'"),
         (["--fail", "500:0.7", "--fail", "503:0.7"], 2, "add up to 1.4"),
         (["--port", "70000"], 2, "port 70000: must be from 0 to 65535"),
+        (["--hidden", "lots"], 2, "lots"),
+        (["--at", "soon", "5 requests/min"], 2, "--at 'soon' '5 requests/min': time 'soon'"),
+        (["--at", "1s", "5 requests/years"], 2, "5 requests/years"),
+        (
+            [
+                "--limits",
+                "5 requests/s",
+                "--limits",
+                "9 requests/h",
+                "--at",
+                "1s",
+                "1 requests/day",
+            ],
+            2,
+            "limit '1 requests/86400s bucket': might take the place of '5 requests/1s bucket' and",
+        ),
+        (["--dialect", "cohere"], 2, "cohere"),
         (["--host", "192.0.2.1"], 1, "cannot listen on 192.0.2.1:0"),
     ],
 )

@@ -17,6 +17,7 @@ from headway.simulate.admission import Admission, Refusal
 from headway.simulate.counting import Bucket, Count, Fixed, Window, count_of
 from headway.simulate.rules import Rule
 from headway.simulate.tally import Tally
+from headway.simulate.timetable import Change, timetable
 
 Log = list[tuple[int, int]]
 SECOND = 1_000_000_000
@@ -287,7 +288,10 @@ def test_the_rule_that_must_be_waited_for_longest_is_named() -> None:
     minute, day = Rule("requests", 1, 60.0), Rule("tokens", 10, 86_400.0, "window")
     admission = Admission([minute, day], 0)
     assert admission.decide(0, {"requests": 1, "tokens": 10}) is None
-    assert admission.decide(0, {"requests": 1, "tokens": 4}) == Refusal(day, 10, 4, 86_400 * SECOND)
+    second = Refusal(minute, 1, 1, 60 * SECOND, 60 * SECOND)
+    assert admission.decide(0, {"requests": 1, "tokens": 4}) == Refusal(
+        day, 10, 4, 86_400 * SECOND, 86_400 * SECOND, (second,)
+    )
     never = admission.decide(0, {"requests": 1, "tokens": 11})
     assert never is not None
     assert never.rule is day
@@ -319,6 +323,86 @@ def test_rules_that_differ_in_amount_and_burst_only_go_on_counting() -> None:
     assert [admission.decide(0, costs) is None for _ in range(5)] == [True] * 4 + [False]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "free"),
+    [
+        # Half of 60 is used at 30 s of a window, or paid back in a bucket by then.
+        ("60 60 window", "90 60 window", 30),
+        ("60 60 window", "20 60 window", 0),
+        ("60 60 window", "90 3600 window", 30),
+        ("60 60 bucket", "90 60 bucket", 60),
+        ("60 60 bucket", "90 3600 bucket", 60),
+        ("60 60 bucket", "1440 86400 fixed", 1410),
+        ("60 60 window", "1440 86400 fixed", 1380),
+        ("60 60 fixed", "90 60 window", 30),
+    ],
+)
+def test_what_was_counted_stays_counted_when_a_limit_becomes_another(
+    before: str, after: str, free: int
+) -> None:
+    def rule(text: str) -> Rule:
+        amount, period, shape = text.split()
+        return Rule("requests", int(amount), float(period), shape)
+
+    admission = Admission([rule(before)], 0)
+    costs = {"requests": 1, "tokens": 0}
+    # In the middle of a minute, so that no fixed window ends here.
+    assert [admission.decide(20 * SECOND, costs) for _ in range(60)] == [None] * 60
+    now = 50 * SECOND
+    admission.turn(rule(after), now)
+    assert [count.rule for count in admission.rates] == [rule(after)]
+    room = 0
+    while admission.decide(now, costs) is None:
+        room += 1
+    assert room == free
+
+
+def test_stamps_of_a_window_leave_by_the_period_that_holds_now() -> None:
+    admission = Admission([Rule("requests", 2, 60.0, "window")], 0)
+    costs = {"requests": 1, "tokens": 0}
+    assert admission.decide(0, costs) is None
+    assert admission.decide(30 * SECOND, costs) is None
+    admission.turn(Rule("requests", 2, 40.0, "window"), 35 * SECOND)
+    refusal = admission.decide(35 * SECOND, costs)
+    assert refusal is not None
+    assert refusal.wait_ns == 5 * SECOND
+    assert admission.decide(40 * SECOND, costs) is None
+
+
+def test_a_limit_turns_into_the_one_it_must_mean_or_says_that_it_might_be_several() -> None:
+    minute, day = Rule("requests", 10, 60.0), Rule("requests", 100, 86_400.0, "fixed")
+    hidden = Rule("requests", 5, 1.0, "window", hidden=True)
+    tokens = Rule("tokens", 9)
+    admission = Admission([minute, day, hidden], 0)
+    less = Rule("requests", 50, 86_400.0, "fixed")
+    admission.turn(less, 0)
+    admission.turn(tokens, 0)
+    admission.turn(Rule("concurrency", 3, shape="concurrency"), 0)
+    admission.turn(Rule("concurrency", 2, shape="concurrency"), 0)
+    assert [count.rule for count in admission.rates] == [minute, less, hidden, tokens]
+    assert [rule.amount for rule in admission.concurrency] == [2]
+    vague = Rule("requests", 7, 3600.0)
+    with pytest.raises(ValueError, match="'7 requests/3600s bucket': might take the place of '10 "):
+        timetable([minute, day], [Change(1.0, vague)])
+    # In their order, the second finds only what the first has left.
+    later, sooner = Change(2.0, less), Change(1.0, Rule("requests", 70, 86_400.0, "fixed"))
+    assert timetable([minute, day], [later, sooner]) == [sooner, later]
+
+
+def test_a_hidden_limit_refuses_and_is_not_told() -> None:
+    hidden = Rule("requests", 1, 1.0, "window", hidden=True)
+    shown = Rule("requests", 10, 60.0)
+    admission = Admission([hidden, shown], 0)
+    told = admission.told("requests")
+    assert told is not None
+    assert told.rule == shown
+    assert admission.told("requests", 1.0) is None
+    assert admission.decide(0, {"requests": 1, "tokens": 0}) is None
+    refusal = admission.decide(0, {"requests": 1, "tokens": 0})
+    assert refusal is not None
+    assert refusal.rule == hidden
+
+
 def test_a_tally_says_how_many_requests_its_rules_could_have_admitted() -> None:
     admission = Admission(
         [
@@ -335,9 +419,10 @@ def test_a_tally_says_how_many_requests_its_rules_could_have_admitted() -> None:
             if admission.decide(now, costs) is None:
                 tally.admit(now, costs)
             else:
-                tally.refuse(now)
+                tally.refuse(now, "10 requests/1s window")
     report = tally.report()
     assert (report["admitted"], report["refused"]) == (6, 2)
+    assert report["refused_by"] == {"10 requests/1s window": 2}
     assert (report["first"], report["last"]) == (1.0, 2.0)
     assert [entry["used"] for entry in report["by_rule"]] == [6, 180, 6]
     assert [entry["most"] for entry in report["by_rule"]] == [20, 200, 9]

@@ -11,10 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.simulate.failures import DROP, Failure, failure_draws
-from headway.simulate.forms import go_duration
+from headway.simulate.forms import (
+    Form,
+    epoch_milliseconds,
+    epoch_seconds,
+    go_duration,
+    milliseconds,
+    rfc3339,
+    seconds,
+)
 from headway.simulate.latency import Latency
 from headway.simulate.parsing import Request, RequestError, RequestParser
 from headway.simulate.rules import Rule
+from headway.simulate.timetable import Change, parse_after
 from headway.simulate.tokens import estimate_tokens
 
 MILLISECOND = 1_000_000
@@ -62,6 +71,7 @@ def test_a_limit_keeps_the_fields_that_its_shape_has() -> None:
         ({"resource": "requests", "amount": 1, "burst": 0}, "Rule.burst = 0"),
         ({"resource": "requests", "amount": 1, "shape": "window", "burst": 2}, "means nothing"),
         ({"resource": "requests", "amount": 1, "anchor": 1.0}, "means nothing"),
+        ({"resource": "requests", "amount": 1, "hidden": 1}, "Rule.hidden = 1: must be true"),
         ({"resource": "requests"}, "needs the field 'amount'"),
         ({"resource": "requests", "amount": 1, "per": 60}, "no field 'per'"),
     ],
@@ -78,6 +88,7 @@ def test_a_rule_says_itself_in_the_words_that_limits_are_given_in() -> None:
     month = Rule("requests", 9, 2_678_400.0, "fixed", anchor=-28_800.0)
     assert str(month) == "9 requests/2678400s fixed anchor -28800"
     assert str(Rule("requests", 9, 1.5)) == "9 requests/1.5s bucket"
+    assert str(Rule("requests", 9, 1.0, "window", hidden=True)) == "9 requests/1s window hidden"
     assert str(Rule.from_json({"resource": "concurrency", "amount": 32})) == "32 concurrency"
 
 
@@ -99,6 +110,38 @@ def test_a_rule_says_itself_in_the_words_that_limits_are_given_in() -> None:
 )
 def test_durations_are_written_as_go_writes_them(nanoseconds: int, text: str) -> None:
     assert go_duration(nanoseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (seconds, "17"),
+        (milliseconds, "16001"),
+        (epoch_seconds, "1700000018"),
+        (epoch_milliseconds, "1700000017001"),
+        (rfc3339, "2023-11-14T22:13:37Z"),
+    ],
+)
+def test_one_wait_is_written_in_many_forms(form: Form, text: str) -> None:
+    present = 1_700_000_001_000_000_000
+    assert form(16_000 * MILLISECOND + 1, present) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("30s", 30.0), ("30", 30.0), ("1.5m", 90.0), ("2min", 120.0), ("2h", 7200.0), ("500ms", 0.5)],
+)
+def test_times_of_a_timetable_have_a_unit_or_are_seconds(text: str, expected: float) -> None:
+    assert parse_after(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1d", "1m30s", "nan", "1e3"])
+def test_a_time_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="not one after the start") as caught:
+        parse_after(text)
+    assert f"time {text!r}" in str(caught.value)
+    with pytest.raises(ValueError, match=r"Change\.after = -1\.0: must be finite"):
+        Change(-1.0, Rule("requests", 1))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from headway.simulate.failures import Failure, failure_draws
 from headway.simulate.latency import Latency
 from headway.simulate.rules import Rule
 from headway.simulate.server import SimulatedProvider
+from headway.simulate.timetable import Change, parse_after
 
 _SUMMARY = "serve an API like OpenAI's or Anthropic's that enforces limits"
 _T = TypeVar("_T")
@@ -49,6 +50,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a limit that counts this model only, which --limits then does not; may be repeated",
+    )
+    add(
+        "--hidden",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="a limit that is enforced beside those of --limits and that no answer tells of, as "
+        'in "10 requests/s window"; may be repeated',
+    )
+    add(
+        "--at",
+        metavar=("TIME", "TEXT"),
+        nargs=2,
+        action="append",
+        default=[],
+        help='this long after the start, as in 30s "300 requests/min", the limit of that resource '
+        "is this one; what was counted stays counted; may be repeated",
     )
     add(
         "--latency",
@@ -97,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM; the exit status."""
     try:
         rules = [parse_rule(text) for text in args.limits]
+        rules += [parse_rule(text, hidden=True) for text in args.hidden]
+        changes = [_change(after, text) for after, text in args.at]
         by_model: dict[str, list[Rule]] = {}
         for model, text in args.model_limits:
             by_model.setdefault(model, []).append(parse_rule(text))
@@ -112,17 +132,18 @@ def run(args: argparse.Namespace) -> int:
             count_refused=args.count_refused,
             dialect=args.dialect,
         )
+        provider = SimulatedProvider(
+            rules,
+            behaviour,
+            host=args.host,
+            port=args.port,
+            parse_limit=parse_rule,
+            by_model=by_model,
+            changes=changes,
+        )
     except ValueError as error:
         print(f"headway simulate: {error}", file=sys.stderr)
         return 2
-    provider = SimulatedProvider(
-        rules,
-        behaviour,
-        host=args.host,
-        port=args.port,
-        parse_limit=parse_rule,
-        by_model=by_model,
-    )
     _allow_many_files()
     try:
         asyncio.run(_serve(provider))
@@ -133,12 +154,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str, hidden: bool = False) -> Rule:
     """The rule that a limit's text form states."""
     # Only here, so that the simulator itself needs nothing of the library that it judges.
     from headway import Limit
 
-    return Rule.from_limit(Limit.parse(text))
+    return Rule.from_limit(Limit.parse(text), hidden)
+
+
+def _change(after: str, text: str) -> Change:
+    try:
+        return Change(parse_after(after), parse_rule(text))
+    except ValueError as error:
+        raise ValueError(f"--at {after!r} {text!r}: {error}") from None
 
 
 async def _serve(provider: SimulatedProvider) -> None:

@@ -10,10 +10,12 @@ from headway.simulate.latency import Latency
 from headway.simulate.process import SimulatorProcess
 from headway.simulate.rules import Rule
 from headway.simulate.server import SimulatedProvider
+from headway.simulate.timetable import Change
 
 __all__ = [
     "DROP",
     "Behaviour",
+    "Change",
     "Failure",
     "Latency",
     "Rule",

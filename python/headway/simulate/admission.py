@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headway.simulate.counting import Count, count_of
 from headway.simulate.rules import Rule
+from headway.simulate.timetable import replaced
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Refusal:
     cost: int
     wait_ns: int | None
     """Nanoseconds until the cost would fit; None where no instant can be named."""
+    full_ns: int = 0
+    """Nanoseconds until all of the limit is there again, if nothing more is taken."""
+    also: tuple[Refusal, ...] = ()
+    """The other rules that have no room for it."""
 
     @property
     def never(self) -> bool:
@@ -46,21 +51,18 @@ class Admission:
 
         A request that is admitted is in flight until `end()`.
         """
-        worst: Refusal | None = None
-        longest = -1.0
+        refusals: list[Refusal] = []
         for count in self.rates:
             cost = costs[count.rule.resource]
             # What an answer will have is not known yet: something must be left.
             least = 1 if count.rule.resource == "output_tokens" else cost
             wait = count.wait(now, least)
             if wait != 0:
-                length = float("inf") if wait is None else float(wait)
-                if length > longest:
-                    longest = length
-                    worst = Refusal(count.rule, count.used(now), cost, wait)
-        if worst is None:
-            worst = self._crowded()
-        if worst is None:
+                used, full = count.used(now), count.full_in(now)
+                refusals.append(Refusal(count.rule, used, cost, wait, full))
+        if not refusals:
+            refusals = self._crowded()
+        if not refusals:
             for count in self.rates:
                 count.take(now, costs[count.rule.resource])
             self.in_flight += 1
@@ -68,13 +70,17 @@ class Admission:
             for count in self.rates:
                 if count.rule.resource == "requests":
                     count.take_refused(now, 1)
-        return worst
+        if not refusals:
+            return None
+        worst, *others = sorted(refusals, key=_length, reverse=True)
+        return replace(worst, also=tuple(others))
 
     def told(self, resource: str, period: float | None = None) -> Count | None:
-        """The first of the rates of this resource and period: what answers tell of."""
+        """The first of the rates of this resource and period that is not hidden."""
         for count in self.rates:
             rule = count.rule
-            if rule.resource == resource and period in (None, rule.per_seconds):
+            fits = rule.resource == resource and period in (None, rule.per_seconds)
+            if fits and not rule.hidden:
                 return count
         return None
 
@@ -94,28 +100,49 @@ class Admission:
         A rule that differs from one before only in its amount or burst goes on with what that
         one has counted, in units; any other starts empty.
         """
-        before: dict[object, list[Count]] = {}
-        for count in self.rates:
-            before.setdefault(_identity(count.rule), []).append(count)
-        self.rates = []
+        before, self.rates = self.rates, []
         self.concurrency = []
         for rule in rules:
             if rule.shape == "concurrency":
                 self.concurrency.append(rule)
                 continue
-            kept = before.get(_identity(rule))
-            if kept:
-                kept[0].change(rule, now)
-                self.rates.append(kept.pop(0))
+            kept = next((each for each in before if each.rule.counts_like(rule)), None)
+            if kept is None:
+                kept = count_of(rule, self._epoch_at_zero)
             else:
-                self.rates.append(count_of(rule, self._epoch_at_zero))
+                before.remove(kept)
+                kept.change(rule, now)
+            self.rates.append(kept)
 
-    def _crowded(self) -> Refusal | None:
-        for rule in self.concurrency:
-            if self.in_flight >= rule.amount:
-                return Refusal(rule, self.in_flight, 1, None)
-        return None
+    def turn(self, rule: Rule, now: int) -> None:
+        """Enforces `rule` from `now` on, in place of the one that a `Change` to it is of.
+
+        What that one has counted stays counted, in units, be the new one of another kind.
+        """
+        if rule.shape == "concurrency":
+            at = replaced(self.concurrency, rule)
+            if at is None:
+                self.concurrency.append(rule)
+            else:
+                self.concurrency[at] = rule
+            return
+        at = replaced([count.rule for count in self.rates], rule)
+        if at is None:
+            self.rates.append(count_of(rule, self._epoch_at_zero))
+        elif self.rates[at].rule.counts_like(rule):
+            self.rates[at].change(rule, now)
+        else:
+            new = count_of(rule, self._epoch_at_zero)
+            new.succeed(self.rates[at], now)
+            self.rates[at] = new
+
+    def _crowded(self) -> list[Refusal]:
+        return [
+            Refusal(rule, self.in_flight, 1, None)
+            for rule in self.concurrency
+            if self.in_flight >= rule.amount
+        ]
 
 
-def _identity(rule: Rule) -> tuple[str, str, int, float | None]:
-    return rule.resource, rule.shape, rule.period_ns, rule.anchor
+def _length(refusal: Refusal) -> float:
+    return float("inf") if refusal.wait_ns is None else refusal.wait_ns

@@ -52,6 +52,10 @@ class Count(ABC):
         """Goes on under `rule`, of the same shape and period; what is counted stays counted."""
         self.rule = rule
 
+    def succeed(self, other: Count, now: int) -> None:
+        """Begins, at `now`, with what `other` has counted, in units; this one is empty still."""
+        self.take(now, other.used(now))
+
 
 class Bucket(Count):
     """Continuous refill: at most `burst + amount x time / period` over every interval.
@@ -100,6 +104,13 @@ class Bucket(Count):
         self._stamp = now
         self.rule = rule
 
+    def succeed(self, other: Count, now: int) -> None:
+        if isinstance(other, Bucket):
+            self._debt = _divide_up(other._debt_at(now) * self.period, other.period)
+            self._stamp = now
+        else:
+            super().succeed(other, now)
+
     def _debt_at(self, now: int) -> int:
         return max(0, self._debt - self.rule.amount * (now - self._stamp))
 
@@ -143,6 +154,14 @@ class Window(Count):
 
     def most(self, first: int, last: int) -> int:
         return self.rule.amount * ((last - first) // self.period + 1)
+
+    def succeed(self, other: Count, now: int) -> None:
+        if isinstance(other, Window):
+            # Each leaves when its own time has come, by the period that holds now.
+            self._sum = other.used(now)
+            self._stamps = deque(other._stamps)
+        else:
+            super().succeed(other, now)
 
 
 class Fixed(Count):

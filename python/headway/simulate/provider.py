@@ -6,7 +6,8 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,8 +22,10 @@ from headway.simulate.http import Exchange
 from headway.simulate.rules import Rule
 from headway.simulate.streams import Stream
 from headway.simulate.tally import Decision, Tally
+from headway.simulate.timetable import Change, timetable
 
 JSON = "application/json"
+_SUMMED = ("admitted", "refused", "failed", "invalid")
 
 
 class Ledger:
@@ -48,7 +51,8 @@ class Provider:
 
     A request is counted at the instant at which all of it has arrived (plus `arrival_jitter`);
     latency elapses after that. The rules count all models together, but for those that `by_model`
-    has rules for: each of these is counted by its own rules alone.
+    has rules for: each of these is counted by its own rules alone. `changes` are of the rules of
+    all others, and their time runs from `begin()`.
     """
 
     def __init__(
@@ -57,7 +61,12 @@ class Provider:
         behaviour: Behaviour,
         parse_limit: Callable[[str], Rule] | None = None,
         by_model: Mapping[str, Iterable[Rule]] | None = None,
+        changes: Iterable[Change] = (),
     ) -> None:
+        rules = list(rules)
+        self._changes = deque(timetable(rules, changes))
+        self._begun: int | None = None
+        self._ended: list[dict[str, Any]] = []
         self._behaviour = behaviour
         self._speaks = DIALECTS[behaviour.dialect]
         self._parse_limit = parse_limit
@@ -69,36 +78,68 @@ class Provider:
         self._ledger = ledger(rules)
         self._by_model = {model: ledger(own) for model, own in (by_model or {}).items()}
         self._decisions: list[Decision] = []
+        self._refusals: list[tuple[float, str, list[str]]] = []
         self._latency = behaviour.latency.draws(behaviour.seed)
         self._failure = failure_draws(behaviour.failures, behaviour.seed)
         self._network = random.Random(f"network {behaviour.seed}")
         self._answers = Answers(behaviour.seed)
         self._now = 0
 
+    def begin(self) -> None:
+        """Lets the time of the changes run, if it does not yet."""
+        if self._begun is None:
+            self._begun = time.monotonic_ns()
+
     def stats(self, decisions: bool = False) -> dict[str, Any]:
         """What `GET /_stats` answers; `Tally` says what the numbers mean.
 
-        Those of a model with rules of its own are in `models`, and in none of the others.
+        They are of the stretch since the limits last changed; `ended` has those of the stretches
+        before, and `total` what was admitted, refused, failed and invalid in all of them. Those of
+        a model with rules of its own are in `models`, and in none of the others.
         """
+        self._follow_timetable(time.monotonic_ns())
         report = self._ledger.tally.report()
+        stretches = [*self._ended, report]
+        report["total"] = {name: sum(each[name] for each in stretches) for name in _SUMMED}
+        report["ended"] = self._ended
         if self._by_model:
             report["models"] = {
                 model: ledger.tally.report() for model, ledger in self._by_model.items()
             }
         if decisions:
             report["decisions"] = self._decisions
+            report["refusals"] = self._refusals
         return report
 
     def set_rules(self, rules: Iterable[Rule]) -> dict[str, Any]:
         """Enforces `rules` from now on and gives the numbers of the stretch that ends here.
 
         The numbers begin again at 0; the decisions go on. Models with rules of their own keep them.
+        Changes that were still to come do not come any more.
         """
-        ended = self._ledger.tally.report()
+        self._follow_timetable(time.monotonic_ns())
+        self._changes.clear()
         self._now = max(time.monotonic_ns(), self._now)
+        self._ended.append(self._ledger.tally.report())
         self._ledger.admission.change(rules, self._now)
         self._ledger.tally = Tally(self._ledger.admission)
-        return ended
+        return self._ended[-1]
+
+    def _follow_timetable(self, now: int) -> None:
+        """Makes the changes that are due by `now`, each at its own instant.
+
+        Whoever looks at the limits calls this first: no timer would be as exact.
+        """
+        while self._changes and self._begun is not None:
+            due = _after(self._begun, self._changes[0].after)
+            if due > now:
+                return
+            self._now = max(due, self._now)
+            rule = self._changes.popleft().rule
+            # Numbers are by the limits that held, so they are taken before these change.
+            self._ended.append(self._ledger.tally.report())
+            self._ledger.admission.turn(rule, self._now)
+            self._ledger.tally = Tally(self._ledger.admission)
 
     def __call__(self, exchange: Exchange) -> None:
         """Answers `exchange`, now or later."""
@@ -148,6 +189,7 @@ class Provider:
 
     def _count(self, call: Call, arrived: int) -> None:
         # Looked at in this order, so counted in this order, even where stamps are a hair apart.
+        self._follow_timetable(arrived)
         now = self._now = max(arrived, self._now)
         ledger = call.ledger
         refusal = ledger.admission.decide(now, call.costs)
@@ -155,8 +197,9 @@ class Provider:
         if self._behaviour.headers:
             headers = self._speaks.limit_headers(call.asked, ledger.admission, now)
         if refusal is not None:
-            ledger.tally.refuse(now)
-            self._note(call, now, 429)
+            reasons = [str(each.rule) for each in (refusal, *refusal.also)]
+            ledger.tally.refuse(now, reasons[0])
+            self._note(call, now, self._speaks.refusal_status(refusal), reasons)
             self._refuse(call, refusal, headers, now)
             return
         ledger.tally.admit(now, call.costs)
@@ -207,6 +250,7 @@ class Provider:
         headers = self._headers(speaks.error_type) + headers
         if self._behaviour.headers:
             headers += speaks.retry_headers(refusal)
+        if self._behaviour.headers and not refusal.rule.hidden:
             body = speaks.refusal_body(refusal, call.asked)
         else:
             body = speaks.silent_refusal_body(call.asked.model)
@@ -260,10 +304,12 @@ class Provider:
     def _quick(self) -> float:
         return self._network.uniform(*self._behaviour.refusal_latency)
 
-    def _note(self, call: Call, now: int, status: int) -> None:
+    def _note(self, call: Call, now: int, status: int, reasons: Sequence[str] = ()) -> None:
         if self._behaviour.decisions:
             request = call.exchange.request
             name = request.headers.get("x-client-request-id", request.path)
+            if reasons:
+                self._refusals.append((now / 1e9, name, list(reasons)))
             self._decisions.append((now / 1e9, status, call.costs["tokens"], name))
 
     def _at(

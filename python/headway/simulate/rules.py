@@ -9,7 +9,7 @@ from typing import Protocol
 
 RESOURCES = ("requests", "tokens", "input_tokens", "output_tokens", "concurrency")
 SHAPES = ("bucket", "window", "fixed", "concurrency")
-FIELDS = ("resource", "amount", "per_seconds", "shape", "burst", "anchor")
+FIELDS = ("resource", "amount", "per_seconds", "shape", "burst", "anchor", "hidden")
 
 
 class LimitLike(Protocol):
@@ -41,6 +41,8 @@ class Rule:
     - `concurrency`: `amount` at once, the only shape of the resource of that name, and the only
       one that `per_seconds` means nothing to.
 
+    A `hidden` rule is enforced, and no answer tells anything of it but when to try again.
+
     Example: `Rule("requests", 500, 60.0, "window")`.
     """
 
@@ -50,6 +52,7 @@ class Rule:
     shape: str = "bucket"
     burst: int | None = None
     anchor: float | None = None
+    hidden: bool = False
 
     def __post_init__(self) -> None:
         if self.resource not in RESOURCES:
@@ -72,12 +75,14 @@ class Rule:
                 raise self._error("anchor", f"means nothing to the shape {self.shape!r}")
             if not _is_finite(self.anchor):
                 raise self._error("anchor", "must be finite seconds since the epoch")
+        if not isinstance(self.hidden, bool):
+            raise self._error("hidden", "must be true or false")
 
     @classmethod
-    def from_limit(cls, limit: LimitLike) -> Rule:
+    def from_limit(cls, limit: LimitLike, hidden: bool = False) -> Rule:
         """The rule that a `headway.Limit` states; a shape that it leaves open is `bucket`."""
         if limit.resource == "concurrency":
-            return cls("concurrency", limit.amount, shape="concurrency")
+            return cls("concurrency", limit.amount, shape="concurrency", hidden=hidden)
         shape = limit.shape or "bucket"
         return cls(
             limit.resource,
@@ -87,6 +92,7 @@ class Rule:
             # A Limit may spell out a default, also of a field that its shape does not have.
             limit.burst if shape == "bucket" and limit.burst != limit.amount else None,
             limit.anchor if shape == "fixed" else None,
+            hidden,
         )
 
     @classmethod
@@ -115,15 +121,24 @@ class Rule:
             return self.burst
         return self.amount
 
+    def counts_like(self, other: Rule) -> bool:
+        """Whether both count the same thing in the same way, be it up to different amounts."""
+        return self._kind == other._kind
+
     def __str__(self) -> str:
+        hidden = " hidden" if self.hidden else ""
         if self.shape == "concurrency":
-            return f"{self.amount} concurrency"
+            return f"{self.amount} concurrency{hidden}"
         text = f"{self.amount} {self.resource}/{plain_number(self.per_seconds)}s {self.shape}"
         if self.burst is not None:
             text += f" burst {self.burst}"
         if self.anchor is not None:
             text += f" anchor {plain_number(self.anchor)}"
-        return text
+        return text + hidden
+
+    @property
+    def _kind(self) -> tuple[object, ...]:
+        return self.resource, self.shape, self.period_ns, self.anchor, self.hidden
 
     def _error(self, field: str, why: str) -> ValueError:
         return ValueError(f"Rule.{field} = {getattr(self, field)!r}: {why}")

@@ -12,6 +12,7 @@ from headway.simulate.connections import Connections
 from headway.simulate.http import Connection
 from headway.simulate.provider import Provider
 from headway.simulate.rules import Rule
+from headway.simulate.timetable import Change
 
 BACKLOG = 8192
 """Connections that may wait to be accepted; the operating system may allow fewer."""
@@ -19,7 +20,7 @@ BACKLOG = 8192
 
 @final
 class SimulatedProvider:
-    """An OpenAI-compatible provider with limits that it enforces, listening while entered.
+    """A provider with limits that it enforces, listening while entered.
 
     Example:
 
@@ -27,8 +28,9 @@ class SimulatedProvider:
             ...  # requests to provider.url + "/v1/chat/completions"
             print(provider.stats()["refused"])
 
-    by_model: the rules of models that are counted each on its own. Port 0 takes any free port.
-    Leaving closes every connection, answered or not.
+    by_model: the rules of models that are counted each on its own. changes: of the other rules;
+    their time runs from the first start. Port 0 takes any free port. Leaving closes every
+    connection, answered or not.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class SimulatedProvider:
         port: int = 0,
         parse_limit: Callable[[str], Rule] | None = None,
         by_model: Mapping[str, Iterable[Rule]] | None = None,
+        changes: Iterable[Change] = (),
     ) -> None:
-        self._provider = Provider(rules, behaviour or Behaviour(), parse_limit, by_model)
+        behaviour = behaviour or Behaviour()
+        self._provider = Provider(rules, behaviour, parse_limit, by_model, changes)
         self._host = host
         self._port = port
         self._connections = Connections()
@@ -78,6 +82,7 @@ class SimulatedProvider:
             backlog=BACKLOG,
         )
         self._port = self._server.sockets[0].getsockname()[1]
+        self._provider.begin()
 
     async def stop(self) -> None:
         """Stops listening and closes every connection; does nothing if it is not listening."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from headway.simulate.admission import Admission
+from headway.simulate.rules import Rule
 
 Decision = tuple[float, int, int, str]
 """Monotonic seconds, HTTP status (0: dropped), tokens, x-client-request-id or else the path."""
@@ -19,13 +21,15 @@ class Tally:
     - `admitted`: requests that passed every rule; `failed`: those of them that were then made to
       fail; `refused`: requests that a rule refused. Requests that were no good (400, 401, 404)
       are only in `invalid`.
+    - `refused_by`: of the refused, how many by which limit, in its own words: where several had
+      no room, it is the one that would have had to be waited for longest.
     - `first`: the instant at which the first request was counted or refused; `last`: the instant
       at which the last one was admitted; both in seconds of this machine's monotonic clock, or
       null where there was none.
-    - `by_rule`: in the order of the rules, `used`, what admitted requests took of the rule's
-      resource, and `most`, the most that the rule would have let through from `first` to `last`,
-      both included, had it counted nothing before `first` and had the costs been as small as is
-      best: for `bucket` burst + floor(amount x (last - first) / period), for `window`
+    - `by_rule`: in the order of the rules, whether it is `hidden`, `used`, what admitted requests
+      took of the rule's resource, and `most`, the most that it would have let through from `first`
+      to `last`, both included, had it counted nothing before `first` and had the costs been as
+      small as is best: for `bucket` burst + floor(amount x (last - first) / period), for `window`
       amount x (floor((last - first) / period) + 1), for `fixed` amount x the number of windows
       that [first, last] touches. For `concurrency`, `used` is the most requests that were in
       flight at once and `most` the amount.
@@ -43,6 +47,7 @@ class Tally:
         self.refused = 0
         self.failed = 0
         self.invalid = 0
+        self._refused_by: Counter[str] = Counter()
         self._first: int | None = None
         self._last: int | None = None
         self._taken = dict.fromkeys(("requests", "tokens", "input_tokens", "output_tokens"), 0)
@@ -62,11 +67,12 @@ class Tally:
         """Notes tokens of an answer."""
         self._taken["output_tokens"] += tokens
 
-    def refuse(self, now: int) -> None:
-        """Notes a request that a rule refused at `now` (nanoseconds)."""
+    def refuse(self, now: int, reason: str) -> None:
+        """Notes a request that was refused at `now` (nanoseconds), and by what."""
         if self._first is None:
             self._first = now
         self.refused += 1
+        self._refused_by[reason] += 1
 
     def report(self) -> dict[str, Any]:
         """The numbers as they are now; the class says what each one means."""
@@ -80,21 +86,13 @@ class Tally:
                 most = count.most(self._first, self._last)
             if used:
                 bounds.append(most * self.admitted // used)
-            by_rule.append(
-                {"rule": str(rule), "resource": rule.resource, "used": used, "most": most}
-            )
+            by_rule.append(_of_rule(rule, used, most))
         for rule in self._admission.concurrency:
-            by_rule.append(
-                {
-                    "rule": str(rule),
-                    "resource": rule.resource,
-                    "used": self._at_once,
-                    "most": rule.amount,
-                }
-            )
+            by_rule.append(_of_rule(rule, self._at_once, rule.amount))
         return {
             "admitted": self.admitted,
             "refused": self.refused,
+            "refused_by": dict(self._refused_by),
             "failed": self.failed,
             "invalid": self.invalid,
             "most": min(bounds, default=None),
@@ -103,6 +101,16 @@ class Tally:
             "last": _seconds(self._last),
             "in_flight": self._admission.in_flight,
         }
+
+
+def _of_rule(rule: Rule, used: int, most: int) -> dict[str, Any]:
+    return {
+        "rule": str(rule),
+        "resource": rule.resource,
+        "hidden": rule.hidden,
+        "used": used,
+        "most": most,
+    }
 
 
 def _seconds(instant: int | None) -> float | None:
