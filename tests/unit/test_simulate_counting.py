@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from headway.simulate.admission import Admission, Refusal
 from headway.simulate.counting import Bucket, Count, Fixed, Window, count_of
+from headway.simulate.patience import Patience
 from headway.simulate.rules import Rule
 from headway.simulate.tally import Tally
 from headway.simulate.timetable import Change, timetable
@@ -401,6 +402,21 @@ def test_a_hidden_limit_refuses_and_is_not_told() -> None:
     refusal = admission.decide(0, {"requests": 1, "tokens": 0})
     assert refusal is not None
     assert refusal.rule == hidden
+
+
+def test_patience_is_lost_for_a_while_after_more_failures_than_so_many() -> None:
+    patience = Patience(2, 30.0)
+    for at in (0, 10, 31):
+        # The first has left by the time of the third.
+        patience.fail(at * SECOND)
+        assert not patience.lost(at * SECOND)
+    patience.fail(35 * SECOND)
+    assert patience.lost(35 * SECOND)
+    assert patience.lost(65 * SECOND - 1)
+    assert not patience.lost(65 * SECOND)
+    # It begins anew: what was forgiven does not count again.
+    patience.fail(65 * SECOND)
+    assert not patience.lost(65 * SECOND)
 
 
 def test_a_tally_says_how_many_requests_its_rules_could_have_admitted() -> None:

@@ -18,7 +18,7 @@ from headway.simulate.rules import Rule
 from headway.simulate.server import SimulatedProvider
 from headway.simulate.timetable import Change, parse_after
 
-_SUMMARY = "serve an API like OpenAI's or Anthropic's that enforces limits"
+_SUMMARY = "serve an API like OpenAI's, or another provider's, that enforces limits"
 _T = TypeVar("_T")
 
 
@@ -106,7 +106,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dialect",
         choices=DIALECTS,
         default="openai",
-        help="whose paths, headers, events and errors (%(default)s)",
+        help="whose paths, headers, events, errors and ways of counting (%(default)s)",
     )
     add("--count-refused", action="store_true", help="a refused request counts as a request too")
 

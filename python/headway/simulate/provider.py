@@ -19,6 +19,7 @@ from headway.simulate.dialects import DIALECTS
 from headway.simulate.dialects.base import Asked
 from headway.simulate.failures import DROP, QUICK, failure_draws
 from headway.simulate.http import Exchange
+from headway.simulate.patience import Patience
 from headway.simulate.rules import Rule
 from headway.simulate.streams import Stream
 from headway.simulate.tally import Decision, Tally
@@ -69,6 +70,8 @@ class Provider:
         self._ended: list[dict[str, Any]] = []
         self._behaviour = behaviour
         self._speaks = DIALECTS[behaviour.dialect]
+        patience = self._speaks.patience
+        self._patience = None if patience is None else Patience(*patience)
         self._parse_limit = parse_limit
         epoch_at_zero = time.time_ns() - time.monotonic_ns()
 
@@ -191,6 +194,9 @@ class Provider:
         # Looked at in this order, so counted in this order, even where stamps are a hair apart.
         self._follow_timetable(arrived)
         now = self._now = max(arrived, self._now)
+        if self._patience is not None and self._patience.lost(now):
+            self._lose_patience(call, now, self._patience.reason)
+            return
         ledger = call.ledger
         refusal = ledger.admission.decide(now, call.costs)
         headers = ""
@@ -200,6 +206,7 @@ class Provider:
             reasons = [str(each.rule) for each in (refusal, *refusal.also)]
             ledger.tally.refuse(now, reasons[0])
             self._note(call, now, self._speaks.refusal_status(refusal), reasons)
+            self._failed(now)
             self._refuse(call, refusal, headers, now)
             return
         ledger.tally.admit(now, call.costs)
@@ -207,6 +214,7 @@ class Provider:
         self._note(call, now, 200 if failure is None else failure)
         if failure is not None:
             ledger.tally.failed += 1
+            self._failed(now)
             self._fail(call, failure, now)
         elif call.asked.streams:
             self._stream(call, headers, now)
@@ -258,6 +266,21 @@ class Provider:
         answered = _after(now, self._quick())
         self._at(exchange, answered, lambda: exchange.send(status, headers, body))
 
+    def _lose_patience(self, call: Call, now: int, reason: str) -> None:
+        call.ledger.tally.refuse(now, reason)
+        self._note(call, now, 429, [reason])
+        headers = self._headers(self._speaks.error_type)
+        if self._behaviour.headers:
+            body = self._speaks.impatient_body()
+        else:
+            body = self._speaks.silent_refusal_body(call.asked.model)
+        exchange = call.exchange
+        self._at(exchange, _after(now, self._quick()), lambda: exchange.send(429, headers, body))
+
+    def _failed(self, now: int) -> None:
+        if self._patience is not None:
+            self._patience.fail(now)
+
     def _fail(self, call: Call, status: int, now: int) -> None:
         exchange, end = call.exchange, call.ledger.admission.end
 
@@ -292,6 +315,8 @@ class Provider:
 
     def _reject(self, exchange: Exchange, status: int, message: str, code: str | None) -> None:
         self._ledger.tally.invalid += 1
+        self._now = max(time.monotonic_ns(), self._now)
+        self._failed(self._now)
         body = self._speaks.error_body(status, message, code)
         exchange.send(status, self._headers(self._speaks.error_type), body)
 

@@ -104,13 +104,17 @@ class Dialect(ABC):
         """The key that a request carries; empty where it carries none."""
         return request.headers.get(self.key_header, "").removeprefix("Bearer ")
 
+    def model_in(self, path: str) -> str | None:
+        """The model that a path names; None where it is for the body to name it."""
+        return None
+
     def ask(self, request: Request, body: dict[str, Any]) -> Asked:
         """What this request asks for; ValueError where its maximum is none."""
         return Asked(
             request.path,
             request.query,
             body,
-            model_of(body),
+            self.model_in(request.path) or model_of(body),
             estimate_tokens(body),
             body.get("stream") is True,
         )

@@ -6,6 +6,7 @@ As https://platform.openai.com/docs/guides/rate-limits and recorded answers tell
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from headway.simulate.admission import Refusal
 from headway.simulate.answers import Answer, Answers
@@ -18,31 +19,11 @@ _PERIODS = {1.0: "sec", 60.0: "min", 3600.0: "hour", 86400.0: "day"}
 _LETTERS = {"requests": "R", "tokens": "T", "input_tokens": "IT", "output_tokens": "OT"}
 
 
-class OpenAI(Dialect):
-    """A reset is a Go duration until all of the limit is there again, in milliseconds."""
+class Compatible(Dialect):
+    """Paths, answers, events and errors like OpenAI's; what it tells of limits is its own."""
 
-    told = (
-        told_of("requests", "x-ratelimit-*-requests"),
-        told_of("tokens", "x-ratelimit-*-tokens"),
-    )
-    retry = (("retry-after", seconds), ("retry-after-ms", milliseconds))
-    periods = _PERIODS
+    periods: Mapping[float, str] = _PERIODS
     """What periods in seconds are called in its messages."""
-
-    def refusal_body(self, refusal: Refusal, asked: Asked) -> bytes:
-        rule = refusal.rule
-        where = f"for {asked.model} in organization org-simulated on {self.unit(rule)}"
-        if refusal.never:
-            message = (
-                f"Request too large {where}: Limit {rule.capacity}, Requested {refusal.cost}. The "
-                "input or output tokens must be reduced in order to run successfully."
-            )
-        else:
-            message = (
-                f"Rate limit reached {where}: {numbers_of(refusal)} Visit "
-                "https://platform.openai.com/account/rate-limits to learn more."
-            )
-        return openai_error(message, kind_of(rule), "rate_limit_exceeded")
 
     def silent_refusal_body(self, model: str) -> bytes:
         message = f"Rate limit reached for {model}."
@@ -72,6 +53,31 @@ class OpenAI(Dialect):
         if period is None:
             return f"{rule.resource} per {plain_number(rule.per_seconds)}s"
         return f"{rule.resource} per {period} ({_LETTERS[rule.resource]}P{period[0].upper()})"
+
+
+class OpenAI(Compatible):
+    """A reset is a Go duration until all of the limit is there again, in milliseconds."""
+
+    told = (
+        told_of("requests", "x-ratelimit-*-requests"),
+        told_of("tokens", "x-ratelimit-*-tokens"),
+    )
+    retry = (("retry-after", seconds), ("retry-after-ms", milliseconds))
+
+    def refusal_body(self, refusal: Refusal, asked: Asked) -> bytes:
+        rule = refusal.rule
+        where = f"for {asked.model} in organization org-simulated on {self.unit(rule)}"
+        if refusal.never:
+            message = (
+                f"Request too large {where}: Limit {rule.capacity}, Requested {refusal.cost}. The "
+                "input or output tokens must be reduced in order to run successfully."
+            )
+        else:
+            message = (
+                f"Rate limit reached {where}: {numbers_of(refusal)} Visit "
+                "https://platform.openai.com/account/rate-limits to learn more."
+            )
+        return openai_error(message, kind_of(rule), "rate_limit_exceeded")
 
 
 def numbers_of(refusal: Refusal) -> str:
