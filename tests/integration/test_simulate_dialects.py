@@ -176,7 +176,7 @@ def test_venice_loses_its_patience_after_more_than_twenty_failures(
     assert simulator.stats()["refused_by"] == {limit: 21, guard: 2}
 
 
-@serve("groq", "3 requests/day bucket", "2 requests/min window", "90 tokens/min window")
+@serve("groq", "2 requests/min window", "3 requests/day bucket", "90 tokens/min window")
 def test_groq_tells_requests_of_a_day_and_tokens_of_a_minute(simulator: SimulatorProcess) -> None:
     answer = post(simulator, PATHS["groq"], CHAT)
     assert told(answer) == {

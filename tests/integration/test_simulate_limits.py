@@ -106,6 +106,15 @@ def test_a_timetable_changes_limits_at_its_times_and_keeps_what_was_counted(
         assert stats["total"] == {"admitted": 6, "refused": 2, "failed": 0, "invalid": 0}
 
 
+def test_a_change_comes_whoever_looks_first(client: httpx.Client) -> None:
+    limits = ("--limits", "0 requests/h", "--at", "0.5s", "5 requests/h", "--latency", "0")
+    with SimulatorProcess(*limits) as simulator:
+        # Nobody asks for statistics, so it is a request that finds the change due.
+        until(lambda: client.post(simulator.url + CHAT, json=HELLO).status_code == 200)
+        stats = simulator.stats()
+        assert [each["admitted"] for each in [*stats["ended"], stats]] == [0, 1]
+
+
 def test_limits_set_from_outside_end_the_timetable_and_may_be_hidden(client: httpx.Client) -> None:
     limits = ("--limits", "1 requests/h", "--at", "1h", "9 requests/h", "--latency", "0")
     with SimulatorProcess(*limits) as simulator:
