@@ -25,7 +25,8 @@ State* StateOf(PyObject* self) { return StateOfLimiter(self); }
 
 // Concurrency first, then rates in the order given: a refusal there is the cheapest to roll back.
 State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> time,
-                 std::vector<std::string> resources, double learns, double cold) {
+                 std::vector<std::string> resources, double learns, double cold,
+                 bool proportional) {
   auto* state = new State;
   state->time = std::move(time);
   state->resources = std::move(resources);
@@ -50,22 +51,24 @@ State* MakeState(const std::vector<Limit>& given, std::shared_ptr<VirtualTime> t
                    learns > 0 ? State::kMostLearnt : 0, static_cast<int>(state->resources.size()));
   if (cold > 0) state->bucket->StartCold(static_cast<Nanos>(cold * 1e9));
   if (learns > 0)
-    state->learner =
-        std::make_unique<Learner>(state->bucket, state->resources, Learner::Options{learns});
+    state->learner = std::make_unique<Learner>(
+        state->bucket, state->resources,
+        Learner::Options{learns, proportional ? Debt::kProportional : Debt::kAbsolute});
   return state;
 }
 
 int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"limits", "clock", "resources", "credit",
-                                "learns", "cold",  nullptr};
+  static const char* names[] = {"limits", "clock", "resources",    "credit",
+                                "learns", "cold",  "proportional", nullptr};
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
   PyObject* first = nullptr;
   int credit = 0;
   double learns = 0;
   double cold = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Opdd", const_cast<char**>(names), &limits,
-                                  &clock, &first, &credit, &learns, &cold) == 0)
+  int proportional = 0;
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Opddp", const_cast<char**>(names), &limits,
+                                  &clock, &first, &credit, &learns, &cold, &proportional) == 0)
     return -1;
   if (Self(object)->state != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "Limiter.__init__ was called twice");
@@ -93,7 +96,8 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
       granted.shape = Shape::kCredit;
       checked.push_back(granted);
     }
-    Self(object)->state = MakeState(checked, std::move(time), numbered, learns, cold);
+    Self(object)->state =
+        MakeState(checked, std::move(time), numbered, learns, cold, proportional != 0);
   } catch (py::error_already_set& error) {
     error.restore();
     return -1;

@@ -115,8 +115,9 @@ class Entries {
   std::vector<std::string> known_;
 };
 
-// [{resource, family?, limit?, remaining?, reset?, reset_form?, rounding?, period?, shape?,
-// anchor?}], where limit, remaining and reset are names of headers.
+// [{resource, limit?, remaining?, reset?, reset_form?, period_in?, when?, unless?, rounding?,
+// period?, shape?, anchor?}], where limit, remaining, reset, period_in, when and unless are names
+// of headers. The place in the list is the family.
 Stated MakeStated(const py::list& limits, bool policies) {
   Stated stated;
   for (const py::handle& given : limits) {
@@ -127,6 +128,9 @@ Stated MakeStated(const py::list& limits, bool policies) {
     limit.limit = entries.Get<std::string>("limit", "");
     limit.remaining = entries.Get<std::string>("remaining", "");
     limit.reset = entries.Get<std::string>("reset", "");
+    limit.period_in = entries.Get<std::string>("period_in", "");
+    limit.when = entries.Get<std::string>("when", "");
+    limit.unless = entries.Get<std::string>("unless", "");
     limit.reset_form = FormOf(entries.Get<std::string>("reset_form", "any"));
     limit.rounding =
         std::clamp<std::int64_t>(entries.Get<std::int64_t>("rounding", 0), 0, Limit::kMaxAmount);
@@ -161,7 +165,7 @@ Readings ReadAnswer(const Stated& stated, const py::dict& headers, double now) {
     return TextOf(value);
   };
   Readings readings{stated.numbers.names, ReadStated(stated.limits, find, now)};
-  if (!stated.policies) return readings;
+  if (!stated.policies || IsFromCache(find)) return readings;
   const auto policy = find("ratelimit-policy");
   if (!policy) return readings;
   if (const auto found = ReadRateLimitFields(*policy, find("ratelimit").value_or(""),

@@ -14,8 +14,14 @@ from headway.errors import (
     RequestTimeoutError,
     SchedulerStoppedError,
 )
+from headway.providers import ProviderTable, provider_tables
 from headway.scheduler.answers import Answer
-from headway.scheduler.failures import is_of_transport, is_retried, is_spent
+from headway.scheduler.failures import classed, is_of_transport, is_refused, is_retried
+
+
+def seen(status: int, body: object = None, provider: str = "generic") -> Answer:
+    """A failure as a table that comes with headway sees it."""
+    return classed(Answer(status, body=body), provider_tables()[provider])
 
 
 def of(module: str, name: str, *bases: type) -> type[Exception]:
@@ -106,16 +112,46 @@ def test_the_server_outranks_its_status(told: str) -> None:
 @pytest.mark.parametrize("name", ["code", "type"])
 def test_no_waiting_helps_where_the_money_is_gone(code: str, name: str) -> None:
     for body in ({"error": {name: code}}, {name: code}):
-        assert is_spent(Answer(429, body=body))
-        assert not is_retried(Answer(429, body=body), None)
-    assert is_retried(Answer(500, body={"error": {name: code}}), None)
+        answer = seen(429, body)
+        assert answer.kind == "spent"
+        assert not is_retried(answer, None)
+        assert not is_refused(answer)
+    assert is_retried(seen(500, {"error": {name: code}}), None)
 
 
 @pytest.mark.parametrize("body", [None, "text", [], {}, {"error": None}, {"error": "text"}, 7])
 def test_a_body_of_another_shape_says_nothing(body: object) -> None:
-    assert not is_spent(Answer(429, body=body))
-    assert is_retried(Answer(429, body=body), None)
+    answer = seen(429, body)
+    assert answer.kind is None
+    assert is_retried(answer, None)
+    assert is_refused(answer)
 
 
 def test_a_body_that_holds_what_cannot_be_compared_says_nothing() -> None:
-    assert not is_spent(Answer(429, body={"error": {"code": ["insufficient_quota"], "type": {}}}))
+    assert seen(429, {"error": {"code": ["insufficient_quota"], "type": {}}}).kind is None
+
+
+KINDS = ["refused", "capacity", "spent", "not_on_plan", "bad_request"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [400, 403, 429, 503])
+def test_what_a_table_says_outranks_the_status(kind: str, status: int) -> None:
+    table = ProviderTable(
+        {"name": "mine", "limits": [], "errors": [{"class": kind, "status": status}]}
+    )
+    answer = classed(Answer(status), table)
+    assert is_refused(answer) == (kind == "refused")
+    assert is_retried(answer, None) == (kind in ("refused", "capacity"))
+    asked_for = is_retried(answer, KeyError(), (LookupError,))
+    assert asked_for == (kind in ("refused", "capacity") or status != 429)
+
+
+def test_the_server_outranks_the_table() -> None:
+    told = {"x-should-retry": "true"}
+    answer = classed(
+        Answer(429, told, body={"error": {"code": "insufficient_quota"}}),
+        provider_tables()["openai"],
+    )
+    assert answer.kind == "spent"
+    assert is_retried(answer, None)

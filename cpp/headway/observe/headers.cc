@@ -55,6 +55,17 @@ std::optional<double> ResetIn(ResetForm form, absl::string_view text, double now
   return std::max(0.0, *found);
 }
 
+// 0: it is no period that a limit can have.
+Nanos PeriodIn(absl::string_view text) {
+  const auto seconds = ParseNumber(text);
+  if (!seconds) return 0;
+  const double nanos = *seconds * kNanosInSecond;
+  if (nanos < static_cast<double>(Limit::kMinPeriod) ||
+      nanos > static_cast<double>(Limit::kMaxPeriod))
+    return 0;
+  return static_cast<Nanos>(std::llround(nanos));
+}
+
 Nanos ToNanos(double seconds) { return static_cast<Nanos>(std::llround(seconds * kNanosInSecond)); }
 
 // A list of structured fields (RFC 9651) as far as the two fields need it: names with parameters
@@ -148,9 +159,15 @@ class ListReader {
 
 }  // namespace
 
+bool IsFromCache(const HeaderOf& header) {
+  const auto age = header("age");
+  return age && ParseNumber(*age).value_or(0) > 0;
+}
+
 std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const HeaderOf& header,
                                 double now) {
   std::vector<Reading> readings;
+  if (IsFromCache(header)) return readings;
   const auto text_of = [&](const std::string& name) -> std::optional<absl::string_view> {
     if (name.empty()) return std::nullopt;
     return header(name);
@@ -158,6 +175,8 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
   if (const auto date = header("date"))
     if (const auto at = ParseDate(*date)) now = *at;
   for (const StatedLimit& each : stated) {
+    if (!each.when.empty() && !header(each.when)) continue;
+    if (!each.unless.empty() && header(each.unless)) continue;
     Reading reading;
     reading.resource = each.resource;
     reading.family = each.family;
@@ -165,11 +184,16 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
     reading.period = each.period;
     reading.shape = each.shape;
     reading.anchor = each.anchor;
-    if (const auto text = text_of(each.limit)) reading.limit = Whole(ParseNumber(*text));
+    if (const auto text = text_of(each.limit)) {
+      reading.limit = Whole(ParseNumber(*text));
+      if (reading.limit == Reading::kUnsaid) continue;
+    }
     if (const auto text = text_of(each.remaining)) reading.remaining = Whole(ParseNumber(*text));
     if (reading.limit == Reading::kUnsaid && reading.remaining == Reading::kUnsaid) continue;
     if (const auto text = text_of(each.reset))
       if (const auto in = ResetIn(each.reset_form, *text, now)) reading.reset = ToNanos(*in);
+    if (const auto text = text_of(each.period_in))
+      if (const Nanos period = PeriodIn(*text); period > 0) reading.period = period;
     readings.push_back(reading);
   }
   return readings;

@@ -32,6 +32,10 @@ struct StatedLimit {
   std::string limit;
   std::string remaining;
   std::string reset;
+  std::string period_in;  // which header states the period, in seconds; else it is `period`
+  // Said nothing of unless the answer has the first of these headers, and where it has the second.
+  std::string when;
+  std::string unless;
   ResetForm reset_form = ResetForm::kAny;
   std::int64_t rounding = 0;      // of `remaining`, either way
   Nanos period = 0;               // 0: not documented
@@ -48,7 +52,10 @@ using HeaderOf = std::function<std::optional<absl::string_view>(absl::string_vie
 // differ.
 //
 // A value that is none of what its form allows is as if it was not there, and so is a limit, or
-// what remains, that is negative: some servers send -1 for "not known". Pure and thread-safe.
+// what remains, that is negative: some servers send -1 for "not known". What remains of a limit
+// that is stated so is not known either, whatever number stands there. An answer that a cache gave
+// (Age above 0) says nothing: it tells of another call, some time ago. Pure and thread-safe.
+bool IsFromCache(const HeaderOf& header);
 std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const HeaderOf& header,
                                 double now);
 

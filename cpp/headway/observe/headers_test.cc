@@ -71,6 +71,41 @@ TEST(Headers, EachFormOfAResetIsATimeFromNow) {
   }
 }
 
+TEST(Headers, APeriodMayBeStatedByAHeader) {
+  StatedLimit stated = Requests(ResetForm::kAny);
+  stated.period = 60 * kSecond;
+  stated.period_in = "period";
+  const auto period_of = [&](const std::string& text) {
+    return Read(stated, {{"limit", "5"}, {"period", text}}).at(0).period;
+  };
+  EXPECT_EQ(period_of("10"), 10 * kSecond);
+  EXPECT_EQ(period_of("0.5"), kSecond / 2);
+  for (const std::string text : {"0", "-1", "soon", "1e9", ""})
+    EXPECT_EQ(period_of(text), 60 * kSecond) << text;
+}
+
+TEST(Headers, OneLimitMayBeStatedOnlyWithOrWithoutAnotherHeader) {
+  StatedLimit stated = Requests(ResetForm::kAny);
+  stated.when = "a";
+  stated.unless = "b";
+  EXPECT_TRUE(Read(stated, {{"limit", "5"}}).empty());
+  EXPECT_EQ(Read(stated, {{"limit", "5"}, {"a", ""}}).size(), 1U);
+  EXPECT_TRUE(Read(stated, {{"limit", "5"}, {"a", ""}, {"b", ""}}).empty());
+}
+
+TEST(Headers, WhatRemainsOfALimitThatIsNotKnownIsNotKnown) {
+  const StatedLimit stated = Requests(ResetForm::kAny);
+  EXPECT_TRUE(Read(stated, {{"limit", "-1"}, {"remaining", "0"}}).empty());
+  EXPECT_EQ(Read(stated, {{"remaining", "0"}}).size(), 1U);
+}
+
+TEST(Headers, ACachesAnswerSaysNothing) {
+  const StatedLimit stated = Requests(ResetForm::kAny);
+  EXPECT_TRUE(Read(stated, {{"limit", "5"}, {"age", "1"}}).empty());
+  for (const std::string text : {"0", "", "-1", "old"})
+    EXPECT_EQ(Read(stated, {{"limit", "5"}, {"age", text}}).size(), 1U) << text;
+}
+
 TEST(Headers, InstantsAreComparedWithTheServersOwnClock) {
   const auto readings = Read(Requests(ResetForm::kDate), {{"remaining", "5"},
                                                           {"date", "Fri, 15 Jan 2027 09:30:00 GMT"},

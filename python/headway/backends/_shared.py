@@ -57,17 +57,24 @@ class Shared(Remembered):
             return self._words.get(key, self._now())
 
     def make_words(
-        self, key: str, limits: Sequence[Limit], learns: float = 0.0, cold: float = 0.0
+        self,
+        key: str,
+        limits: Sequence[Limit],
+        learns: float = 0.0,
+        cold: float = 0.0,
+        *,
+        proportional: bool = False,
     ) -> LimiterCore:
         """The words of a key; made with these limits if there are none yet.
 
         For requests and tokens, where `limits` has none, a limit per minute is added at the end
         that is unlimited until one is learnt. learns: what part of a limit is used that answers
         tell of; 0: they are not listened to. cold: where nothing is known, one goes alone
-        until its answer has come, or for so many seconds.
+        until its answer has come, or for so many seconds. proportional: whether what is owed is
+        scaled when an answer tells of another limit.
         """
         with self._lock:
-            return self._make(key, self._now(), limits, learns, cold)
+            return self._make(key, self._now(), limits, learns, cold, proportional=proportional)
 
     def set_limits(self, key: str, rpm: int | None, tpm: int | None) -> None:
         """Changes the limits per minute of a key, but none that was given to `make_words`.
@@ -102,8 +109,10 @@ class Shared(Remembered):
         limits: Sequence[Limit] = (),
         learns: float = 0.0,
         cold: float = 0.0,
+        *,
+        proportional: bool = False,
     ) -> KeyWords:
-        words = self._words.make(key, limits, now, learns, cold)
+        words = self._words.make(key, limits, now, learns, cold, proportional=proportional)
         words.hidden = False
         words.updated = words.updated or self._wall()
         return words

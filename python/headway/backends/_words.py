@@ -41,7 +41,8 @@ class KeyWords(_core.LimiterCore):
     The latter are learnt: unlimited at first, and changed in place, so that a limit learnt later
     finds what was used already. learns: what part of a limit is used that answers tell of; 0: none
     is learnt from them. cold: while nothing is known, for so many seconds, its first request goes
-    alone. Instants are seconds of the backend's clock. The caller holds the backend's lock wherever
+    alone. proportional: whether what is owed is scaled when an answer tells of another limit.
+    Instants are seconds of the backend's clock. The caller holds the backend's lock wherever
     more than admission is asked.
     """
 
@@ -68,6 +69,8 @@ class KeyWords(_core.LimiterCore):
         resources: Sequence[str],
         learns: float = 0.0,
         cold: float = 0.0,
+        *,
+        proportional: bool = False,
     ) -> None:
         limited = {each.resource for each in limits}
         # Whatever is learnt of later is counted from the start.
@@ -79,6 +82,7 @@ class KeyWords(_core.LimiterCore):
             resources,
             learns=learns,
             cold=cold,
+            proportional=proportional,
         )
         _loop.register(self)
         present = _core.limits(self)
@@ -249,13 +253,17 @@ class WordsByKey:
         now: float,
         learns: float = 0.0,
         cold: float = 0.0,
+        *,
+        proportional: bool = False,
     ) -> KeyWords:
         words = self.get(key, now)
         if words is None:
             self.number(each.resource for each in limits)
             if learns:
                 self.number(LEARNT_BESIDE)
-            words = KeyWords(limits, self.clock, self.resources, learns, cold)
+            words = KeyWords(
+                limits, self.clock, self.resources, learns, cold, proportional=proportional
+            )
             words.seen = now
             self._kept[key] = self._known[key] = words
         return words

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway import Limit
-from headway._tokens import estimate_tokens
+from headway._tokens import estimate_tokens, input_tokens, most_output_tokens
 from headway.batch.failures import MayPass
 from headway.batch.ideal import Work, least_seconds
 from headway.batch.keys import Keys
 from headway.batch.lanes import MOST_HELD
 from headway.batch.lines import Broken, Line
+from headway.providers import ProviderTable
 from headway.scheduler import RateLimiterConfig, Scheduler, SchedulerMode
 from headway.types import TEXT, RequestMetadata
 
@@ -28,7 +29,7 @@ class Plan:
     limits: of all models together that have none of their own. Without any, those of each such
     model are found out from answers; basic mode finds out nothing, and such a line fails there.
     by_model: those of a model alone. concurrency: how many may be under way at once over all.
-    weights: by account. found: by model, what has been found out.
+    weights: by account. found: by bucket, what has been found out. table: of the provider.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -38,6 +39,7 @@ class Plan:
     keys: Keys = field(default_factory=Keys)
     weights: Mapping[str, float] = field(default_factory=dict)
     found: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+    table: ProviderTable | None = None
 
     @property
     def discovers(self) -> bool:
@@ -61,7 +63,11 @@ class Plan:
 
     def bucket_of(self, line: Line) -> str:
         """What counts `line`."""
-        return line.model if self.discovers or line.model in self.by_model else self.shared
+        if line.model in self.by_model:
+            return line.model
+        if not self.discovers:
+            return self.shared
+        return line.model if self.table is None else self.table.bucket_for(line.model)
 
     def check(self, lines: Iterable[Line | Broken]) -> Iterator[Line | Broken]:
         """The lines; those that no limit holds for are wrong."""
@@ -95,6 +101,8 @@ class Plan:
         unknown = self.discovers and line.model not in self.by_model
         if unknown or any(limit.resource == "tokens" for limit in limits):
             amounts["tokens"] = estimate_tokens(line.url, line.body)
+            if self.table is not None and self.table.reserves("tokens") == "sum":
+                amounts["tokens"] = input_tokens(line.body) + most_output_tokens(line.body)
         return amounts
 
     def metadata_of(self, line: Line, amounts: Mapping[str, int]) -> RequestMetadata:
@@ -130,6 +138,7 @@ class Plan:
         scheduler = Scheduler(
             None,
             config,
+            self.table,
             limits=limits or None,
             accounts=dict(self.weights),
             retry_on=(MayPass,),

@@ -26,6 +26,7 @@ from headway.batch.progress import Progress
 from headway.batch.results import Results, same_file
 from headway.batch.summary import Tally
 from headway.batch.table import table
+from headway.providers import table_for
 from headway.scheduler import SchedulerMode
 from headway.scheduler.accounts import LEAST_WEIGHT, MOST_WEIGHT
 
@@ -252,7 +253,15 @@ def _plan(args: argparse.Namespace) -> Plan:
     weights = dict(args.account_weight)
     if len(weights) < len(args.account_weight):
         raise ValueError("--account-weight: an account is named twice")
-    return Plan(limits, by_model, args.concurrency, mode, keys, weights)
+    return Plan(
+        limits,
+        by_model,
+        args.concurrency,
+        mode,
+        keys,
+        weights,
+        table=table_for(args.base_url),
+    )
 
 
 def _limit(option: str, text: str) -> Limit:

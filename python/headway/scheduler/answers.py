@@ -26,8 +26,9 @@ class Answer:
     """What could be found. headers: by lower-case name. usage: tokens by resource.
 
     body: a mapping, of an error only. table: by which its headers are to be read, where a transport
-    has said so. final: not to be tried again, by the same. call: its bucket, and what is known of
-    the call, for whoever reads it later.
+    has said so. final: not to be tried again, by the same. kind, wait: of an error, what the table
+    makes of it: its class, and how long its body asks to wait. call: its bucket, and what is known
+    of the call, for whoever reads it later.
     """
 
     status: int | None = None
@@ -36,6 +37,8 @@ class Answer:
     usage: Mapping[str, int] = field(default_factory=dict)
     table: Any = None
     final: bool = False
+    kind: str | None = None
+    wait: float | None = None
     call: tuple[Any, Any] | None = None
 
 
@@ -137,6 +140,8 @@ def _body(source: object, response: object) -> Mapping[str, Any] | None:
             body = look(owner, name)
             if isinstance(body, (bytes, str)) and 0 < len(body) <= _LONGEST_BODY:
                 body = parsed(body)
+            if isinstance(body, list) and body:  # Gemini's, at the end of a stream
+                body = body[0]
             if isinstance(body, Mapping):
                 return body
     return None

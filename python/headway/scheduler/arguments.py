@@ -9,6 +9,7 @@ from typing import Any
 from headway._core import ManualClock
 from headway.backends import MemoryBackend
 from headway.errors import ConfigurationError
+from headway.providers import provider_tables
 from headway.scheduler import _rules as rules
 from headway.scheduler.config import RateLimiterConfig, StateConfig
 from headway.types import RequestMetadata
@@ -33,7 +34,8 @@ def check_arguments(  # noqa: PLR0917 - as they stand in the constructor
     # Whoever has its methods will do; a name or a class has none that can be called.
     if isinstance(provider, (str, type)):
         raise ConfigurationError(
-            f"provider {_kind(provider)}: must be an object like a ProviderInterface, or None"
+            f"provider {_kind(provider)}: must be an object like a ProviderInterface, a "
+            f"ProviderTable, one of {', '.join(sorted(provider_tables()))}, or None"
         )
     for name, value, methods, like in (
         ("provider", provider, _OF_PROVIDERS, "an object like a ProviderInterface"),

@@ -171,6 +171,10 @@ class Buckets:
         bucket = self._make(bucket_id)
         return self._buckets.setdefault(bucket_id, bucket)
 
+    def is_given(self, bucket_id: str) -> bool:
+        """Whether limits were given for it by name."""
+        return bucket_id in self._given
+
     def discovered(self, buckets: Mapping[str, DiscoveredBucket]) -> None:
         """What the provider says now; what was given wins, resource by resource."""
         self._discovered = dict(buckets)
@@ -225,7 +229,10 @@ class Buckets:
             return self._make_remote(bucket_id, given, self._scheduler._remote)
         used = [self.used_part(limit) for limit in given]
         cold = self._scheduler._asks_first() if self._learns and not used else 0.0
-        words = self._backend.make_words(bucket_id, used, self._learns, cold)
+        table = self._scheduler._observations.table
+        words = self._backend.make_words(
+            bucket_id, used, self._learns, cold, proportional=table.proportional
+        )
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         stated = {}
         holding = _core.limits(words)

@@ -7,7 +7,7 @@ from typing import Any
 
 from headway._core import ManualClock
 from headway.protocols import ClassifierProtocol, ClientProtocol
-from headway.providers import ProviderInterface
+from headway.providers import ProviderInterface, ProviderTable
 from headway.scheduler.accounts import Account
 from headway.scheduler.buckets import GivenLimits
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode, StateConfig
@@ -18,7 +18,7 @@ def create_scheduler(  # noqa: PLR0917 - the order is promised
     client: ClientProtocol | Any,
     mode: SchedulerMode | str | None = None,
     config: RateLimiterConfig | None = None,
-    provider: ProviderInterface | None = None,
+    provider: ProviderInterface | ProviderTable | str | None = None,
     classifier: ClassifierProtocol | None = None,
     state_manager: Any = None,
     scheduling_strategy: Any = None,
@@ -36,7 +36,8 @@ def create_scheduler(  # noqa: PLR0917 - the order is promised
     """A scheduler; nothing but the client must be given.
 
     mode: "basic", "intelligent" or "account"; None is the config's. config: its options; they are
-    not changed. provider: knows which bucket counts a model, and that bucket's limits. classifier:
+    not changed. provider: knows which bucket counts a model, and that bucket's limits; or a table
+    by which answers are read, or its name; None goes by the client's base URL. classifier:
     makes metadata of requests that are dicts. state_manager, backend: where the words live.
     scheduling_strategy: decides between buckets that are ready at the same instant, from
     `headway.strategies` or your own. limits: a list for every bucket, or a dict of lists by bucket

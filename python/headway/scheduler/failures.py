@@ -1,15 +1,17 @@
 """Which failures are worth another attempt.
 
-An answer's status says so, or that the exception is of a transport: of sockets, time-outs, and the
-clients that people use. Anything else is a mistake that would be made again.
+The provider's table says so, or the answer's status, or that the exception is of a transport: of
+sockets, time-outs, and the clients that people use. Anything else is a mistake that would be made
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import dataclasses
 
 from headway.errors import RateLimiterError, RequestTimeoutError
+from headway.providers.table import ProviderTable
 from headway.scheduler.answers import Answer
 
 REFUSED = 429
@@ -40,7 +42,6 @@ _OF_FILES = (
     NotADirectoryError,
     PermissionError,
 )
-_SPENT = ("insufficient_quota", "credit_balance_exhausted")
 
 
 def is_of_transport(error: BaseException) -> bool:
@@ -57,13 +58,28 @@ def is_of_transport(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, _OF_FILES)
 
 
+def classed(answer: Answer, table: ProviderTable) -> Answer:
+    """A failure as its provider's table sees it."""
+    return dataclasses.replace(
+        answer,
+        kind=table.classify(answer.status, answer.headers, answer.body),
+        wait=table.wait(answer.body),
+    )
+
+
+def is_refused(answer: Answer) -> bool:
+    """Whether a limit was reached."""
+    return answer.kind == "refused" or (answer.kind is None and answer.status == REFUSED)
+
+
 def is_retried(
     answer: Answer, error: BaseException | None, retry_on: tuple[type[BaseException], ...] = ()
 ) -> bool:
     """Whether another attempt may do better.
 
-    `x-should-retry` outranks the status. A 429 that says that the account has no money left is
-    final. retry_on: further types of exceptions that are worth it.
+    `x-should-retry` outranks what the table says, and that the status. A 429 that says that the
+    account has no money left, or no such model, is final. retry_on: further types of exceptions
+    that are worth it.
     """
     if answer.final:
         return False
@@ -71,20 +87,13 @@ def is_retried(
     if told in ("true", "false"):
         return told == "true"
     if answer.status is not None and answer.status >= 400:
-        if answer.status == REFUSED and is_spent(answer):
-            return False
-        if answer.status in RETRIED:
+        if answer.kind in ("refused", "capacity"):
             return True
+        if answer.kind is None and answer.status in RETRIED:
+            return True
+        if answer.kind is not None and answer.status == REFUSED:
+            return False
         return error is not None and isinstance(error, retry_on)
     if error is None:
         return False
     return isinstance(error, retry_on) or is_of_transport(error)
-
-
-def is_spent(answer: Answer) -> bool:
-    """Whether a refusal says that no waiting helps: the account's credit is used up."""
-    body = answer.body
-    error = body.get("error", body) if isinstance(body, Mapping) else None
-    if not isinstance(error, Mapping):
-        return False
-    return error.get("code") in _SPENT or error.get("type") in _SPENT

@@ -27,20 +27,21 @@ _logger = logging.getLogger("headway.scheduler")
 class Observations:
     """Reads answers by the provider's table. For one scheduler.
 
+    table: None goes by the client's base URL.
     Where the scheduler has a provider of the user's own, that reads them, and is believed.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, table: ProviderTable | None) -> None:
         self._scheduler = scheduler
-        self._table: ProviderTable | None = None
-        if scheduler.mode is not SchedulerMode.BASIC and scheduler.provider is None:
-            self._table = table_for(look(scheduler.client, "base_url"))
+        self.table = table or table_for(look(scheduler.client, "base_url"))
+        self._learns = scheduler.mode is not SchedulerMode.BASIC and scheduler.provider is None
 
     def read(self, call: Any, answer: Answer) -> None:
         """What an attempt's answer says, before its reservation ends."""
-        if self._table is None or not answer.headers:
+        if not self._learns or not (answer.headers or answer.body):
             return
-        self._learn(call.bucket, call.record, answer.table or self._table, answer.headers)
+        table = answer.table or self.table
+        self._learn(call.bucket, call.record, table, answer.headers, answer.body)
 
     def hear(
         self,
@@ -59,8 +60,9 @@ class Observations:
         record_of: Callable[[], Any],
         table: ProviderTable,
         headers: Mapping[str, str],
+        body: object = None,
     ) -> None:
-        readings = table.read(headers)
+        readings = table.read(headers, body=body)
         record = record_of() if len(readings) else None
         if record is not None:
             self._tell(bucket, record, readings)

@@ -8,7 +8,8 @@ from time import monotonic
 from typing import Any, final
 
 from headway.errors import BucketNotFoundError, ProviderError
-from headway.providers import ProviderInterface
+from headway.providers import ProviderInterface, ProviderTable
+from headway.scheduler.answers import look
 from headway.scheduler.arguments import check_metadata
 from headway.scheduler.buckets import MOST_BUCKETS, Bucket, Buckets
 from headway.scheduler.user_code import UserCode, method_of
@@ -31,12 +32,15 @@ class Routes:
         provider: ProviderInterface | None,
         user_code: UserCode,
         provider_name: Callable[[], str],
+        *,
+        table: ProviderTable,
     ) -> None:
         self._cache = cache
         self._buckets = buckets
         self._provider = provider
         self._user_code = user_code
         self._provider_name = provider_name
+        self._table = table
         self._remembered = 0
         self._assumed: dict[_Key, tuple[Bucket, float]] = {}
         # One question for all who ask it at once, on each loop.
@@ -52,8 +56,16 @@ class Routes:
         if bucket is not None:
             return bucket
         if self._provider is None:
-            return self._remember(metadata, self._buckets.make_unlisted(metadata.model_id))
+            return self._remember(metadata, self._buckets.make_unlisted(self._name(metadata)))
         return None
+
+    def _name(self, metadata: RequestMetadata) -> str:
+        """By the table of whoever sends it, else the scheduler's; limits given for it are its."""
+        model = metadata.model_id
+        if self._buckets.is_given(model):
+            return model
+        table = look(metadata, "table")
+        return (table if isinstance(table, ProviderTable) else self._table).bucket_for(model)
 
     async def find(self, metadata: RequestMetadata) -> Bucket:
         """The bucket. BucketNotFoundError where the provider names one that it does not list."""

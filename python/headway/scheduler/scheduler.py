@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from headway import _core
 from headway._core import Limit, ManualClock, Reservation
@@ -24,7 +24,7 @@ from headway.errors import (
 )
 from headway.limiter import Explanation
 from headway.metrics import publish
-from headway.providers import ProviderInterface
+from headway.providers import ProviderInterface, ProviderTable, provider_tables
 from headway.scheduler import _rules as rules
 from headway.scheduler.accounts import Account, read_accounts
 from headway.scheduler.answers import look
@@ -75,7 +75,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self,
         client: Any,
         config: RateLimiterConfig | None = None,
-        provider: ProviderInterface | None = None,
+        provider: ProviderInterface | ProviderTable | str | None = None,
         classifier: Any = None,
         state_manager: Any = None,
         scheduling_strategy: Any = None,
@@ -91,9 +91,12 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         retry_on: Iterable[type[BaseException]] = (),
     ) -> None:
         config = RateLimiterConfig() if config is None else config
+        known = provider_tables().get(provider) if isinstance(provider, str) else provider
+        table = known if isinstance(known, ProviderTable) else None
+        own = None if table is not None else provider
         check_arguments(
             config,
-            provider,
+            own,
             test_rate_multiplier,
             metrics_enabled,
             state_config,
@@ -110,10 +113,11 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.classifier = classifier
         self.state_manager = state_manager
         self.scheduling_strategy = read_strategy(scheduling_strategy)
-        self.provider: ProviderInterface | None = provider
+        self.provider: ProviderInterface | None = cast("ProviderInterface | None", own)
         if provider is None and state_manager is not None:
             self.provider = getattr(state_manager, "provider", None)
         self.mode = SchedulerMode.parse(config.mode)
+        self._has_table = table is not None
         # Whether a transport of ours sends requests with it, so that headers will be seen.
         self._hears_transport = False
         self.metrics_enabled = metrics_enabled or config.metrics_enabled
@@ -128,7 +132,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.state_config = state_config
         self._questions = Questions(self)
         self._verdicts = Verdicts(self, retried)
-        self._observations = Observations(self)
+        self._observations = Observations(self, table)
         self._streams = OpenStreams(self, self._stream_patience())
         self._outlook = Outlook(self)
         self._circuit_breaker: Any = None
@@ -163,6 +167,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self.provider,
             self._user_code,
             self._questions.provider_name,
+            table=self._observations.table,
         )
         if self.metrics_enabled:
             self._count_errors(self._label())
@@ -245,7 +250,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         A function may be waiting for others, such as one that it submits itself. A transport, whose
         request waits for nobody, asks for more.
         """
-        tells = self._hears_transport or self.provider is not None
+        tells = self._hears_transport or self.provider is not None or self._has_table
         return 5.0 if tells or look(self.client, "base_url") is not None else 0.0
 
     @property
@@ -329,6 +334,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             self.provider,
             self._user_code,
             self._questions.provider_name,
+            table=self._observations.table,
         )
 
     # -- requests --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from headway._bodies import is_unread, settle_with_body
@@ -21,10 +22,10 @@ class _Ends:
     """Settles the reservation of one stream: all that a stream's context asks of its backend.
 
     reserved: by number of the resource. counts: the resource of the tokens that a stream says it
-    has used.
+    has used. kept: of what nothing is given back.
     """
 
-    __slots__ = ("_bucket", "_counts", "_reservation", "_reserved")
+    __slots__ = ("_bucket", "_counts", "_kept", "_reservation", "_reserved")
 
     def __init__(
         self,
@@ -32,11 +33,13 @@ class _Ends:
         reservation: Reservation,
         reserved: tuple[int, ...],
         counts: str | None,
+        kept: frozenset[str],
     ) -> None:
         self._bucket = bucket
         self._reservation = reservation
         self._reserved = reserved
         self._counts = counts
+        self._kept = kept
 
     async def release_streaming_reservation(
         self, key: str, reservation_id: str, reserved_tokens: int, actual_tokens: int
@@ -47,6 +50,9 @@ class _Ends:
 
     def settle(self, used: dict[str, int]) -> bool:
         """Ends it with what was used by resource; of what is not named, the estimate."""
+        if self._kept:
+            reserved = dict(zip(resources(self._bucket), self._reserved, strict=False))
+            used = at_least(used, reserved, self._kept)
         ended = self._reservation.settle_used(used)
         if ended:
             self._bucket._settled(self._reserved, used)
@@ -56,6 +62,16 @@ class _Ends:
     def __del__(self) -> None:
         # A stream whose loop has gone is released by nobody; the estimate is what it has used.
         self.settle({})
+
+
+def at_least(
+    used: Mapping[str, int], reserved: Mapping[str, int], kept: frozenset[str]
+) -> dict[str, int]:
+    """What was used by resource, where of some nothing is given back that was reserved."""
+    return {
+        name: max(amount, reserved.get(name, 0)) if name in kept else amount
+        for name, amount in used.items()
+    }
 
 
 def _is_stream(kind: type) -> bool:
@@ -69,14 +85,18 @@ def _is_stream(kind: type) -> bool:
     return hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_private__")
 
 
-def wrap_stream(call: Call | BlockingCall, result: Any, streams: OpenStreams) -> Any:
+def wrap_stream(
+    call: Call | BlockingCall, result: Any, streams: OpenStreams, kept: frozenset[str]
+) -> Any:
     """A stream that settles when it ends; None where `result` is no stream.
+
+    kept: the resources of which nothing is given back.
 
     An object that can have its iterator replaced is itself given back, and so is a response of
     httpx or httpx2 whose body is still to come. streams: are told of it.
     """
     if is_unread(result):
-        return _wrap_response(call, result, streams)
+        return _wrap_response(call, result, streams, kept)
     kind = type(result)
     replaced = hasattr(kind, "get_iterator") and hasattr(kind, "set_iterator")
     # What awaits cannot be followed from a thread: it settles as it is returned.
@@ -102,7 +122,7 @@ def wrap_stream(call: Call | BlockingCall, result: Any, streams: OpenStreams) ->
         bucket_id=call.bucket.name,
         request_id=str(metadata.request_id),
         reserved_tokens=tokens,
-        backend=_Ends(call.bucket, reservation, call.amounts, counts),
+        backend=_Ends(call.bucket, reservation, call.amounts, counts, kept),
     )
     stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
     streams.watch(stream._settlement, call.bucket)
@@ -113,14 +133,16 @@ def wrap_stream(call: Call | BlockingCall, result: Any, streams: OpenStreams) ->
     return result
 
 
-def _wrap_response(call: Call | BlockingCall, response: Any, streams: OpenStreams) -> Any:
+def _wrap_response(
+    call: Call | BlockingCall, response: Any, streams: OpenStreams, kept: frozenset[str]
+) -> Any:
     reservation = call.detach()
     if reservation is None:
         return None
     # Its headers are in, so it has been counted.
     reservation.answered()
     amounts = call.amounts
-    ends = _Ends(call.bucket, reservation, amounts, None)
+    ends = _Ends(call.bucket, reservation, amounts, None, kept)
     reserved = dict(zip(resources(call.bucket), amounts, strict=False))
     told = response.extensions.get(USED)
 

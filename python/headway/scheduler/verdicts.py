@@ -9,13 +9,15 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, final
 
+from headway._core import resources
 from headway.errors import RequestTimeoutError
 from headway.providers import RateLimitInfo
-from headway.retry import RetryBudget, told_wait
+from headway.providers.table import ProviderTable
+from headway.retry import LONGEST_TOLD, RetryBudget, told_wait
 from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.buckets import Bucket
-from headway.scheduler.failures import REFUSED, is_retried, is_spent
-from headway.scheduler.streams import wrap_stream
+from headway.scheduler.failures import REFUSED, classed, is_refused, is_retried
+from headway.scheduler.streams import at_least, wrap_stream
 
 if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("headway.scheduler")
 
 _FIRST_BACKOFF = 0.5
-_SPENT = "not tried again: the provider says that the credit is spent"
+_FINAL = {
+    "spent": "not tried again: the provider says that the credit is spent",
+    "not_on_plan": "not tried again: the provider says that the model is not in the plan",
+}
 _USED_UP = (
     "not tried again: the budget for retries is used up (10, and one for every five requests)"
 )
@@ -46,20 +51,21 @@ class Verdicts:
         answer = self._hear(call, result if error is None else error)
         # What a failure says is read first, if at all, and it may be tried again.
         if error is None and (answer.status is None or answer.status < 400):
-            stream = wrap_stream(call, result, self._scheduler._streams)
+            kept = self._table_of(answer).kept
+            stream = wrap_stream(call, result, self._scheduler._streams, kept)
             if stream is not None:
                 call.result = stream
                 if bucket.guarded:
                     self._went_well(call)
                 return None
-        refused = answer.status == REFUSED
+        refused = is_refused(answer)
         if answer.status is not None and answer.status >= 400:
             call.failed()
-        if refused:
+        if refused or answer.status == REFUSED:
             self._scheduler._events["refusals"] += 1
             call.refused()
         elif answer.usage:
-            call.settle(dict(answer.usage))
+            call.settle(self._settled(call, answer))
         elif answer.status is not None:
             call.answered()
         if isinstance(error, RequestTimeoutError):
@@ -68,10 +74,10 @@ class Verdicts:
         if not again:
             if error is None and (answer.status is None or answer.status < 400):
                 self._went_well(call)
-            elif refused:
-                if is_spent(answer):
-                    self._say(_SPENT, error)
+            elif refused or answer.status == REFUSED:
                 self._cool(bucket, answer, call.attempt)
+            if answer.kind in _FINAL:
+                self._say(_FINAL[answer.kind], error)
             self._scheduler._questions.read_later(answer)
             return None
         if refused:
@@ -90,12 +96,26 @@ class Verdicts:
     def _hear(self, call: Any, source: object) -> Answer:
         """What an attempt's result or exception says, told to whoever learns from it."""
         answer = read_answer(source)
+        if answer.status is not None and answer.status >= 400:
+            answer = classed(answer, self._table_of(answer))
         self._scheduler._observations.read(call, answer)
         if self._scheduler._questions.reads(answer):
             record = call.record()
             if record is not None:
                 answer = dataclasses.replace(answer, call=(call.bucket, record))
         return answer
+
+    def _table_of(self, answer: Answer) -> ProviderTable:
+        table: ProviderTable = answer.table or self._scheduler._observations.table
+        return table
+
+    def _settled(self, call: Any, answer: Answer) -> dict[str, int]:
+        """What an attempt has used, as its provider counts it."""
+        kept = self._table_of(answer).kept
+        if not kept:
+            return dict(answer.usage)
+        reserved = dict(zip(resources(call.bucket), call.amounts, strict=False))
+        return at_least(answer.usage, reserved, kept)
 
     def _went_well(self, call: Any) -> None:
         bucket: Bucket = call.bucket
@@ -131,7 +151,7 @@ class Verdicts:
         info: what the provider makes of the answer.
         """
         bucket: Bucket = call.bucket
-        refused = answer.status == REFUSED
+        refused = is_refused(answer)
         if info is not None and (info.is_rate_limited or info.retry_after):
             wait = info.retry_after
             if isinstance(wait, (int, float)) and 0 < wait < 1e9:
@@ -147,7 +167,7 @@ class Verdicts:
         self._scheduler._events["retries"] += 1
         if refused:
             return 0.0  # it waits with its bucket
-        told = told_wait(answer.headers)
+        told = _told(answer)
         pause = self.pause(call.attempt)
         return pause if told is None else max(told, pause)
 
@@ -159,6 +179,14 @@ class Verdicts:
 
     def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
         """A refusal holds up all of its bucket, for as long as it has told."""
-        told = told_wait(answer.headers)
+        told = _told(answer)
         self._scheduler._events["cool_downs"] += 1
         bucket.cool(told if told is not None else self.pause(attempt))
+
+
+def _told(answer: Answer) -> float | None:
+    """Seconds that an answer asks to wait: its headers, else its body."""
+    told = told_wait(answer.headers)
+    if told is None and answer.wait is not None:
+        told = min(answer.wait, LONGEST_TOLD)
+    return told

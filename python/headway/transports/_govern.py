@@ -104,6 +104,8 @@ def _provider_of(client: object, base_url: object) -> ProviderTable | None:
         return None
     for kind in type(client).__mro__:
         package = kind.__module__.partition(".")[0]
+        if package == "openai" and kind.__name__ in ("AzureOpenAI", "AsyncAzureOpenAI"):
+            return provider_tables()["azure"]  # behind a host of one's own
         if package in ("openai", "anthropic"):
             return provider_tables()[package]
     return None

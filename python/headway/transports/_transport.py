@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from headway import GENERIC, TEXT, Limit, Limiter, RequestMetadata, Reservation,
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
 from headway.errors import CapacityExceededError, ConfigurationError
-from headway.providers.table import ProviderTable, provider_tables, table_for
+from headway.providers.table import ProviderTable, table_for, table_named
 from headway.scheduler.answers import FINAL, TABLE, USED
 from headway.scheduler.failures import REFUSED, RETRIED
+from headway.scheduler.streams import at_least
 from headway.transports._httpx import send_untold, send_untold_sync
 from headway.transports._network import NetworkDelays
 from headway.transports._requests import (
@@ -65,6 +66,17 @@ def asking(
         _wishes.reset(before)
 
 
+# How each is estimated where a table does not say.
+_RESERVED = {"tokens": "largest", "input_tokens": "input", "output_tokens": "expected"}
+
+
+@dataclass
+class _Metadata(RequestMetadata):
+    """Of a request that a transport sends. table: of its provider, which may share buckets."""
+
+    table: ProviderTable | None = None
+
+
 class _Governor:
     """What the two transports have in common: from a request to what is asked for it."""
 
@@ -82,22 +94,11 @@ class _Governor:
             raise ConfigurationError(
                 f"wrapped of type {type(wrapped).__name__}: must be a transport with {self._verb}()"
             )
-        if isinstance(provider, str):
-            if provider not in provider_tables():
-                known = ", ".join(sorted(provider_tables()))
-                raise ConfigurationError(
-                    f"provider {provider!r}: must be one of {known}, or a ProviderTable"
-                )
-            provider = provider_tables()[provider]
-        if not isinstance(provider, (ProviderTable, type(None))):
-            raise ConfigurationError(
-                f"provider of type {type(provider).__name__}: must be a name or a ProviderTable"
-            )
         self._scheduler = scheduler if isinstance(scheduler, Scheduler) else None
         self._limiter = scheduler if isinstance(scheduler, Limiter) else None
         self._wrapped = wrapped
         self._ways: dict[str | None, Any] = {}  # by proxy, where nothing is wrapped
-        self._provider = provider
+        self._provider = None if provider is None else table_named(provider)
         self._delays = NetworkDelays()
         self._outputs = Outputs()
         self._tables: dict[str, ProviderTable] = {}
@@ -126,18 +127,24 @@ class _Governor:
             return asked_of_host(request.url.host)
         return asked
 
-    def _cost(self, asked: Asked) -> dict[str, int]:
+    def _cost(self, asked: Asked, table: ProviderTable) -> dict[str, int]:
+        comes_out = self._outputs.expected(asked) if asked.kind == TEXT else 0
+        ways = {
+            "largest": asked.counted,
+            "sum": asked.text + asked.most,
+            "input": asked.text,
+            "output": asked.most or comes_out,
+            "expected": comes_out,
+        }
         return {
             "requests": 1,
-            "tokens": asked.counted,
-            "input_tokens": asked.text,
-            "output_tokens": self._outputs.expected(asked) if asked.kind == TEXT else 0,
+            **{name: ways[table.reserves(name) or way] for name, way in _RESERVED.items()},
         }
 
-    def _metadata(self, scheduler: Scheduler, asked: Asked) -> RequestMetadata:
+    def _metadata(self, scheduler: Scheduler, asked: Asked, table: ProviderTable) -> _Metadata:
         wishes = _wishes.get()
-        cost = self._cost(asked)
-        metadata = RequestMetadata(
+        cost = self._cost(asked, table)
+        metadata = _Metadata(
             request_id=uuid.uuid4().hex,
             model_id=asked.model,
             resource_type=asked.kind,
@@ -146,20 +153,21 @@ class _Governor:
             client_id=wishes.client_id,
             deadline=wishes.deadline,
             timeout=math.inf,  # the client has its own, which do not run while it waits
+            table=table,
         )
         bucket = scheduler._find.known(metadata)
         if bucket is not None:
             _clamp(cost, bucket.limits())
         return metadata
 
-    def _amounts(self, limiter: Limiter, asked: Asked) -> tuple[int, ...]:
-        cost = {**self._cost(asked), "concurrency": 1}
+    def _amounts(self, limiter: Limiter, asked: Asked, table: ProviderTable) -> tuple[int, ...]:
+        cost = {**self._cost(asked, table), "concurrency": 1}
         _clamp(cost, limiter.limits)
         return tuple(cost.get(name, 0) for name in limiter.resources)
 
-    def _prepare(self, response: Any, request: Any, asked: Asked) -> None:
+    def _prepare(self, response: Any, request: Any, asked: Asked, table: ProviderTable) -> None:
         """A response that the scheduler is to judge: what it needs to know of it."""
-        response.extensions[TABLE] = self._table(request)
+        response.extensions[TABLE] = table
         response.extensions[USED] = lambda used: self._outputs.note(
             asked.model, used.get("output_tokens")
         )
@@ -171,17 +179,21 @@ class _Governor:
             response.extensions[FINAL] = True
 
     def _settle_with(
-        self, limiter: Limiter, response: Any, reservation: Reservation, asked: Asked
+        self,
+        response: Any,
+        reservation: Reservation,
+        asked: Asked,
+        reserved: Mapping[str, int],
+        kept: frozenset[str],
     ) -> None:
         """A limiter's reservation ends with the body."""
         reservation.answered(refused=response.status_code == REFUSED)
 
         def settle(used: dict[str, int]) -> None:
             self._outputs.note(asked.model, used.get("output_tokens"))
-            reservation.settle_used(used)
+            reservation.settle_used(at_least(used, reserved, kept))
 
         if is_unread(response):
-            reserved = dict(zip(limiter.resources, self._amounts(limiter, asked), strict=True))
             settle_with_body(response, settle, reserved)
         else:
             settle({})
@@ -305,10 +317,13 @@ class AsyncTransport(_Governor, _AsyncBase):
         asked = self._asked(request, await request.aread() if _is_read(request) else b"")
         if asked is None:
             return await send(request)
+        table = self._table(request)
         if self._limiter is not None:
-            reservation = await self._limiter.acquire(*self._amounts(self._limiter, asked))
+            amounts = self._amounts(self._limiter, asked, table)
+            reservation = await self._limiter.acquire(*amounts)
             response = await send_untold(send, request, reservation, self._delays)
-            self._settle_with(self._limiter, response, reservation, asked)
+            reserved = dict(zip(self._limiter.resources, amounts, strict=True))
+            self._settle_with(response, reservation, asked, reserved, table.kept)
             return response
         scheduler = self._scheduler
         assert scheduler is not None
@@ -320,7 +335,7 @@ class AsyncTransport(_Governor, _AsyncBase):
             reservation._let_others_wait(_HOLD)
             try:
                 response = await send_untold(send, request, reservation, self._delays)
-                self._prepare(response, request, asked)
+                self._prepare(response, request, asked, table)
                 if response.status_code < 400:
                     return response
                 # What it says decides whether it is tried again.
@@ -335,7 +350,7 @@ class AsyncTransport(_Governor, _AsyncBase):
         function = WithReservation(attempt)
         try:
             for tries in range(_CLAMPS):
-                metadata = self._metadata(scheduler, asked)
+                metadata = self._metadata(scheduler, asked, table)
                 try:
                     return _said_last(await scheduler.submit_request(metadata, function))
                 except CapacityExceededError:
@@ -382,10 +397,13 @@ class Transport(_Governor, _Base):
         asked = self._asked(request, request.read() if _is_read(request) else b"")
         if asked is None:
             return send(request)
+        table = self._table(request)
         if self._limiter is not None:
-            reservation = self._limiter.acquire_sync(*self._amounts(self._limiter, asked))
+            amounts = self._amounts(self._limiter, asked, table)
+            reservation = self._limiter.acquire_sync(*amounts)
             response = send_untold_sync(send, request, reservation, self._delays)
-            self._settle_with(self._limiter, response, reservation, asked)
+            reserved = dict(zip(self._limiter.resources, amounts, strict=True))
+            self._settle_with(response, reservation, asked, reserved, table.kept)
             return response
         scheduler = self._scheduler
         assert scheduler is not None
@@ -399,7 +417,7 @@ class Transport(_Governor, _Base):
             reservation._let_others_wait(_HOLD)
             try:
                 response = send_untold_sync(send, request, reservation, self._delays)
-                self._prepare(response, request, asked)
+                self._prepare(response, request, asked, table)
                 if response.status_code < 400:
                     return response
                 try:
@@ -413,7 +431,7 @@ class Transport(_Governor, _Base):
         function = WithReservation(attempt)
         try:
             for tries in range(_CLAMPS):
-                metadata = self._metadata(scheduler, asked)
+                metadata = self._metadata(scheduler, asked, table)
                 try:
                     return _said_last(scheduler.submit_sync(metadata, function))
                 except CapacityExceededError:
