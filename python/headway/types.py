@@ -35,7 +35,8 @@ def _now() -> datetime:
 class RequestMetadata:
     """What a scheduler knows of a request before it is sent.
 
-    request_id: for logs and errors. model_id: what is asked; without a provider, also the bucket.
+    request_id: for logs and errors. model_id: what is asked; without a provider, also the bucket,
+    but for models that are known to share one.
     resource_type: is passed on to the provider, and means nothing else.
     estimated_tokens: tokens to reserve, None for none. cost: units to reserve by resource, instead
     of that. priority: higher is more urgent. submitted_at: for the record, no wait is computed from

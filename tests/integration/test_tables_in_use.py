@@ -12,7 +12,15 @@ from typing import Any
 import httpx
 import pytest
 
-from headway import TEXT, Limiter, RateLimiterConfig, RequestMetadata
+from headway import (
+    TEXT,
+    Limiter,
+    ManualClock,
+    RateLimiterConfig,
+    RequestMetadata,
+    Reservation,
+    _core,
+)
 from headway.errors import ConfigurationError
 from headway.providers import ProviderTable, provider_tables
 from headway.scheduler import Scheduler, create_scheduler
@@ -216,3 +224,28 @@ def test_azures_own_client_behind_a_host_of_ones_own_is_azures() -> None:
     )
     governed = govern(client)
     assert governed._client._transport._provider is provider_tables()["azure"]
+
+
+@pytest.mark.parametrize(("debt", "fit"), [("absolute", 0), ("proportional", 15)])
+def test_what_is_owed_when_a_limit_is_halved_is_scaled_or_not(debt: str, fit: int) -> None:
+    stated = {"resource": "requests", "limit": "x-max", "period": 60, "shape": "bucket"}
+    table = ProviderTable({"name": "mine", "limits": [stated], "debt": {"is": debt}})
+    config = RateLimiterConfig(rate_limit_buffer_ratio=1.0)
+    scheduler = create_scheduler(None, provider=table, config=config, clock=ManualClock(1000.0))
+    scheduler._buckets.make_unlisted("m")
+    words = scheduler._words.words("m")
+    assert words is not None
+    cost = [int(each == "requests") for each in _core.resources(words)]
+
+    def answered(limit: str) -> None:
+        call = words.try_reserve(*cost)
+        assert isinstance(call, Reservation)
+        call.sent()
+        _core.observe(words, call._record(), table.read({"x-max": limit}))
+        call.settle()
+
+    answered("60")
+    for _ in range(29):
+        assert words.try_acquire(*cost)
+    answered("30")
+    assert [words.try_acquire(*cost) for _ in range(fit + 1)] == [True] * fit + [False]

@@ -10,6 +10,7 @@ from headway.batch.keys import Keys
 from headway.batch.lines import Broken, Line
 from headway.batch.plan import Plan
 from headway.batch.pointer import Pointer
+from headway.providers import provider_tables
 from headway.scheduler import SchedulerMode
 
 REQUESTS = (Limit.parse("10 requests/s"),)
@@ -130,3 +131,20 @@ def test_those_that_go_out_at_once_go_by_priority_and_by_shares() -> None:
 def test_equals_stay_in_the_order_of_the_file() -> None:
     lines = [line() for _ in range(5)]
     assert [id(each) for each in Plan(REQUESTS).in_turns(lines)] == [id(each) for each in lines]
+
+
+def test_models_that_share_limits_are_found_out_together() -> None:
+    plan = Plan(by_model={"claude-opus-4-1": REQUESTS}, table=provider_tables()["anthropic"])
+    assert plan.bucket_of(line("claude-opus-4-8")) == "claude-opus-4"
+    assert plan.bucket_of(line("claude-opus-4-1")) == "claude-opus-4-1", "it has its own"
+    assert plan.metadata_of(line("claude-opus-4-8"), {}).model_id == "claude-opus-4"
+
+
+def test_tokens_are_estimated_as_the_provider_counts_them() -> None:
+    asked = line()
+    asked.body["max_tokens"] = 500
+    amounts = [
+        Plan(TOKENS, table=provider_tables()[name]).amounts_of(asked)["tokens"]
+        for name in ("openai", "azure")
+    ]
+    assert amounts == [500, 600]

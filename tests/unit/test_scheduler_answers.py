@@ -140,3 +140,16 @@ def test_what_ends_the_program_is_not_held_back() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         look(Ends(), "usage")
+
+
+class OddList(list[Any]):
+    def __getitem__(self, place: Any) -> Any:
+        raise RuntimeError("item")
+
+
+def test_a_body_may_come_in_a_list() -> None:
+    body = {"error": {"code": 429}}
+    for given in ([body], b'[{"error": {"code": 429}}]', body):
+        assert read_answer(SimpleNamespace(status_code=429, body=given)).body == body
+    for given in ([], [7], [[body]], OddList([body]), b"[]"):
+        assert read_answer(SimpleNamespace(status_code=429, body=given)).body is None

@@ -140,7 +140,7 @@ def _body(source: object, response: object) -> Mapping[str, Any] | None:
             body = look(owner, name)
             if isinstance(body, (bytes, str)) and 0 < len(body) <= _LONGEST_BODY:
                 body = parsed(body)
-            if isinstance(body, list) and body:  # Gemini's, at the end of a stream
+            if type(body) is list and body:  # Gemini's, at the end of a stream
                 body = body[0]
             if isinstance(body, Mapping):
                 return body
