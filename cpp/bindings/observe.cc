@@ -233,13 +233,15 @@ py::list Findings(const py::object& limiter) {
     one["readings"] = each.readings;
     one["others"] = each.foreign;
     one["given"] = each.given;
+    one["searched"] = each.searched;
     out.append(one);
   }
   return out;
 }
 
 // What the answer to a call said of a limiter's limits. Returns whether any of them has changed.
-bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given) {
+bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given,
+             bool refused, const py::object& wait) {
   State* const state = StateOfLimiter(limiter.ptr());
   if (state == nullptr) throw py::error_already_set();
   if (state->learner == nullptr) return false;
@@ -251,8 +253,11 @@ bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings
     reading.resource = static_cast<std::uint8_t>(found - state->resources.begin());
     known.push_back(reading);
   }
+  std::optional<Learner::Refusal> refusal;
+  if (refused) refusal.emplace();
+  if (refused && !wait.is_none()) refusal->wait = NanosOf(wait, "wait");
   const std::vector<Change> changes =
-      state->learner->Observe(state->Now(), state->WallOffset(), call, known);
+      state->learner->Observe(state->Now(), state->WallOffset(), call, known, refusal);
   for (const Change& change : changes) {
     const auto place = static_cast<std::size_t>(change.meter);
     if (place >= state->limits.size()) state->limits.resize(place + 1);
@@ -303,7 +308,17 @@ void AddObserve(py::module_& m) {
         throw py::type_error("AnsweredCall: made by calls and reservations only");
       }));
   m.def("observe", &Observe, py::arg("limiter"), py::arg("call"), py::arg("readings"),
-        "Tells what the answer to a call said of limits; whether one of them has changed.");
+        py::arg("refused") = false, py::arg("wait") = py::none(),
+        "Tells what the answer to a call said of limits; whether one of them has changed. refused: "
+        "for want of what comes back, in `wait` seconds if it said so.");
+  m.def(
+      "searches",
+      [](const py::object& limiter) {
+        const State* const state = StateOfLimiter(limiter.ptr());
+        if (state == nullptr) throw py::error_already_set();
+        return state->learner != nullptr && state->learner->searches();
+      },
+      py::arg("limiter"), "Whether a limit that is never stated is being found out.");
   m.def("findings", &Findings, py::arg("limiter"),
         "What was learnt of its limits, each as a dict.");
 }

@@ -199,6 +199,8 @@ def _learnt(finding: dict[str, Any]) -> str | None:
     others = f"others use {finding['others']}" if finding["others"] else ""
     if finding["given"]:
         return others or None
+    if finding["searched"]:
+        return "never stated, found out by refusals"
     shape, readings = finding["shape"], finding["readings"]
     sure = (
         f"{shape} by {readings} answers"

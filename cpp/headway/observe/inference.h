@@ -69,6 +69,13 @@ class Inference {
   static constexpr Nanos kHour = 3600 * kSecond;
   static constexpr Nanos kMonth = 31 * kDay;
 
+  // Those that are used at all. What fits several is taken for the first of them.
+  static constexpr std::array<Nanos, 13> kPeriods = {
+      kMinute,     30 * kSecond, 20 * kSecond, 15 * kSecond, 10 * kSecond, 6 * kSecond, 5 * kSecond,
+      3 * kSecond, 2 * kSecond,  kSecond,      kHour,        kDay,         kMonth};
+  // The least of them that holds such a reset, which may be off by `slack`; 0: none does.
+  static Nanos Holds(Nanos reset, Nanos slack);
+
   struct Verdict {
     Shape shape = Shape::kWindow;
     Nanos period = kMinute;
@@ -118,12 +125,6 @@ class Inference {
   int readings() const { return readings_; }
 
  private:
-  // Those that are used at all. What fits several is taken for the first of them.
-  static constexpr std::array<Nanos, 13> kPeriods = {
-      kMinute,     30 * kSecond, 20 * kSecond, 15 * kSecond, 10 * kSecond, 6 * kSecond, 5 * kSecond,
-      3 * kSecond, 2 * kSecond,  kSecond,      kHour,        kDay,         kMonth};
-  // The least of them that holds such a reset, which may be off by `slack`; 0: none does.
-  static Nanos Holds(Nanos reset, Nanos slack);
   // How long it is not believed in a shorter period again that was wrong once.
   static constexpr Nanos kDoubts = 600 * kSecond;
 

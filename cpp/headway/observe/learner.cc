@@ -5,6 +5,8 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/string_view.h"
+
 namespace headway {
 namespace {
 
@@ -19,6 +21,8 @@ constexpr Nanos kPatience = 256;
 constexpr Nanos kLongestLook = 10 * kSecond;
 // A second of the slowest answer's delay is forgotten in so many.
 constexpr Nanos kForgets = 32;
+
+constexpr absl::string_view kRequests = "requests";
 
 }  // namespace
 
@@ -287,7 +291,8 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
 }
 
 std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                                     absl::Span<const Reading> readings) {
+                                     absl::Span<const Reading> readings,
+                                     std::optional<Refusal> refusal) {
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
@@ -326,7 +331,77 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     track.newest = std::max(track.newest, of.sent);
     LookAhead(now, track, of);
   }
+  if (refusal || search_.limits()) Search(now, wall_offset, of, readings, refusal, changes);
   return changes;
+}
+
+// Whether nothing that is stated explains a refusal. `hidden`: what would, of what is stated.
+bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
+                          RateSearch::Hidden& hidden) const {
+  if (readings.empty())
+    return std::none_of(tracks_.begin(), tracks_.end(),
+                        [](const Track& track) { return track.limit > 0; });
+  for (const Reading& reading : readings) {
+    if (reading.limit <= 0 || reading.remaining < 0) continue;
+    // A call of unknown size may not have fitted into what was left.
+    if (reading.remaining < std::max(reading.limit / 4, own)) return false;
+    if (names_[reading.resource] != kRequests) continue;
+    const auto track = std::find_if(tracks_.begin(), tracks_.end(), [&reading](const Track& each) {
+      return each.resource == reading.resource && each.family == reading.family;
+    });
+    if (track == tracks_.end()) continue;
+    const Nanos whole = track->inference.verdict().period;
+    const std::int64_t used = reading.limit - reading.remaining + reading.rounding;
+    for (const Nanos period : Inference::kPeriods) {
+      const std::int64_t part = MulDivFloor(reading.limit, period, whole);
+      if (period >= whole || part < 1 || part > used || part <= hidden.amount) continue;
+      hidden = {part, period};
+    }
+  }
+  return true;
+}
+
+// What refusals show that nothing stated explains. One request counts as one: of others' tokens
+// nothing is known.
+void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
+                     absl::Span<const Reading> readings, const std::optional<Refusal>& refusal,
+                     std::vector<Change>& changes) {
+  const auto found = std::find(names_.begin(), names_.end(), kRequests);
+  if (found == names_.end()) return;
+  searched_.resource = static_cast<std::uint8_t>(found - names_.begin());
+  const History& history = *bucket_->history();
+  if (refusal) {
+    RateSearch::Hidden hidden;
+    if (!Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent)) return;
+    const Nanos first = history.FirstSince(of.sent - Inference::kMinute);
+    search_.Refused(
+        now, of.sent, refusal->wait, std::min(first, of.sent), hidden, [&](Nanos since) {
+          return history.Total(searched_.resource) - history.AtLeast(searched_.resource, since);
+        });
+  } else {
+    const bool full = searched_.meter >= 0 && bucket_->ReadyAt(searched_.meter, now, 1) > now;
+    if (!search_.Admitted(now, of.sent, full)) return;
+  }
+  if (!search_.limits()) return;
+  const Nanos period = search_.period();
+  const bool moves = searched_.meter < 0 || searched_.kept.period != period;
+  const int before = searched_.meter;
+  Limit limit;
+  limit.amount = std::min(search_.amount(), Limit::kMaxAmount - 1);
+  limit.resource = std::string(kRequests);
+  limit.period = period;
+  limit.shape = Shape::kWindow;
+  if (moves) {
+    const int meter = MeterFor(now, wall_offset, searched_, limit, changes);
+    if (meter < 0) return;
+    // What was sent within the period is not in it; how much of that was admitted, nobody knows.
+    bucket_->Raise(meter, limit.amount, now);
+    searched_.meter = meter;
+    searched_.kept = {Shape::kWindow, period, 0};
+    if (before >= 0) Open(now, wall_offset, searched_, before, changes);
+  } else if (bucket_->meter(before).parameters().amount != limit.amount) {
+    Set(now, wall_offset, before, limit, changes);
+  }
 }
 
 // Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard
@@ -354,6 +429,9 @@ std::vector<Finding> Learner::Findings() const {
     findings.push_back({track.resource, track.meter, track.given, track.limit,
                         track.inference.verdict(), track.inference.readings(),
                         track.meter < 0 ? 0 : bucket_->meter(track.meter).Others()});
+  if (searched_.meter >= 0)
+    findings.push_back({searched_.resource, searched_.meter, false, search_.amount(),
+                        searched_.kept, 0, 0, /*searched=*/true});
   return findings;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "headway/base/limit.h"
 #include "headway/bucket/bucket.h"
 #include "headway/observe/inference.h"
+#include "headway/observe/search.h"
 
 namespace headway {
 
@@ -22,8 +24,9 @@ struct Finding {
   bool given;          // by the user: it stays as it is
   std::int64_t limit;  // as the provider states it; Reading::kUnsaid: it never has
   Inference::Verdict verdict;
-  int readings;          // how many speak for the verdict
-  std::int64_t foreign;  // units that others have used of it, as last seen
+  int readings;           // how many speak for the verdict
+  std::int64_t foreign;   // units that others have used of it, as last seen
+  bool searched = false;  // it was never stated: refusals show it
 };
 
 // What has to be known of a call to make use of its answer, for as long as that takes to be read.
@@ -79,18 +82,29 @@ class Learner {
   Learner(const Learner&) = delete;
   Learner& operator=(const Learner&) = delete;
 
+  // A refusal, for want of capacity that will come back.
+  struct Refusal {
+    Nanos wait = kNever;  // how long it says to wait; kNever: it does not
+  };
+
   // What the answer to `of` said, which was reserved of this bucket. `wall_offset`: see WallOffset.
   // Returns what has changed, in the order in which it did.
   std::vector<Change> Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                              absl::Span<const Reading> readings);
+                              absl::Span<const Reading> readings,
+                              std::optional<Refusal> refusal = std::nullopt);
 
   std::vector<Finding> Findings() const;
+  // Whether a limit is being found out that is never stated: then every answer tells.
+  bool searches() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return search_.limits();
+  }
 
  private:
   // One limit that the provider states: by resource and family.
   struct Track {
-    std::uint8_t resource;
-    std::uint8_t family;
+    std::uint8_t resource = 0;
+    std::uint8_t family = 0;
     bool given = false;
     int meter = -1;                         // the one that counts; -1: none, it cannot be kept
     std::int64_t limit = Reading::kUnsaid;  // as stated
@@ -103,6 +117,11 @@ class Learner {
     std::vector<RunOfCalls> before_look;
   };
 
+  void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
+              absl::Span<const Reading> readings, const std::optional<Refusal>& refusal,
+              std::vector<Change>& changes);
+  bool Unexplained(absl::Span<const Reading> readings, std::int64_t own,
+                   RateSearch::Hidden& hidden) const;
   Track& Find(const Reading& reading);
   std::int64_t Used(std::int64_t limit) const;
   void Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes);
@@ -125,6 +144,8 @@ class Learner {
   std::vector<bool> given_;  // of each limit that the bucket was made with
   mutable std::mutex mutex_;
   std::vector<Track> tracks_;
+  RateSearch search_;  // of requests, by refusals that nothing explains
+  Track searched_;     // the meter that is kept to what it finds
   // How long the slowest answer of late took. Where a client or server stalls, calls that were sent
   // that much earlier may still have to be counted. What this bound is too loose by costs nothing:
   // a bucket that is thought to owe more than it does refills as fast.

@@ -49,6 +49,10 @@ class Server {
       owed_ = Owed(now) + 1;
       owed_at_ = now;
     }
+    return Says(now, refused);
+  }
+
+  Answer Says(Nanos now, bool refused = false) {
     const double used = std::ceil(Used(now) - 1e-9);
     Nanos reset = 0;
     if (shape_ == Shape::kBucket) {
@@ -69,6 +73,12 @@ class Server {
     }
     return {refused, limit_, std::max<std::int64_t>(0, limit_ - static_cast<std::int64_t>(used)),
             reset, std::max<Nanos>(0, wait)};
+  }
+
+  // The latest was not admitted after all.
+  void Uncount() {
+    counted_.pop_back();
+    owed_ -= 1;
   }
 
   // `proportional`: what is owed is scaled with it.
@@ -116,6 +126,9 @@ struct Setting {
   const char* given = nullptr;
   // What is sent in the first second gets there, and back, so much later, at most, by chance.
   Nanos stall = 0;
+  bool silent = false;           // it states no limits
+  bool tells_wait = true;        // with a refusal, in whole seconds
+  const char* hidden = nullptr;  // a second limit, of which it says nothing
 
   std::string Describe() const {
     return std::string(ShapeName(shape)) + ", latency " + std::to_string(latency / kMillisecond) +
@@ -138,6 +151,10 @@ class World {
                                         Learner::Options{setting.ratio, Debt::kAbsolute});
     // The first goes alone: nothing is known before it is answered.
     if (setting.given == nullptr) bucket_->StartCold(kMinute);
+    if (setting.hidden != nullptr) {
+      const Limit other = Limit::Parse(setting.hidden).value();
+      hidden_.emplace(other.shape, other.amount, other.period, 0);
+    }
     if (setting.other > 0) At(kStart, [this] { OtherSends(); });
   }
   ~World() {
@@ -152,7 +169,7 @@ class World {
   void RunUntil(Nanos end) {
     while (now < end) {
       Nanos next = end;
-      for (;;) {
+      while (in_flight_ < 1'000) {
         if (due_ > now) {
           next = std::min(next, due_);
           break;
@@ -179,6 +196,11 @@ class World {
   std::int64_t Admitted(Nanos from, Nanos to) const {
     return std::count_if(admitted.begin(), admitted.end(),
                          [&](Nanos at) { return at >= from && at < to; });
+  }
+  // How many were refused that were sent so long after the beginning.
+  std::ptrdiff_t Refused(Nanos from, Nanos to) const {
+    return std::count_if(refused.begin(), refused.end(),
+                         [&](Nanos at) { return at >= kStart + from && at < kStart + to; });
   }
   // The most that were admitted within any period.
   std::int64_t MostWithin(Nanos period) const {
@@ -213,16 +235,26 @@ class World {
 
   void Send(std::shared_ptr<Reservation> call) {
     call->Sent(now, 20 * kMillisecond);
+    ++in_flight_;
     At(now + kMillisecond + Chance(15 * kMillisecond) + Stalled(),
        [this, call, sent = now] { Arrive(call, sent); });
   }
   void Arrive(const std::shared_ptr<Reservation>& call, Nanos sent) {
-    const Server::Answer answer = server.Count(now);
+    Server::Answer answer = server.Count(now);
+    if (hidden_ && !answer.refused) {
+      if (const Server::Answer other = hidden_->Count(now); other.refused) {
+        server.Uncount();
+        answer = server.Says(now);
+        answer.refused = true;
+        answer.retry_after = other.retry_after;
+      }
+    }
     if (!answer.refused) admitted.push_back(now);
     // A refusal needs no model.
     const Nanos back =
         answer.refused ? 5 * kMillisecond : setting_.latency + Chance(setting_.spread);
     At(now + back + Chance(5 * kMillisecond) + Stalled(), [this, call, sent, answer] {
+      --in_flight_;
       if (answer.limit != last_limit_) told_of_change = now;
       last_limit_ = answer.limit;
       if (answer.refused) refused.push_back(sent);
@@ -231,16 +263,24 @@ class World {
       reading.remaining = answer.remaining;
       reading.reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
       call->Answered(now, answer.refused);
-      learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now), {&reading, 1});
+      std::optional<Learner::Refusal> refusal;
+      if (answer.refused) refusal.emplace();
+      if (refusal && setting_.tells_wait)
+        refusal->wait = (answer.retry_after + kSecond - 1) / kSecond * kSecond;
+      learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now),
+                       absl::MakeSpan(&reading, setting_.silent ? 0 : 1), refusal);
       const std::int64_t used = answer.refused ? 0 : 1;
       call->Settle(now, {&used, 1});
-      if (answer.refused) bucket_->Cool(now + answer.retry_after);
+      if (answer.refused)
+        bucket_->Cool(now + (setting_.tells_wait ? answer.retry_after : kSecond / 2));
     });
   }
 
   Random random_;
+  std::optional<Server> hidden_;
   Bucket* bucket_;
   std::multimap<Nanos, std::function<void()>> events_;
+  std::size_t in_flight_ = 0;
   Nanos due_ = 0;
   std::int64_t last_limit_ = 0;
 };
@@ -333,6 +373,41 @@ TEST_P(Learns, APeriodOfSeconds) {
     EXPECT_LE(world.refused.size(), plain ? 1U : 60U);
     const std::int64_t part = plain ? 97 : setting.shape == Shape::kBucket ? 5 : 25;
     EXPECT_GE(world.Admitted(kStart + 6 * kSecond, kStart + 2 * kMinute), 1140 * part / 100);
+  }
+}
+
+// What nobody says is found out by refusals: after the first, one in 30 s.
+TEST_P(Learns, ALimitThatIsNeverStated) {
+  for (const bool tells_wait : {true, false}) {
+    Setting setting = GetParam();
+    setting.silent = true;
+    setting.tells_wait = tells_wait;
+    const std::uint64_t seed = Random::Seed(0);
+    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(setting, seed);
+    world.RunUntil(kStart + 12 * kMinute);
+    // A bucket's waits tell no period, and it is emptied slowly by a few too many.
+    const bool bucket = setting.shape == Shape::kBucket;
+    const std::ptrdiff_t most = !bucket ? 1 : tells_wait ? 20 : 40;
+    for (Nanos from = kMinute; from < 12 * kMinute; from += RateSearch::kProbes)
+      EXPECT_LE(world.Refused(from, from + RateSearch::kProbes), most) << from / kSecond;
+    EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 12 * kMinute), 6'600 * 97 / 100);
+  }
+}
+
+// 600 a minute, counted as 10 a second as well.
+TEST_P(Learns, AShorterPeriodBehindTheStatedOne) {
+  for (const bool tells_wait : {true, false}) {
+    Setting setting = GetParam();
+    setting.hidden = "10 requests/s window";
+    setting.tells_wait = tells_wait;
+    const std::uint64_t seed = Random::Seed(0);
+    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(setting, seed);
+    world.RunUntil(kStart + 5 * kMinute);
+    for (Nanos from = kMinute; from < 5 * kMinute; from += RateSearch::kProbes)
+      EXPECT_LE(world.Refused(from, from + RateSearch::kProbes), 3) << from / kSecond;
+    EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 5 * kMinute), 2'400 * 92 / 100);
   }
 }
 

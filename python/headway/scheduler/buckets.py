@@ -34,11 +34,13 @@ class Bucket(_core.BucketCore):
 
     breaker: opens it after many failures. remote: where its words are a user's own backend's.
     stated: what a limit was before the buffer ratio, by its place in `_core.limits(bucket)`.
+    searches: whether a limit is being found out that is never stated; then every answer tells.
     """
 
     breaker: Breaker
     stated: dict[int, int]
     remote: RemoteBucket | None = None
+    searches = False
 
     def _ended(self) -> None:
         """An attempt has ended; where the words are a remote backend's, that is to be told."""

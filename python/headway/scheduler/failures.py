@@ -12,6 +12,7 @@ import dataclasses
 
 from headway.errors import RateLimiterError, RequestTimeoutError
 from headway.providers.table import ProviderTable
+from headway.retry import LONGEST_TOLD, told_wait
 from headway.scheduler.answers import Answer
 
 REFUSED = 429
@@ -70,6 +71,14 @@ def classed(answer: Answer, table: ProviderTable) -> Answer:
 def is_refused(answer: Answer) -> bool:
     """Whether a limit was reached."""
     return answer.kind == "refused" or (answer.kind is None and answer.status == REFUSED)
+
+
+def wait_told_by(answer: Answer) -> float | None:
+    """Seconds that an answer asks to wait: its headers, else its body."""
+    told = told_wait(answer.headers)
+    if told is None and answer.wait is not None:
+        told = min(answer.wait, LONGEST_TOLD)
+    return told
 
 
 def is_retried(

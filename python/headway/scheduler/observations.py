@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, final
 from headway import _core
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
+from headway.retry import told_wait
 from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
+from headway.scheduler.failures import is_refused, wait_told_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,10 +40,22 @@ class Observations:
 
     def read(self, call: Any, answer: Answer) -> None:
         """What an attempt's answer says, before its reservation ends."""
-        if not self._learns or not (answer.headers or answer.body):
+        if not self._learns:
+            return
+        bucket = call.bucket
+        refused = is_refused(answer)
+        if not (answer.headers or answer.body or refused or bucket.searches):
             return
         table = answer.table or self.table
-        self._learn(call.bucket, call.record, table, answer.headers, answer.body)
+        self._learn(
+            bucket,
+            call.record,
+            table,
+            answer.headers,
+            answer.body,
+            refused=refused,
+            wait=wait_told_by(answer) if refused else None,
+        )
 
     def hear(
         self,
@@ -49,10 +63,13 @@ class Observations:
         reservation: Reservation,
         headers: Mapping[str, str],
         table: ProviderTable,
+        *,
+        refused: bool = False,
     ) -> None:
         """What the answer to a request says for which `reservation` was made, before it ends."""
         by_name = {name.lower(): value for name, value in headers.items()}
-        self._learn(bucket, reservation._record, table, by_name)
+        wait = told_wait(by_name) if refused else None
+        self._learn(bucket, reservation._record, table, by_name, refused=refused, wait=wait)
 
     def _learn(
         self,
@@ -61,11 +78,14 @@ class Observations:
         table: ProviderTable,
         headers: Mapping[str, str],
         body: object = None,
+        *,
+        refused: bool = False,
+        wait: float | None = None,
     ) -> None:
         readings = table.read(headers, body=body)
-        record = record_of() if len(readings) else None
+        record = record_of() if len(readings) or refused or bucket.searches else None
         if record is not None:
-            self._tell(bucket, record, readings)
+            self._tell(bucket, record, readings, refused, wait)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
         """What the user's own provider has made of an answer."""
@@ -85,12 +105,20 @@ class Observations:
         if readings:
             self._tell(bucket, record, _core.Readings(readings))
 
-    def _tell(self, bucket: Bucket, record: Any, readings: Any) -> None:
-        if not _core.observe(bucket, record, readings):
+    def _tell(
+        self,
+        bucket: Bucket,
+        record: Any,
+        readings: Any,
+        refused: bool = False,
+        wait: float | None = None,
+    ) -> None:
+        if not _core.observe(bucket, record, readings, refused, wait):
             return
+        bucket.searches = bucket.searches or (refused and _core.searches(bucket))
         bucket._learnt()
         for found in _core.findings(bucket):
-            if not found["given"] and found["meter"] >= 0:
+            if not found["given"] and not found["searched"] and found["meter"] >= 0:
                 bucket.stated[found["meter"]] = found["limit"]
         _logger.info(
             "bucket %r: its provider's limits are %s",

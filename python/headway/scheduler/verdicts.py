@@ -13,10 +13,10 @@ from headway._core import resources
 from headway.errors import RequestTimeoutError
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable
-from headway.retry import LONGEST_TOLD, RetryBudget, told_wait
+from headway.retry import RetryBudget
 from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.buckets import Bucket
-from headway.scheduler.failures import REFUSED, classed, is_refused, is_retried
+from headway.scheduler.failures import REFUSED, classed, is_refused, is_retried, wait_told_by
 from headway.scheduler.streams import at_least, wrap_stream
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Verdicts:
         self._scheduler._events["retries"] += 1
         if refused:
             return 0.0  # it waits with its bucket
-        told = _told(answer)
+        told = wait_told_by(answer)
         pause = self.pause(call.attempt)
         return pause if told is None else max(told, pause)
 
@@ -179,14 +179,6 @@ class Verdicts:
 
     def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
         """A refusal holds up all of its bucket, for as long as it has told."""
-        told = _told(answer)
+        told = wait_told_by(answer)
         self._scheduler._events["cool_downs"] += 1
         bucket.cool(told if told is not None else self.pause(attempt))
-
-
-def _told(answer: Answer) -> float | None:
-    """Seconds that an answer asks to wait: its headers, else its body."""
-    told = told_wait(answer.headers)
-    if told is None and answer.wait is not None:
-        told = min(answer.wait, LONGEST_TOLD)
-    return told
