@@ -28,6 +28,8 @@ ROWS = (
     "lateness",
     "fairness",
     "known-quota",
+    "unknown-shape",
+    "discovered-quota",
     "idle-buckets",
 )
 
@@ -85,11 +87,15 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rows(text: str) -> tuple[str, ...]:
-    wanted = tuple(text.split(","))
-    for row in wanted:
-        if row not in ROWS:
-            raise argparse.ArgumentTypeError(f"{row!r} is none of {', '.join(ROWS)}")
-    return wanted
+    return tuple(_row(word) for word in text.split(","))
+
+
+def _row(word: str) -> str:
+    """The row of that name, or the only one that begins with it."""
+    found = [row for row in ROWS if row == word] or [row for row in ROWS if row.startswith(word)]
+    if len(found) != 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(ROWS)}")
+    return found[0]
 
 
 def _write(path: Path, what: object) -> None:

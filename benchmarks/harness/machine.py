@@ -16,10 +16,12 @@ from typing import final
 PACKAGES = (
     "headway",
     "httpx",
+    "openai",
     "aiolimiter",
     "asynciolimiter",
     "limits",
     "pyrate-limiter",
+    "tenacity",
     "throttled-py",
     "token-throttle",
 )

@@ -1,4 +1,4 @@
-"""The cases of the known-quota row."""
+"""The cases of the rows known-quota, unknown-shape and discovered-quota."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ SHAPES = ("bucket", "window", "fixed")
 LATENCIES = ("0.05", "2", "lognormal:4")
 BOUNDS = ("requests", "tokens")
 CALLS = ("transport", "opaque")
+SDK_LATENCIES = ("0.05", "2")
+SDK_CALLS = ("sdk", "sdk stream")
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,11 @@ class Cell:
     """One server, one client, one limit that binds.
 
     bound: which of its two limits binds. call: whether a transport marks when a request is sent and
-    answered, or the limiter only sees the call begin and end. period and windows: how long the
+    answered ("transport"), the limiter only sees the call begin and end ("opaque"), or OpenAI's SDK
+    makes it through an AsyncTransport ("sdk", "sdk stream"). period and windows: how long the
     limit's window is, and how many of them the client is kept busy for. limiter: "headway" or a
-    peer's name.
+    peer's name. told: what the limiter is given, the limits ("limits"), the same without their
+    shape ("amounts") or "nothing".
     """
 
     shape: str
@@ -30,6 +34,7 @@ class Cell:
     period: int
     windows: int
     limiter: str = "headway"
+    told: str = "limits"
 
     @property
     def name(self) -> str:
@@ -62,16 +67,31 @@ class Cell:
         return sum(self._sizes) / 2
 
     @property
+    def by_sdk(self) -> bool:
+        """Whether OpenAI's SDK makes the calls."""
+        return self.call in SDK_CALLS
+
+    @property
+    def _amounts(self) -> list[str]:
+        return [
+            f"{self.requests} requests/{self.period}s",
+            f"{self.tokens} tokens/{self.period}s",
+        ]
+
+    @property
     def _sizes(self) -> tuple[int, int]:
         return (100, 700) if self.period < 60 else (200, 1_500)
 
     def limits(self, anchor: float) -> list[str]:
-        """Both limits in text form, for the server and for the client alike."""
+        """Both limits in text form, as the server has them."""
         shape = self.shape if self.shape != "fixed" else f"fixed anchor {anchor:.3f}"
-        return [
-            f"{self.requests} requests/{self.period}s {shape}",
-            f"{self.tokens} tokens/{self.period}s {shape}",
-        ]
+        return [f"{text} {shape}" for text in self._amounts]
+
+    def given(self, anchor: float) -> list[str] | None:
+        """What the client is given of them."""
+        if self.told == "nothing":
+            return None
+        return self._amounts if self.told == "amounts" else self.limits(anchor)
 
     def sizes(self, seed: int = 1) -> Iterator[int]:
         """The tokens of each request, without end.
@@ -91,6 +111,20 @@ def all_cells(period: int, windows: int) -> list[Cell]:
         Cell(shape, latency, bound, call, period, windows)
         for latency, bound, call, shape in product(LATENCIES, BOUNDS, CALLS, SHAPES)
     ]
+
+
+def sdk_cells(told: str, windows: int) -> list[Cell]:
+    """Every shape, latency, bound and kind of call that OpenAI's SDK makes, in windows of 6 s."""
+    return [
+        Cell(shape, latency, bound, call, 6, windows, told=told)
+        for latency, bound, call, shape in product(SDK_LATENCIES, BOUNDS, SDK_CALLS, SHAPES)
+    ]
+
+
+def quick_sdk_cells(told: str) -> list[Cell]:
+    """A few short ones, to try things."""
+    kinds = (("0.05", "requests", "sdk"), ("2", "tokens", "sdk stream"))
+    return [Cell(shape, *kind, 6, 5, told=told) for kind in kinds for shape in SHAPES]
 
 
 def quick_cells() -> list[Cell]:

@@ -2,8 +2,8 @@
 
     python -m quota.client
 
-Prints "ready", reads a line of JSON (the cell, the server's address, the limits, the instant at
-which to begin), and prints a line of JSON when it is over.
+Prints "ready", reads a line of JSON (the cell, the server's address, the limits that it is given,
+the instant at which to begin), and prints a line of JSON when it is over.
 """
 
 from __future__ import annotations
@@ -13,30 +13,38 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from itertools import islice
 from typing import Any
 
 import httpx
+import openai
 
 from harness.statistics import quantile
-from headway import Limiter, Reservation
-from headway.transports import Connections, NetworkDelays, send
+from headway import Limiter, RateLimiterConfig, RateLimiterError, Reservation, create_scheduler
+from headway.transports import AsyncTransport, Connections, NetworkDelays, send
 from peers.gates import Gate, open_gate
+from peers.naive import again_by_tenacity
 from quota.cells import Cell
 
-Call = Callable[[httpx.Request, int], Awaitable[None]]
-"""Sends a request of that many tokens when its turn has come."""
+Call = Callable[[int, int], Awaitable[None]]
+"""Sends the request of that number and so many tokens when its turn has come."""
+Make = Callable[[int, int], httpx.Request]
+"""Makes that request."""
+MODEL = "m"
+MESSAGES: list[Any] = [{"role": "user", "content": "x"}]
+NAME = "x-client-request-id"
 
 
-def through_transport(limiter: Limiter, client: httpx.AsyncClient) -> Call:
+def through_transport(limiter: Limiter, client: httpx.AsyncClient, make: Make) -> Call:
     """The limiter is told when the request is sent and when its answer's head is there."""
     delays = NetworkDelays()
 
     async def exchange(request: httpx.Request) -> httpx.Response:
         return await client.send(request, stream=True)
 
-    async def call(request: httpx.Request, tokens: int) -> None:
+    async def call(number: int, tokens: int) -> None:
+        request = make(number, tokens)
         reservation = await limiter.acquire(1, tokens)
         assert isinstance(reservation, Reservation)
         response = await send(exchange, request, reservation, delays)
@@ -47,43 +55,54 @@ def through_transport(limiter: Limiter, client: httpx.AsyncClient) -> Call:
     return call
 
 
-def opaque(limiter: Limiter, client: httpx.AsyncClient) -> Call:
+def opaque(limiter: Limiter, client: httpx.AsyncClient, make: Make) -> Call:
     """The limiter sees the block begin and end."""
 
-    async def call(request: httpx.Request, tokens: int) -> None:
+    async def call(number: int, tokens: int) -> None:
+        request = make(number, tokens)
         async with limiter.acquire(1, tokens):
             await client.send(request)
 
     return call
 
 
-def through_gate(gate: Gate, client: httpx.AsyncClient, bound: str) -> Call:
+def through_gate(gate: Gate, client: httpx.AsyncClient, make: Make, bound: str) -> Call:
     """A peer, which is asked for what the binding limit counts."""
 
-    async def call(request: httpx.Request, tokens: int) -> None:
+    async def call(number: int, tokens: int) -> None:
+        request = make(number, tokens)
         await gate.acquire(1 if bound == "requests" else tokens)
         await client.send(request)
 
     return call
 
 
-async def keep_busy(
-    call: Call, cell: Cell, url: str, client: httpx.AsyncClient, end: float
-) -> None:
+def by_sdk(client: openai.AsyncOpenAI, streams: bool) -> Call:
+    """OpenAI's SDK, and whatever its transport does."""
+
+    async def call(number: int, tokens: int) -> None:
+        asked: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": tokens}
+        headers = {NAME: str(number)}
+        if not streams:
+            await client.chat.completions.create(**asked, extra_headers=headers)
+            return
+        usage = {"include_usage": True}
+        async with await client.chat.completions.create(
+            **asked, stream=True, stream_options=usage, extra_headers=headers
+        ) as stream:
+            async for _ in stream:
+                pass
+
+    return call
+
+
+async def keep_busy(call: Call, cell: Cell, end: float) -> None:
     """Two windows' worth waits from the start, and what can be admitted is added."""
 
     async def one(number: int, tokens: int) -> None:
-        body = {
-            "model": "m",
-            "messages": [{"role": "user", "content": "x"}],
-            "max_tokens": tokens,
-        }
-        request = client.build_request(
-            "POST", url, json=body, headers={"x-client-request-id": str(number)}
-        )
         # What became of it, the server knows.
-        with suppress(httpx.HTTPError):
-            await call(request, tokens)
+        with suppress(httpx.HTTPError, openai.OpenAIError, RateLimiterError):
+            await call(number, tokens)
 
     work = enumerate(cell.sizes())
     a_tenth = int(cell.amount / (1 if cell.bound == "requests" else cell.mean_size) / 10)
@@ -106,26 +125,64 @@ async def loop_lags(until: float) -> list[float]:
     return lags
 
 
-async def run(cell: Cell, url: str, limits: list[str], begin: float) -> dict[str, Any]:
+async def plain_call(cell: Cell, url: str, limits: list[str], stack: AsyncExitStack) -> Call:
+    """Requests of httpx, which a `Limiter` or a peer lets go."""
+    client = await stack.enter_async_context(
+        httpx.AsyncClient(transport=Connections(), timeout=httpx.Timeout(120.0), trust_env=False)
+    )
+
+    def make(number: int, tokens: int) -> httpx.Request:
+        body = {"model": MODEL, "messages": MESSAGES, "max_tokens": tokens}
+        where = f"{url}/v1/chat/completions"
+        return client.build_request("POST", where, json=body, headers={NAME: str(number)})
+
+    if cell.limiter != "headway":
+        gate = await open_gate(cell.limiter, cell.shape, cell.amount, cell.period)
+        return through_gate(gate, client, make, cell.bound)
+    through = through_transport if cell.call == "transport" else opaque
+    return through(Limiter(limits), client, make)
+
+
+async def sdk_call(cell: Cell, url: str, limits: list[str] | None, stack: AsyncExitStack) -> Call:
+    """OpenAI's SDK with a scheduler's transport, or as those use it who have none."""
+    options: dict[str, Any] = {}
+    if cell.limiter == "headway":
+        config = RateLimiterConfig(
+            rate_limit_buffer_ratio=1.0, max_concurrent_executions=10_000, max_queue_size=100_000
+        )
+        scheduler = await stack.enter_async_context(
+            create_scheduler(None, config=config, limits=limits)
+        )
+        # By the host, it would be known as OpenAI's.
+        transport = AsyncTransport(scheduler, provider="openai")
+        options["http_client"] = openai.DefaultAsyncHttpxClient(
+            transport=transport, trust_env=False
+        )
+    elif cell.limiter == "tenacity":
+        options["max_retries"] = 0
+    client = await stack.enter_async_context(
+        openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1", **options)
+    )
+    call = by_sdk(client, cell.call == "sdk stream")
+    return again_by_tenacity(call) if cell.limiter == "tenacity" else call
+
+
+async def run(cell: Cell, url: str, limits: list[str] | None, begin: float) -> dict[str, Any]:
     """From `begin` on, for the cell's time; what this process noticed of itself."""
-    async with httpx.AsyncClient(
-        transport=Connections(), timeout=httpx.Timeout(120.0), trust_env=False
-    ) as client:
+    async with AsyncExitStack() as stack:
         await asyncio.sleep(max(0.0, begin - time.monotonic()))
-        if cell.limiter != "headway":
-            try:
-                gate = await open_gate(cell.limiter, cell.shape, cell.amount, cell.period)
-            except ImportError:
-                return {"missing": True}
-            call = through_gate(gate, client, cell.bound)
-        else:
-            limiter = Limiter(limits)
-            make = through_transport if cell.call == "transport" else opaque
-            call = make(limiter, client)
+        try:
+            if cell.by_sdk:
+                call = await sdk_call(cell, url, limits, stack)
+            else:
+                assert limits is not None, "a Limiter finds nothing out"
+                call = await plain_call(cell, url, limits, stack)
+        except ImportError:
+            return {"missing": True}
         end = time.monotonic() + cell.seconds + 0.25
         lags = asyncio.ensure_future(loop_lags(end))
         before = time.process_time()
-        await keep_busy(call, cell, f"{url}/v1/chat/completions", client, end)
+        await keep_busy(call, cell, end)
         return {
             "late_start": time.monotonic() - cell.seconds - begin,
             "cpu": time.process_time() - before,

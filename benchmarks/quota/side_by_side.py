@@ -57,12 +57,11 @@ class Running:
         # A `fixed` window begins with the cell: else those of all would begin together.
         began = time.time() + at - time.monotonic() - 0.1
         self.anchor = round(began % self.cell.period, 3)
-        limits = self.cell.limits(self.anchor)
-        self.server.set_limits([*limits])
+        self.server.set_limits([*self.cell.limits(self.anchor)])
         told = {
             "cell": asdict(self.cell),
             "url": self.server.url,
-            "limits": limits,
+            "limits": self.cell.given(self.anchor),
             "begin": at,
         }
         assert self.client.stdin is not None
