@@ -122,11 +122,16 @@ class Seen:
     exchanges: list[Exchange]
     end: float
     grace: float
+    due: Sequence[float] = ()
+    """When each limit but the first was to come; at most so much too late as a start takes."""
 
     @property
     def changes(self) -> list[float]:
-        """When the first request was counted by each of the limits."""
-        return [each["first"] for each in (*self.stats["ended"], self.stats)]
+        """Since when each of the limits has counted; the first since the first request."""
+        firsts = [each["first"] for each in (*self.stats["ended"], self.stats)]
+        # Nothing was counted by a limit before it came.
+        later = zip(firsts[1:], self.due, strict=True)
+        return [firsts[0], *(due if first is None else min(first, due) for first, due in later)]
 
     @property
     def admitted(self) -> list[float]:
@@ -173,6 +178,7 @@ class Seen:
         rule = self._rules[number]
         last = end if rule.shape == "bucket" else end - self.grace
         best = sum(at < last for at in self._at_best(number, begin, end))
+        assert best, "nothing could have been used"
         return min(1.0, sum(begin < at < end for at in self.admitted) / best)
 
     @property
@@ -226,9 +232,11 @@ def _ns(seconds: float) -> int:
 async def run(
     simulator: SimulatorProcess,
     limits: Sequence[str],
+    *,
     seconds: float,
     callers: int,
     grace: float,
+    due: Sequence[float] = (),
 ) -> Seen:
     """`callers` of an SDK whose scheduler was given nothing, for so many seconds."""
     watched = Watched()
@@ -240,4 +248,4 @@ async def run(
             await asyncio.sleep(seconds)
         end = time.monotonic()
     stats = await asyncio.to_thread(simulator.stats, decisions=True)
-    return Seen([*limits], stats, watched.exchanges, end, grace)
+    return Seen([*limits], stats, watched.exchanges, end, grace, due)
