@@ -70,6 +70,8 @@ def scheduler_of(**options: Any) -> Scheduler:
 
 def openai_at(simulator: SimulatorProcess, transport: Any, **options: Any) -> openai.AsyncOpenAI:
     """The real SDK, which sends through `transport`."""
+    # Its own bound for connecting, 5 s, is short where many begin at once.
+    options.setdefault("timeout", 120.0)
     return openai.AsyncOpenAI(
         api_key="k",
         base_url=f"{simulator.url}/v1",
