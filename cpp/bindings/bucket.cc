@@ -124,6 +124,19 @@ PyObject* Count(PyObject* object, PyObject* what) {
   Py_RETURN_NONE;
 }
 
+// _explained(verdict): of a refusal.
+PyObject* Explained(PyObject* object, PyObject* verdict) {
+  const char* text = PyUnicode_AsUTF8(verdict);
+  if (text == nullptr) return nullptr;
+  for (std::size_t i = 0; i < kRefusalCauses; ++i) {
+    const auto cause = static_cast<RefusalCause>(i);
+    if (RefusalCauseName(cause) != text) continue;
+    if (AsBucket(object)->counts != nullptr) AsBucket(object)->counts->Count(cause);
+    Py_RETURN_NONE;
+  }
+  return PyErr_Format(PyExc_ValueError, "verdict %R: there is none of that name", verdict);
+}
+
 // _began(reserved, retry): an attempt.
 PyObject* Began(PyObject* object, PyObject* args) {
   BucketObject* self = AsBucket(object);
@@ -171,6 +184,7 @@ PyObject* Settled(PyObject* object, PyObject* args) {
 PyMethodDef methods[] = {
     {"_learnt", &Learnt, METH_NOARGS, nullptr},
     {"_count", &Count, METH_O, nullptr},
+    {"_explained", &Explained, METH_O, nullptr},
     {"_began", &Began, METH_VARARGS, nullptr},
     {"_returned", &Returned, METH_NOARGS, nullptr},
     {"_settled", &Settled, METH_VARARGS, nullptr},

@@ -35,6 +35,7 @@ class BucketCounts final : public BucketSource {
 
   void Count(RequestOutcome outcome) { metrics_.Count(outcome); }
   void Count(BucketEvent event) { metrics_.Count(event); }
+  void Count(RefusalCause cause) { metrics_.Count(cause); }
   void Denied(int meter) {
     if (meter >= 0) metrics_.CountDenial(static_cast<std::size_t>(meter));
   }

@@ -1,6 +1,7 @@
 // bindings/observe.cc: what the text of an answer says, and what it says of limits.
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -239,6 +240,52 @@ py::list Findings(const py::object& limiter) {
   return out;
 }
 
+// What calls of ours have used of one limit when a call was counted whose answer has just come. Not
+// what its meter shows: others' use is in that, and what is admitted may not have gone out.
+// `learnt`: its shape is what answers have shown it to be.
+std::int64_t OwnUse(State& state, int meter, bool learnt, const AnsweredCall& call) {
+  Bucket& bucket = *state.bucket;
+  const History& history = *bucket.history();
+  const auto resource = static_cast<std::size_t>(bucket.resource(meter));
+  const Parameters p = bucket.meter(meter).parameters();
+  const auto since = [&](Nanos from) {
+    return history.Total(resource) - history.AtMost(resource, from);
+  };
+  switch (bucket.meter(meter).shape()) {
+    case Shape::kConcurrency:
+    case Shape::kCredit:
+      return bucket.Used(meter, call.answered);
+    case Shape::kBucket:
+      // One that was said to be a bucket may be none: then what flows back is used all the same.
+      if (learnt) return history.Owed(resource, p.amount, p.period, call.answered);
+      return since(call.sent - p.period);
+    case Shape::kFixed:
+      return since(call.sent - (call.sent - p.anchor()) % p.period);
+    default:
+      return since(call.sent - p.period);
+  }
+}
+
+// By the place of each limit in limits(limiter), what calls of ours have used of it in its last
+// window (of a bucket: what they owe); and when the call was begun, as of Scheduler._now. `call`
+// nullopt: nothing is known of that, and others' use is in it where that is seen.
+py::tuple OwnUses(const py::object& limiter, const std::optional<AnsweredCall>& call) {
+  State* const state = StateOfLimiter(limiter.ptr());
+  if (state == nullptr) throw py::error_already_set();
+  const bool remembers = call && state->bucket->history() != nullptr;
+  std::vector<Finding> findings;
+  if (remembers && state->learner != nullptr) findings = state->learner->Findings();
+  py::list uses;
+  for (int i = 0; i < static_cast<int>(state->limits.size()); ++i) {
+    const bool learnt = std::any_of(findings.begin(), findings.end(), [i](const Finding& each) {
+      return each.meter == i && !each.given;
+    });
+    uses.append(remembers ? OwnUse(*state, i, learnt, *call)
+                          : state->bucket->Used(i, state->Now()));
+  }
+  return py::make_tuple(call ? py::object(py::int_(call->began)) : py::none(), uses);
+}
+
 // What the answer to a call said of a limiter's limits. Returns whether any of them has changed.
 bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given,
              bool refused, const py::object& wait) {
@@ -319,6 +366,8 @@ void AddObserve(py::module_& m) {
         return state->learner != nullptr && state->learner->searches();
       },
       py::arg("limiter"), "Whether a limit that is never stated is being found out.");
+  m.def("own_use", &OwnUses, py::arg("limiter"), py::arg("call"),
+        "When the call began, and of each limit what calls of ours have used by its answer.");
   m.def("findings", &Findings, py::arg("limiter"),
         "What was learnt of its limits, each as a dict.");
 }

@@ -24,6 +24,7 @@ from headway.errors import (
 from headway.limiter import Explanation, Limiter, LimitState
 from headway.protocols import ClassifierProtocol, ClientProtocol, StreamingResponseProtocol
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
+from headway.receipts import LimitUse, Receipt
 from headway.reservation import ReservationContext, ReservationTracker
 from headway.scheduler import Account, RateLimiterConfig, Scheduler, create_scheduler
 from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
@@ -62,6 +63,7 @@ __all__ = [
     "Explanation",
     "Limit",
     "LimitState",
+    "LimitUse",
     "Limiter",
     "ManualClock",
     "MemoryBackend",
@@ -73,6 +75,7 @@ __all__ = [
     "RateLimitedAsyncIterator",
     "RateLimiterConfig",
     "RateLimiterError",
+    "Receipt",
     "RequestMetadata",
     "RequestTimeoutError",
     "Reservation",

@@ -9,9 +9,13 @@ from typing import Any
 
 from headway import _core, _loop
 from headway._core import Limit, ManualClock
+from headway.receipts import Receipt
 
 UNLIMITED = 2**53
 """The amount of a limit that is not known, and counted for the day on which it is."""
+
+_SHOWN = 3
+"""Receipts in the text of an explanation."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Explanation:
     amounts: the cost asked about, in the order of resources. binds: the limit that admits it last,
     or None where it fits now. ready_in: seconds until its turn behind all that wait. waiting: how
     many do. elsewhere: limits that a user's own backend counts: how full they are, only that knows.
+    receipts: of a scheduler's bucket, its last 16 refusals, the latest last.
     """
 
     resources: tuple[str, ...]
@@ -50,6 +55,7 @@ class Explanation:
     ready_in: float | None
     waiting: int
     elsewhere: tuple[Limit, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
 
     @property
     def fits_now(self) -> dict[str, int]:
@@ -87,6 +93,7 @@ class Explanation:
             lines.append(f"  fits now: {fits}")
         elif not self.elsewhere:
             lines.append("  no limits")
+        lines += [f"  {receipt}" for receipt in self.receipts[-_SHOWN:]]
         return "\n".join(lines)
 
 

@@ -49,8 +49,9 @@ def samples(text: str, scheduler: str) -> dict[str, float]:
     found = {}
     for line in text.splitlines():
         match = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
-        if match and f'scheduler="{scheduler}"' in match[2]:
-            labels = match[2].replace(f'scheduler="{scheduler}"', "").strip(",")
+        own = f'scheduler="{scheduler}"'
+        if match and own in match[2]:
+            labels = ",".join(each for each in match[2].split(",") if each != own)
             found[f"{match[1]}{{{labels}}}" if labels else match[1]] = float(match[3])
     return found
 
@@ -121,6 +122,7 @@ EXPECTED = {
     'headway_attempts_total{bucket="m"}': 6,
     'headway_retries_total{bucket="m"}': 1,
     'headway_refusals_total{bucket="m"}': 1,
+    'headway_refusal_verdicts_total{bucket="m",verdict="another consumer"}': 1,
     'headway_cooldowns_total{bucket="m"}': 1,
     'headway_denials_total{bucket="m",limit="requests/min"}': 3,
     'headway_reserved_units_total{bucket="m",resource="tokens"}': 20,

@@ -2,6 +2,7 @@
 #include "headway/bucket/history.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace headway {
 
@@ -55,6 +56,24 @@ std::int64_t History::AtLeast(std::size_t resource, Nanos at) const {
   const auto later = std::upper_bound(at_.begin(), at_.end(), at);
   if (later == at_.begin()) return 0;
   return then_[static_cast<std::size_t>(later - at_.begin() - 1) * resources_ + resource];
+}
+
+std::int64_t History::Owed(std::size_t resource, std::int64_t amount, Nanos period,
+                           Nanos now) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const double pace = static_cast<double>(amount) / static_cast<double>(period);
+  double owed = 0;
+  std::int64_t counted = 0;
+  Nanos last = at_.empty() ? now : at_.front();
+  const auto add = [&](Nanos at, std::int64_t total) {
+    owed = std::max(0.0, owed - pace * static_cast<double>(std::max<Nanos>(0, at - last)));
+    owed += static_cast<double>(total - counted);
+    counted = total;
+    last = at;
+  };
+  for (std::size_t i = 0; i < at_.size(); ++i) add(at_[i], then_[i * resources_ + resource]);
+  add(std::max(last, now), Total(resource));
+  return static_cast<std::int64_t>(std::ceil(owed - 1e-6));
 }
 
 }  // namespace headway

@@ -51,6 +51,9 @@ class History {
   // At most, and at least, so much had begun by `at`.
   std::int64_t AtMost(std::size_t resource, Nanos at) const;
   std::int64_t AtLeast(std::size_t resource, Nanos at) const;
+  // What would be owed at `now` to a bucket into which `amount` flows back in each `period`, had
+  // nobody else taken of it. What began between two marks counts from the later one.
+  std::int64_t Owed(std::size_t resource, std::int64_t amount, Nanos period, Nanos now) const;
 
  private:
   void MakeMark(Nanos now);

@@ -54,6 +54,24 @@ TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
   }
 }
 
+TEST(History, KnowsWhatABucketIsOwed) {
+  History history(2);
+  const auto call = [&](Nanos at, std::int64_t amount) {
+    history.Admit(1, amount);
+    history.Mark(at);
+  };
+  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, kSecond), 0);
+  call(kSecond, 30);
+  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, kSecond), 30);
+  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, 11 * kSecond), 20);
+  // Idle time is not saved up.
+  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, 3'600 * kSecond), 0);
+  call(3'600 * kSecond, 40);
+  history.Admit(1, 5);  // no mark has been made since
+  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, 3'600 * kSecond + 15 * kSecond), 30);
+  EXPECT_EQ(history.Owed(0, 60, 60 * kSecond, 3'600 * kSecond), 0);
+}
+
 TEST(History, OfManyThreadsCountsAll) {
   History history(1);
   std::vector<std::thread> threads;

@@ -29,6 +29,22 @@ absl::string_view RequestOutcomeName(RequestOutcome outcome) {
   return "unknown";
 }
 
+absl::string_view RefusalCauseName(RefusalCause cause) {
+  switch (cause) {
+    case RefusalCause::kOurs:
+      return "ours";
+    case RefusalCause::kCapacity:
+      return "capacity";
+    case RefusalCause::kChanged:
+      return "changed";
+    case RefusalCause::kAnotherConsumer:
+      return "another consumer";
+    case RefusalCause::kUnknown:
+      return "unknown";
+  }
+  return "";
+}
+
 absl::string_view UserCodeName(UserCode code) {
   switch (code) {
     case UserCode::kProvider:

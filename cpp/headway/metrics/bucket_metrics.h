@@ -41,6 +41,18 @@ enum class BucketEvent : std::uint8_t {
 };
 inline constexpr std::size_t kBucketEvents = 4;
 
+// Why the provider refused a call, as far as that can be told.
+enum class RefusalCause : std::uint8_t {
+  kOurs,             // more was sent than the limit
+  kCapacity,         // the provider's own: nothing of the limits was used up
+  kChanged,          // the limit is another than was kept to
+  kAnotherConsumer,  // the limit is used up, and not by us
+  kUnknown,
+};
+inline constexpr std::size_t kRefusalCauses = 5;
+// As a label, and as a receipt says it: "another consumer" and so on.
+absl::string_view RefusalCauseName(RefusalCause cause);
+
 enum class UnitEvent : std::uint8_t { kReserved, kSettled, kRefunded };
 inline constexpr std::size_t kUnitEvents = 3;
 
@@ -50,7 +62,8 @@ inline constexpr std::size_t kUnitEvents = 3;
 // Thread-safe; all that counts is lock-free (Counters). One thread's counts of one bucket lie in
 // one block, with those that every call moves in front.
 class BucketMetrics {
-  static constexpr std::size_t kWaitAt = kBucketEvents + kRequestOutcomes;
+  static constexpr std::size_t kCausesAt = kBucketEvents + kRequestOutcomes;
+  static constexpr std::size_t kWaitAt = kCausesAt + kRefusalCauses;
   static constexpr std::size_t kLatenessAt = kWaitAt + Histogram::Words(std::size(kWaitBounds));
 
  public:
@@ -70,6 +83,7 @@ class BucketMetrics {
 
   void Count(RequestOutcome outcome) { counters_.Add(OutcomeAt(outcome)); }
   void Count(BucketEvent event) { counters_.Add(EventAt(event)); }
+  void Count(RefusalCause cause) { counters_.Add(CauseAt(cause)); }
   // An admission was denied, and this limit was the one that bound.
   void CountDenial(std::size_t limit) {
     assert(limit < limits_);
@@ -101,6 +115,9 @@ class BucketMetrics {
   }
   static constexpr std::size_t OutcomeAt(RequestOutcome outcome) {
     return kBucketEvents + static_cast<std::size_t>(outcome);
+  }
+  static constexpr std::size_t CauseAt(RefusalCause cause) {
+    return kCausesAt + static_cast<std::size_t>(cause);
   }
 
  private:

@@ -19,6 +19,8 @@ TEST(BucketMetrics, EveryCounterHasAPlaceOfItsOwn) {
     places.insert(BucketMetrics::EventAt(static_cast<BucketEvent>(i)));
   for (std::size_t i = 0; i < kRequestOutcomes; ++i)
     places.insert(BucketMetrics::OutcomeAt(static_cast<RequestOutcome>(i)));
+  for (std::size_t i = 0; i < kRefusalCauses; ++i)
+    places.insert(BucketMetrics::CauseAt(static_cast<RefusalCause>(i)));
   for (std::size_t resource = 0; resource < 2; ++resource)
     for (std::size_t i = 0; i < kUnitEvents; ++i)
       places.insert(metrics.UnitsAt(static_cast<UnitEvent>(i), resource));
@@ -37,6 +39,7 @@ TEST(BucketMetrics, EachEventMovesItsOwnCounter) {
   metrics.Count(RequestOutcome::kStopped);
   metrics.Count(RequestOutcome::kStopped);
   metrics.Count(BucketEvent::kRefusal);
+  metrics.Count(RefusalCause::kAnotherConsumer);
   metrics.CountDenial(1);
   metrics.CountUnits(UnitEvent::kReserved, 1, 500);
   metrics.CountUnits(UnitEvent::kRefunded, 1, 0);
@@ -49,6 +52,8 @@ TEST(BucketMetrics, EachEventMovesItsOwnCounter) {
   EXPECT_EQ(values[BucketMetrics::OutcomeAt(RequestOutcome::kSucceeded)], 1U);
   EXPECT_EQ(values[BucketMetrics::OutcomeAt(RequestOutcome::kStopped)], 2U);
   EXPECT_EQ(values[BucketMetrics::EventAt(BucketEvent::kRefusal)], 1U);
+  EXPECT_EQ(values[BucketMetrics::CauseAt(RefusalCause::kAnotherConsumer)], 1U);
+  EXPECT_EQ(values[BucketMetrics::CauseAt(RefusalCause::kOurs)], 0U);
   EXPECT_EQ(values[metrics.DenialsAt(0)], 0U);
   EXPECT_EQ(values[metrics.DenialsAt(1)], 1U);
   EXPECT_EQ(values[metrics.UnitsAt(UnitEvent::kReserved, 1)], 500U);
@@ -86,6 +91,11 @@ TEST(BucketMetrics, EveryLabelIsAnother) {
     outcomes.emplace(RequestOutcomeName(static_cast<RequestOutcome>(i)));
   EXPECT_EQ(outcomes.size(), kRequestOutcomes);
   EXPECT_EQ(outcomes.count("unknown"), 0U);
+  std::set<std::string> causes;
+  for (std::size_t i = 0; i < kRefusalCauses; ++i)
+    causes.emplace(RefusalCauseName(static_cast<RefusalCause>(i)));
+  EXPECT_EQ(causes.size(), kRefusalCauses);
+  EXPECT_EQ(causes.count(""), 0U);
   std::set<std::string> origins;
   for (std::size_t i = 0; i < kUserCodes; ++i)
     origins.emplace(UserCodeName(static_cast<UserCode>(i)));

@@ -216,6 +216,15 @@ std::vector<MetricFamily> Collector::Collect() const {
   events(BucketEvent::kRetry, "headway_retries_total", "Calls that were not a request's first.");
   events(BucketEvent::kRefusal, "headway_refusals_total",
          "Calls that the provider refused for its limits.");
+  Family causes(MetricType::Counter, "headway_refusal_verdicts_total",
+                "Refusals, by what they come of.");
+  for (const auto& [names, group] : groups)
+    for (std::size_t i = 0; i < kRefusalCauses; ++i) {
+      const auto cause = static_cast<RefusalCause>(i);
+      causes.Add(With(Labels(names), "verdict", std::string(RefusalCauseName(cause))),
+                 group.totals.fixed[BucketMetrics::CauseAt(cause)]);
+    }
+  causes.MoveTo(families);
   events(BucketEvent::kCoolDown, "headway_cooldowns_total",
          "Times that a bucket held still because the provider had said so.");
 

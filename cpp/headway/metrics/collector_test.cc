@@ -57,6 +57,7 @@ TEST(Collector, RendersASmallExampleToTheByte) {
   for (int i = 0; i < 4; ++i) bucket.counted.Count(BucketEvent::kAttempt);
   bucket.counted.Count(BucketEvent::kRetry);
   bucket.counted.Count(BucketEvent::kRefusal);
+  bucket.counted.Count(RefusalCause::kChanged);
   bucket.counted.Count(BucketEvent::kCoolDown);
   bucket.counted.CountDenial(0);
   bucket.counted.CountUnits(UnitEvent::kReserved, 0, 1'234'567'890'123);
@@ -91,6 +92,13 @@ headway_retries_total{scheduler="main",bucket="gpt \"4\""} 1
 # HELP headway_refusals_total Calls that the provider refused for its limits.
 # TYPE headway_refusals_total counter
 headway_refusals_total{scheduler="main",bucket="gpt \"4\""} 1
+# HELP headway_refusal_verdicts_total Refusals, by what they come of.
+# TYPE headway_refusal_verdicts_total counter
+headway_refusal_verdicts_total{scheduler="main",bucket="gpt \"4\"",verdict="ours"} 0
+headway_refusal_verdicts_total{scheduler="main",bucket="gpt \"4\"",verdict="capacity"} 0
+headway_refusal_verdicts_total{scheduler="main",bucket="gpt \"4\"",verdict="changed"} 1
+headway_refusal_verdicts_total{scheduler="main",bucket="gpt \"4\"",verdict="another consumer"} 0
+headway_refusal_verdicts_total{scheduler="main",bucket="gpt \"4\"",verdict="unknown"} 0
 # HELP headway_cooldowns_total Times that a bucket held still because the provider had said so.
 # TYPE headway_cooldowns_total counter
 headway_cooldowns_total{scheduler="main",bucket="gpt \"4\""} 1

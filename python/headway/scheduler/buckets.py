@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from math import floor
 from typing import TYPE_CHECKING, Any, final
@@ -13,6 +14,7 @@ from headway.backends._words import LEARNT_BESIDE
 from headway.errors import BucketNotFoundError, ConfigurationError
 from headway.limiter import UNLIMITED
 from headway.providers import DiscoveredBucket
+from headway.receipts import Receipt
 from headway.scheduler.accounts import as_limit
 from headway.scheduler.breaker import Breaker
 
@@ -26,6 +28,9 @@ _logger = logging.getLogger("headway.scheduler")
 MOST_BUCKETS = 10_000
 """Beyond so many, buckets that nobody uses at the moment are forgotten: names come from outside."""
 
+MOST_RECEIPTS = 16
+"""Of each bucket, so many refusals are remembered."""
+
 GivenLimits = Mapping[str, "Iterable[Limit | str] | Limit | str"] | Iterable["Limit | str"]
 
 
@@ -35,17 +40,33 @@ class Bucket(_core.BucketCore):
     breaker: opens it after many failures. remote: where its words are a user's own backend's.
     stated: what a limit was before the buffer ratio, by its place in `_core.limits(bucket)`.
     searches: whether a limit is being found out that is never stated; then every answer tells.
+    receipts: of the last refusals. verdicts_logged: those of them that were logged aloud.
     """
 
     breaker: Breaker
     stated: dict[int, int]
+    receipts: deque[Receipt]
+    verdicts_logged: set[str]
     remote: RemoteBucket | None = None
     searches = False
+    # When answers have changed what is stated, as of Scheduler._now, and what it was before.
+    _changes: deque[tuple[int, dict[int, int]]]
 
     def _ended(self) -> None:
         """An attempt has ended; where the words are a remote backend's, that is to be told."""
         if self.remote is not None:
             self.remote.ended()
+
+    def restated(self, now: int, before: dict[int, int]) -> None:
+        """Answers have changed what is stated."""
+        self._changes.append((now, before))
+
+    def kept_at(self, meter: int, limit: Limit, began: int | None) -> int | None:
+        """What a limit was before the buffer ratio, for a call that began then; None: not known."""
+        for at, before in tuple(self._changes):
+            if began is not None and at > began:
+                return before.get(meter)
+        return self.stated.get(meter, limit.amount)
 
     def theirs(self) -> list[Limit]:
         """The limits that a user's own backend was told; none where that is not who counts."""
@@ -309,6 +330,9 @@ class Buckets:
     def _dress(self, bucket: Bucket, stated: dict[int, int]) -> Bucket:
         bucket.breaker = Breaker(*self._breaker)
         bucket.stated = stated
+        bucket.receipts = deque(maxlen=MOST_RECEIPTS)
+        bucket.verdicts_logged = set()
+        bucket._changes = deque(maxlen=MOST_RECEIPTS)
         return bucket
 
     def _learn(self, bucket_id: str, bucket: Bucket, found: DiscoveredBucket) -> None:

@@ -117,9 +117,12 @@ class Observations:
             return
         bucket.searches = bucket.searches or (refused and _core.searches(bucket))
         bucket._learnt()
+        before = dict(bucket.stated)
         for found in _core.findings(bucket):
             if not found["given"] and not found["searched"] and found["meter"] >= 0:
                 bucket.stated[found["meter"]] = found["limit"]
+        if bucket.stated != before:
+            bucket.restated(self._scheduler._now(), before)
         _logger.info(
             "bucket %r: its provider's limits are %s",
             bucket.name,

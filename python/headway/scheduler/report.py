@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headway.receipts import VERDICTS
 from headway.scheduler.config import SchedulerMode
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         "circuit_breaker_rejections": events["circuit_breaker_rejections"],
         "request_timeouts": events["request_timeouts"],
         "refusals": events["refusals"],
+        "refusal_verdicts": {name: scheduler._verdict_counts[name] for name in VERDICTS},
         "retries": events["retries"],
         "retry_budget_used_up": events["retry_budget_used_up"],
         "cool_downs": events["cool_downs"],

@@ -45,6 +45,7 @@ from headway.scheduler.observations import Observations
 from headway.scheduler.open_streams import STREAM_PATIENCE, OpenStreams
 from headway.scheduler.outlook import Outlook
 from headway.scheduler.questions import Questions
+from headway.scheduler.refusals import Refusals
 from headway.scheduler.remote import Supply
 from headway.scheduler.routes import Routes
 from headway.scheduler.user_code import UserCode
@@ -139,6 +140,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self._user_code = UserCode(self._count_error)
         self._life = Life(self)
         self._events: Counter[str] = Counter()
+        self._refusals = Refusals(self)
+        self._verdict_counts: Counter[str] = Counter()
         # Threads' requests; and those of them that are not in their function, which is not stopped.
         self._blocking: set[BlockingCall] = set()
         self._on_way: set[BlockingCall] = set()

@@ -62,8 +62,7 @@ class Verdicts:
         if answer.status is not None and answer.status >= 400:
             call.failed()
         if refused or answer.status == REFUSED:
-            self._scheduler._events["refusals"] += 1
-            call.refused()
+            self._refused(call, answer)
         elif answer.usage:
             call.settle(self._settled(call, answer))
         elif answer.status is not None:
@@ -116,6 +115,12 @@ class Verdicts:
             return dict(answer.usage)
         reserved = dict(zip(resources(call.bucket), call.amounts, strict=False))
         return at_least(answer.usage, reserved, kept)
+
+    def _refused(self, call: Any, answer: Answer) -> None:
+        self._scheduler._events["refusals"] += 1
+        # Before what others do because of it: its numbers are those of its instant.
+        self._scheduler._refusals.note(call, answer)
+        call.refused()
 
     def _went_well(self, call: Any) -> None:
         bucket: Bucket = call.bucket
