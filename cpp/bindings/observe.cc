@@ -248,9 +248,6 @@ std::int64_t OwnUse(State& state, int meter, bool learnt, const AnsweredCall& ca
   const History& history = *bucket.history();
   const auto resource = static_cast<std::size_t>(bucket.resource(meter));
   const Parameters p = bucket.meter(meter).parameters();
-  const auto since = [&](Nanos from) {
-    return history.Total(resource) - history.AtMost(resource, from);
-  };
   switch (bucket.meter(meter).shape()) {
     case Shape::kConcurrency:
     case Shape::kCredit:
@@ -258,11 +255,11 @@ std::int64_t OwnUse(State& state, int meter, bool learnt, const AnsweredCall& ca
     case Shape::kBucket:
       // One that was said to be a bucket may be none: then what flows back is used all the same.
       if (learnt) return history.Owed(resource, p.amount, p.period, call.answered);
-      return since(call.sent - p.period);
+      return history.Since(resource, call.sent - p.period);
     case Shape::kFixed:
-      return since(call.sent - (call.sent - p.anchor()) % p.period);
+      return history.Since(resource, call.sent - (call.sent - p.anchor()) % p.period);
     default:
-      return since(call.sent - p.period);
+      return history.Since(resource, call.sent - p.period);
   }
 }
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from running import run, write_requests
 
-from headway import RateLimiterConfig, Receipt, RequestMetadata
+from headway import ManualClock, RateLimiterConfig, Receipt, RequestMetadata
 from headway.receipts import VERDICTS
 from headway.scheduler import Scheduler, create_scheduler
 from headway.simulate import SimulatorProcess
@@ -75,7 +75,6 @@ def test_more_than_the_limit_was_ours() -> None:
     (receipt,) = receipts_of(scheduler)
     assert receipt.verdict == "ours"
     kept = next(use for use in receipt.uses if use.limit is not None)
-    # Short of all by what began within 10 ms of the window's beginning.
     assert (kept.resource, kept.kept, kept.sent, kept.asked) == ("requests", 10, 11, 1)
     assert receipt.retry_after is not None
     assert 0 < receipt.retry_after <= 10
@@ -122,6 +121,44 @@ def test_a_limit_that_was_lowered_has_changed() -> None:
     assert requests.limit is not None
     assert requests.limit.amount == 10
     assert verdicts_of(scheduler) == {"changed": 1}
+
+
+def test_what_flows_back_into_a_bucket_is_not_ours() -> None:
+    class Anthropic:
+        base_url = "https://api.anthropic.com"
+
+    clock = ManualClock()
+    left = 10
+
+    async def ask() -> Any:
+        nonlocal left
+        status, left = (429, 0) if left == 0 else (200, left - 1)
+        told = {"limit": "10", "remaining": str(left)}
+        headers = {f"anthropic-ratelimit-requests-{name}": told[name] for name in told}
+        return httpx.Response(status, headers=headers)
+
+    async def main() -> Scheduler:
+        nonlocal left
+        config = RateLimiterConfig(max_retries=0, rate_limit_buffer_ratio=1.0)
+        async with create_scheduler(Anthropic(), config=config, clock=clock) as scheduler:
+            for _ in range(10):
+                await scheduler.submit_request(ASKS, ask)
+            clock.advance(40)
+            left = 6  # have flowed back
+            for _ in range(4):
+                await scheduler.submit_request(ASKS, ask)
+            left = 0  # somebody else has taken the rest
+            await scheduler.submit_request(ASKS, ask)
+        return scheduler
+
+    scheduler = asyncio.run(asyncio.wait_for(main(), 50))
+    (receipt,) = receipts_of(scheduler)
+    (requests,) = (use for use in receipt.uses if use.resource == "requests")
+    assert requests.limit is not None
+    assert requests.limit.shape == "bucket"
+    # All of fifteen were sent in the last minute.
+    assert (requests.sent, requests.stated) == (9, 10)
+    assert receipt.verdict == "another consumer"
 
 
 def test_a_refusal_with_plenty_left_is_capacity() -> None:

@@ -64,7 +64,14 @@ void Bucket::Remember(Nanos now, Reservation& out) {
     const std::int64_t total = first ? history_->Admit(r, taken.amount) : history_->Total(r);
     if (meter(i).has_cells()) taken.increment = total;
   }
-  history_->Mark(now);
+  if (history_->IsDue(now)) {
+    std::array<std::int64_t, kMaxResources> own{};
+    for (int i = 0; i < out.size(); ++i)
+      own[static_cast<std::size_t>(resource(i))] =
+          std::max(own[static_cast<std::size_t>(resource(i))],
+                   out.taken_[static_cast<std::size_t>(i)].amount);
+    history_->Mark(now, own);
+  }
   // A limit that was added in between may have been told that this was not there yet.
   for (int i = out.size(); i < size(); ++i)
     for (int k = 0; k < out.size(); ++k)

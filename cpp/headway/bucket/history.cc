@@ -6,14 +6,17 @@
 
 namespace headway {
 
-void History::MakeMark(Nanos now) {
+void History::MakeMark(Nanos now, absl::Span<const std::int64_t> own) {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) return;
   // Threads do not agree about the time to the microsecond.
   if (!at_.empty() && now < at_.back() + kGrain) return;
   if (at_.size() == kMost) Thin(now);
   at_.push_back(now);
-  for (std::size_t i = 0; i < resources_; ++i) then_.push_back(totals_[i].load());
+  for (std::size_t i = 0; i < resources_; ++i) {
+    then_.push_back(totals_[i].load());
+    own_.push_back(i < own.size() ? own[i] : 0);
+  }
   marked_.store(now, std::memory_order_relaxed);
 }
 
@@ -25,16 +28,19 @@ void History::Thin(Nanos now) {
     const bool last = i + 1 == at_.size();
     if (!last && at_[i + 1] - at_[kept - 1] < (now - at_[i + 1]) / kPerAge) continue;
     at_[kept] = at_[i];
-    std::copy_n(then_.begin() + static_cast<std::ptrdiff_t>(i * resources_), resources_,
-                then_.begin() + static_cast<std::ptrdiff_t>(kept * resources_));
+    for (std::vector<std::int64_t>* each : {&then_, &own_})
+      std::copy_n(each->begin() + static_cast<std::ptrdiff_t>(i * resources_), resources_,
+                  each->begin() + static_cast<std::ptrdiff_t>(kept * resources_));
     ++kept;
   }
   const std::size_t oldest = kept == at_.size() ? 1 : 0;
   whole_ = whole_ && oldest == 0;
   at_.resize(kept);
-  then_.resize(kept * resources_);
   at_.erase(at_.begin(), at_.begin() + static_cast<std::ptrdiff_t>(oldest));
-  then_.erase(then_.begin(), then_.begin() + static_cast<std::ptrdiff_t>(oldest * resources_));
+  for (std::vector<std::int64_t>* each : {&then_, &own_}) {
+    each->resize(kept * resources_);
+    each->erase(each->begin(), each->begin() + static_cast<std::ptrdiff_t>(oldest * resources_));
+  }
 }
 
 std::int64_t History::AtMost(std::size_t resource, Nanos at) const {
@@ -58,21 +64,37 @@ std::int64_t History::AtLeast(std::size_t resource, Nanos at) const {
   return then_[static_cast<std::size_t>(later - at_.begin() - 1) * resources_ + resource];
 }
 
+std::int64_t History::Since(std::size_t resource, Nanos from) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto first = std::lower_bound(at_.begin(), at_.end(), from);
+  if (first == at_.end()) return 0;
+  if (first == at_.begin() && whole_) return Total(resource);
+  const std::size_t at = static_cast<std::size_t>(first - at_.begin()) * resources_ + resource;
+  return Total(resource) - (then_[at] - own_[at]);
+}
+
 std::int64_t History::Owed(std::size_t resource, std::int64_t amount, Nanos period,
                            Nanos now) const {
   const std::lock_guard<std::mutex> lock(mutex_);
+  if (at_.empty()) return Total(resource);
   const double pace = static_cast<double>(amount) / static_cast<double>(period);
+  std::int64_t counted = whole_ ? 0 : then_[resource];  // what was before that is long paid for
   double owed = 0;
-  std::int64_t counted = 0;
-  Nanos last = at_.empty() ? now : at_.front();
-  const auto add = [&](Nanos at, std::int64_t total) {
-    owed = std::max(0.0, owed - pace * static_cast<double>(std::max<Nanos>(0, at - last)));
-    owed += static_cast<double>(total - counted);
-    counted = total;
-    last = at;
+  Nanos last = at_.front();
+  // `more` has begun since `last`.
+  const auto pass = [&](Nanos to, std::int64_t more) {
+    owed += static_cast<double>(more);
+    owed = std::max(0.0, owed - pace * static_cast<double>(std::max<Nanos>(0, to - last)));
+    last = std::max(last, to);
   };
-  for (std::size_t i = 0; i < at_.size(); ++i) add(at_[i], then_[i * resources_ + resource]);
-  add(std::max(last, now), Total(resource));
+  for (std::size_t i = 0; i < at_.size(); ++i) {
+    const std::size_t at = i * resources_ + resource;
+    const std::int64_t own = std::min(own_[at], then_[at] - counted);
+    pass(at_[i], then_[at] - own - counted);
+    owed += static_cast<double>(own);
+    counted = then_[at];
+  }
+  pass(now, Total(resource) - counted);
   return static_cast<std::int64_t>(std::ceil(owed - 1e-6));
 }
 

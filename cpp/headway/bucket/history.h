@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "headway/base/clock.h"
 
 namespace headway {
@@ -38,10 +39,14 @@ class History {
   std::int64_t Admit(std::size_t resource, std::int64_t amount) {
     return totals_[resource].fetch_add(amount) + amount;
   }
-  // A call has begun at `now`: what there is by then is remembered, if that is worth it.
-  void Mark(Nanos now) {
+  // A call has begun at `now`, and `own`, by resource, is what it has taken (or nothing is said of
+  // that): what there is by then is remembered, if that is worth it.
+  void Mark(Nanos now, absl::Span<const std::int64_t> own = {}) {
+    if (IsDue(now)) MakeMark(now, own);
+  }
+  bool IsDue(Nanos now) const {
     const Nanos since = now - marked_.load(std::memory_order_relaxed);
-    if (since >= kGrain || since < 0) MakeMark(now);
+    return since >= kGrain || since < 0;
   }
 
   // All that has begun by now.
@@ -51,12 +56,16 @@ class History {
   // At most, and at least, so much had begun by `at`.
   std::int64_t AtMost(std::size_t resource, Nanos at) const;
   std::int64_t AtLeast(std::size_t resource, Nanos at) const;
+  // What has begun since `from`: at least, and short of it by no more than what began within the
+  // distance of two marks.
+  std::int64_t Since(std::size_t resource, Nanos from) const;
   // What would be owed at `now` to a bucket into which `amount` flows back in each `period`, had
-  // nobody else taken of it. What began between two marks counts from the later one.
+  // nobody else taken of it. What began between two marks counts from the earlier one: it began
+  // just after that, or there would be a mark in between.
   std::int64_t Owed(std::size_t resource, std::int64_t amount, Nanos period, Nanos now) const;
 
  private:
-  void MakeMark(Nanos now);
+  void MakeMark(Nanos now, absl::Span<const std::int64_t> own);
   void Thin(Nanos now);
 
   const std::size_t resources_;
@@ -67,6 +76,7 @@ class History {
   bool whole_ = true;               // no mark has been dropped for want of room
   std::vector<Nanos> at_;           // of each mark, rising
   std::vector<std::int64_t> then_;  // resources_ totals for each mark
+  std::vector<std::int64_t> own_;   // what of each was taken by the call that made the mark
 };
 
 }  // namespace headway

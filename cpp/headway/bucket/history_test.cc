@@ -54,22 +54,40 @@ TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
   }
 }
 
+void Call(History& history, Nanos at, std::int64_t amount) {
+  history.Admit(1, amount);
+  history.Mark(at, std::vector<std::int64_t>{0, amount});
+}
+
 TEST(History, KnowsWhatABucketIsOwed) {
+  constexpr Nanos kMinute = 60 * kSecond;
+  constexpr Nanos kHour = 60 * kMinute;
   History history(2);
-  const auto call = [&](Nanos at, std::int64_t amount) {
-    history.Admit(1, amount);
-    history.Mark(at);
-  };
-  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, kSecond), 0);
-  call(kSecond, 30);
-  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, kSecond), 30);
-  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, 11 * kSecond), 20);
+  EXPECT_EQ(history.Owed(1, 60, kMinute, kSecond), 0);
+  Call(history, kSecond, 10);
+  Call(history, kSecond, 20);  // there is a mark already
+  EXPECT_EQ(history.Owed(1, 60, kMinute, kSecond), 30);
+  EXPECT_EQ(history.Owed(1, 60, kMinute, 11 * kSecond), 20);
   // Idle time is not saved up.
-  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, 3'600 * kSecond), 0);
-  call(3'600 * kSecond, 40);
-  history.Admit(1, 5);  // no mark has been made since
-  EXPECT_EQ(history.Owed(1, 60, 60 * kSecond, 3'600 * kSecond + 15 * kSecond), 30);
-  EXPECT_EQ(history.Owed(0, 60, 60 * kSecond, 3'600 * kSecond), 0);
+  EXPECT_EQ(history.Owed(1, 60, kMinute, kHour), 0);
+  Call(history, kHour, 40);
+  Call(history, kHour, 5);
+  EXPECT_EQ(history.Owed(1, 60, kMinute, kHour + 15 * kSecond), 30);
+  EXPECT_EQ(history.Owed(0, 60, kMinute, kHour), 0);
+}
+
+TEST(History, KnowsWhatHasBegunSince) {
+  History history(2);
+  EXPECT_EQ(history.Since(1, 0), 0);
+  Call(history, kSecond, 10);
+  Call(history, kSecond, 20);
+  Call(history, 3 * kSecond, 5);
+  Call(history, 3 * kSecond, 2);
+  EXPECT_EQ(history.Since(1, 0), 37);
+  EXPECT_EQ(history.Since(1, 2 * kSecond), 7);
+  EXPECT_EQ(history.Since(1, 3 * kSecond), 7);
+  EXPECT_EQ(history.Since(1, 4 * kSecond), 0);
+  EXPECT_EQ(history.Since(0, 0), 0);
 }
 
 TEST(History, OfManyThreadsCountsAll) {
