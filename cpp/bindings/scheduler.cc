@@ -460,6 +460,38 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   return result;
 }
 
+// _let_through(bucket, metadata): counts it, whatever is in its way. Gives the reservation, what it
+// reserves, after how many seconds it would have been admitted (None: only answers can tell), and
+// which limit it would have waited for; -1: none, or the first answer, or after a refusal.
+PyObject* LetThrough(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* metadata = nullptr;
+  if (PyArg_ParseTuple(args, "O!O", bucket_type, &bucket, &metadata) == 0) return nullptr;
+  Request request;
+  if (!ReadRequest(PartsOf(object), bucket, metadata, request)) return nullptr;
+  State& state = bucket->state();
+  const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
+  const Nanos now = state.Now();
+  const Denial denial = state.bucket->Estimate(now, {}, amounts);
+  const bool waits = denial.ready_at > now;
+  auto reservation = std::make_unique<Reservation>();
+  state.bucket->Force(now, amounts, *reservation);
+  state.Serve();
+  PyObject* wait = denial.never() ? PyFloat_FromDouble(Py_HUGE_VAL)
+                   : denial.ready_at >= kUntold
+                       ? Py_NewRef(Py_None)
+                       : PyFloat_FromDouble(waits ? Seconds(denial.ready_at - now) : 0);
+  PyObject* made = MakeReservation(&state, std::move(reservation), bucket->path);
+  PyObject* reserved = TupleOf(amounts);
+  if (wait == nullptr || made == nullptr || reserved == nullptr) {
+    Py_XDECREF(wait);
+    Py_XDECREF(made);
+    Py_XDECREF(reserved);
+    return nullptr;
+  }
+  return Py_BuildValue("NNNi", made, reserved, wait, waits ? denial.meter : -1);
+}
+
 PyObject* StopBlocked(PyObject* object, PyObject* /*unused*/) {
   SchedulerParts& parts = PartsOf(object);
   const State& gate = *parts.gate;
@@ -707,6 +739,7 @@ PyMethodDef methods[] = {
     {"_run", &Run, METH_O, nullptr},
     {"_forget_routes", &Forget, METH_NOARGS, nullptr},
     {"_admit", &Admit, METH_VARARGS, nullptr},
+    {"_let_through", &LetThrough, METH_VARARGS, nullptr},
     {"_stop_blocked", &StopBlocked, METH_NOARGS, nullptr},
     {"_estimate", &Estimate, METH_VARARGS, nullptr},
     {"_live", &Live, METH_NOARGS, nullptr},

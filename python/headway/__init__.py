@@ -21,7 +21,7 @@ from headway.errors import (
     SchedulerStoppedError,
     TooManyFailedRequestsError,
 )
-from headway.limiter import Explanation, Limiter, LimitState
+from headway.limiter import Explanation, Limiter, LimitState, Observed
 from headway.protocols import ClassifierProtocol, ClientProtocol, StreamingResponseProtocol
 from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.receipts import LimitUse, Receipt
@@ -67,6 +67,7 @@ __all__ = [
     "Limiter",
     "ManualClock",
     "MemoryBackend",
+    "Observed",
     "ProviderError",
     "ProviderInterface",
     "QueueOverflowError",

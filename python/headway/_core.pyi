@@ -138,6 +138,9 @@ class SchedulerCore:
     def _admit(
         self, bucket: BucketCore, metadata: Any, submitted: int, retry: bool, call: Any, /
     ) -> tuple[Reservation, tuple[int, ...]]: ...
+    def _let_through(
+        self, bucket: BucketCore, metadata: Any, /
+    ) -> tuple[Reservation, tuple[int, ...], float | None, int]: ...
     def _stop_blocked(self) -> int: ...
     def _estimate(
         self, bucket: BucketCore, metadata: Any, more: Sequence[int] | None, /

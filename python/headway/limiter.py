@@ -39,6 +39,31 @@ class LimitState:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """What would have become of requests that a transport with `observe_only` has let through.
+
+    Of one bucket. requests: how many have ended. would_have_waited: how many of them would have
+    been held back, by the limits that were known then and all that was sent by then; for a first
+    answer, too, where none was known. would_have_waited_seconds: for how long these, together; what
+    waits behind others that wait is not foreseen. refusals: how many were answered 429.
+    refusals_avoided: how many of those would have been held back.
+    """
+
+    requests: int
+    would_have_waited: int
+    would_have_waited_seconds: float
+    refusals: int
+    refusals_avoided: int
+
+    def __str__(self) -> str:
+        return (
+            f"observed only: {self.requests} requests, of which {self.would_have_waited} would "
+            f"have waited, {self.would_have_waited_seconds:.3f} s in all; {self.refusals} refused, "
+            f"of which {self.refusals_avoided} would have been held back"
+        )
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What a limiter would do with a cost now, and why; str() reads well.
 
@@ -46,6 +71,7 @@ class Explanation:
     or None where it fits now. ready_in: seconds until its turn behind all that wait. waiting: how
     many do. elsewhere: limits that a user's own backend counts: how full they are, only that knows.
     receipts: of a scheduler's bucket, its last 16 refusals, the latest last.
+    observed: of a scheduler's bucket, what was only watched; None where nothing was.
     """
 
     resources: tuple[str, ...]
@@ -56,6 +82,7 @@ class Explanation:
     waiting: int
     elsewhere: tuple[Limit, ...] = ()
     receipts: tuple[Receipt, ...] = ()
+    observed: Observed | None = None
 
     @property
     def fits_now(self) -> dict[str, int]:
@@ -93,6 +120,8 @@ class Explanation:
             lines.append(f"  fits now: {fits}")
         elif not self.elsewhere:
             lines.append("  no limits")
+        if self.observed is not None:
+            lines.append(f"  {self.observed}")
         lines += [f"  {receipt}" for receipt in self.receipts[-_SHOWN:]]
         return "\n".join(lines)
 

@@ -384,16 +384,32 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
     if (took) Begin(now, out, untimed, begins);
     if (alone && !took) LeaveCold(/*over=*/false);
     if (took && alone && begins) GoesAhead(out);
-    if (took && alone && looks_ahead()) {
-      // The others would have had to wait until then anyhow.
-      const Nanos next = Bind(now, kNothing, amounts, /*privileged=*/true, answered).ready_at;
-      if (next > now && next < kUntold) cold_hold_.store(next - now + patience_.load());
-    }
+    if (took && alone && looks_ahead()) HoldOthers(now, amounts, answered);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.
     looked = false;
   }
+}
+
+void Bucket::Force(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out) {
+  bool alone = false;
+  if (cold_.load() != 0) EnterCold(now, alone);
+  out.taken_.resize(static_cast<std::size_t>(size()));
+  for (int i = 0; i < out.size(); ++i)
+    meter(i).Force(now, amount(i, amounts), out.taken_[static_cast<std::size_t>(i)]);
+  out.alone_ = alone;
+  out.ahead_ = alone && looks_ahead() ? std::max<Nanos>(now, 0) + 1 : 0;
+  Begin(now, out);
+  if (alone) GoesAhead(out);
+  if (alone && looks_ahead()) HoldOthers(now, amounts, /*answered=*/false);
+  SignalIfOwed();
+}
+
+// Somebody goes ahead: how long the others would have had to wait anyhow.
+void Bucket::HoldOthers(Nanos now, absl::Span<const std::int64_t> amounts, bool answered) {
+  const Nanos next = Bind(now, kNothing, amounts, /*privileged=*/true, answered).ready_at;
+  if (next > now && next < kUntold) cold_hold_.store(next - now + patience_.load());
 }
 
 Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out) {

@@ -93,6 +93,11 @@ class Bucket {
                                    bool privileged, Reservation& out, bool answered = false,
                                    bool looked = false);
 
+  // Takes the amounts into `out` (fresh) whether or not they fit, and whoever waits: the request
+  // goes out anyway, and is to be counted. One goes alone, or ahead, as among those that are
+  // admitted.
+  void Force(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out);
+
   // Takes the amounts for the first instant at which all of it fits, and returns that instant, or
   // kNever and takes nothing. For buckets whose limits are all of shape kBucket. Where one of
   // several limits makes it wait, the others count it at that later instant, too: until then they
@@ -234,6 +239,7 @@ class Bucket {
   void LeaveCold(bool over);
   void LeaveAhead(Nanos out);
   void GoesAhead(const Reservation& out);
+  void HoldOthers(Nanos now, absl::Span<const std::int64_t> amounts, bool answered);
   bool looks_ahead() const { return look_ahead_.load(); }
   void FailCold();
   void BeginCall(Nanos now, Reservation& out);

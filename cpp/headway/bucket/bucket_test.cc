@@ -350,6 +350,64 @@ TEST(Bucket, AWaiterWhoGoesOnLateMovesTheRefillOnce) {
   EXPECT_EQ(bucket->Used(0, kNow), 60) << "moved by 1 s";
 }
 
+TEST(Bucket, WhatIsForcedCountsBeyondWhatFits) {
+  for (const Shape shape : {Shape::kBucket, Shape::kWindow, Shape::kFixed}) {
+    SCOPED_TRACE(ShapeName(shape));
+    Counted bucket({Make(shape, 10), Make(Shape::kConcurrency, 2)}, {0, 1});
+    std::vector<std::unique_ptr<Reservation>> out;
+    for (int i = 0; i < 15; ++i) {
+      out.push_back(std::make_unique<Reservation>());
+      bucket->Force(kNow, Amounts{1, 1}, *out.back());
+      ASSERT_TRUE(out.back()->Sent(kNow, 0));
+    }
+    EXPECT_EQ(bucket->Used(0, kNow), 15);
+    EXPECT_EQ(bucket->Used(1, kNow), 15);
+    Reservation refused;
+    ASSERT_TRUE(Reserve(bucket, kNow, {1, 0}, refused));
+    // As late as if all of them had fitted: none of a period's has left before that is over.
+    const Nanos ready = bucket->Estimate(kNow, {}, Amounts{1, 0}).ready_at;
+    EXPECT_GE(ready, kNow + (shape == Shape::kBucket ? 6 : 10) * kSecond);
+    EXPECT_LT(ready, kNow + 11 * kSecond);
+    // It is settled like anything that was admitted.
+    for (auto& each : out) EXPECT_TRUE(each->Settle(kNow, Amounts{0, 1}));
+    EXPECT_EQ(bucket->Used(1, kNow), 0);
+    EXPECT_EQ(bucket->Used(0, kNow), 0);
+    Reservation admitted;
+    EXPECT_FALSE(Reserve(bucket, kNow + 11 * kSecond, {10, 2}, admitted));
+  }
+}
+
+TEST(Bucket, WhatIsForcedCanBeGivenBack) {
+  for (const Shape shape : {Shape::kBucket, Shape::kWindow, Shape::kFixed}) {
+    SCOPED_TRACE(ShapeName(shape));
+    Counted bucket(Make(shape, 10));
+    Reservation whole;
+    ASSERT_FALSE(Reserve(bucket, kNow, {10}, whole));
+    Reservation more;
+    bucket->Force(kNow, Amounts{7}, more);
+    EXPECT_EQ(bucket->Used(0, kNow), 17);
+    EXPECT_TRUE(more.Cancel(kNow));
+    EXPECT_EQ(bucket->Used(0, kNow), 10);
+  }
+}
+
+TEST(Bucket, OneThatIsForcedGoesAloneAndTells) {
+  Bucket* const bucket = Bucket::Make({}, {}, 0, nullptr, /*spare=*/2, /*width=*/1);
+  bucket->StartCold(kSecond);
+  Reservation first;
+  Reservation second;
+  bucket->Force(kNow, Amounts{1}, first);
+  EXPECT_EQ(bucket->Estimate(kNow, {}, Amounts{1}).ready_at, kUntold);
+  bucket->Force(kNow, Amounts{1}, second);
+  EXPECT_TRUE(first.alone());
+  EXPECT_FALSE(second.alone());
+  EXPECT_TRUE(first.Answered(kNow, /*refused=*/false));
+  EXPECT_LE(bucket->Estimate(kNow, {}, Amounts{1}).ready_at, kNow);
+  EXPECT_TRUE(first.Settle(kNow, {}));
+  EXPECT_TRUE(second.Settle(kNow, {}));
+  bucket->Unref();
+}
+
 TEST(Bucket, ALimitThatIsLearntLaterFindsWhatWasUsed) {
   Counted bucket({Make(Shape::kWindow, Limit::kMaxAmount)}, {0});
   // Nobody is held back, nobody is asked when it was answered.

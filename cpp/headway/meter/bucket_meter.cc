@@ -178,6 +178,31 @@ void BucketMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
   }
 }
 
+void BucketMeter::Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken) {
+  std::uint64_t bits = m.word_.load(std::memory_order_acquire);
+  for (;;) {
+    const Word word{bits};
+    const Parameters p = m.slots_.Load(word.generation());
+    if (p.amount == 0) return;  // as in Charge
+    if (IsFull(word, now, p)) Begin(m, now);
+    const Nanos increment = std::min(p.Cost(amount), Word::kMaxValue / 2);
+    const Nanos after = std::min(std::max(word.value(), now) + increment, Word::kMaxValue);
+    const Nanos shifted = m.shifted_.load(std::memory_order_relaxed);
+    HEADWAY_PAUSE();
+    if (!m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) continue;
+    taken.amount = amount;
+    taken.increment = increment;
+    taken.after = after;
+    taken.cell = static_cast<std::uint32_t>(shifted);
+    taken.period = p.period;
+    taken.generation = static_cast<std::uint8_t>(word.generation());
+    taken.future = false;
+    taken.unbegun = false;
+    taken.full_for_or_lap = 0;
+    return;
+  }
+}
+
 void BucketMeter::Raise(Meter& m, Nanos bound) {
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   bound = std::min(bound, Word::kMaxValue);

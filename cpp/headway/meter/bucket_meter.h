@@ -108,6 +108,7 @@ class BucketMeter {
                        bool cancel);
   static void Sent(Meter& m, const Taken& taken, Nanos counted_by);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
+  static void Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static void Raise(Meter& m, Nanos bound);
   static bool Lower(Meter& m, Nanos bound);
   static Nanos Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,

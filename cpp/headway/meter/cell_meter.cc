@@ -403,21 +403,34 @@ bool CellMeter::GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool
   return Word{m.word_.load()}.waiters();
 }
 
-void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
-  std::uint64_t bits = m.word_.load();
+namespace {
+
+// Counts `amount` more, whether or not it fits; absurd sums stop where the word ends. Gives what
+// was counted.
+std::int64_t Add(std::atomic<std::uint64_t>& of, std::int64_t amount) {
+  std::uint64_t bits = of.load();
   for (;;) {
     const Word word{bits};
-    // Absurd overages stop where the word ends.
     const std::int64_t more = std::min(amount, Word::kMaxValue / 2 - word.value());
-    if (more <= 0) return;
+    if (more <= 0) return 0;
     HEADWAY_PAUSE();
-    if (!m.word_.compare_exchange_weak(bits, word.with_value(word.value() + more).bits)) continue;
-    HEADWAY_PAUSE();
-    Taken ignored;
-    Enter(m, m.slots_.Load(word.generation()), now, more, /*answered=*/true, /*tell=*/true,
-          ignored);
-    return;
+    if (of.compare_exchange_weak(bits, word.with_value(word.value() + more).bits)) return more;
   }
+}
+
+}  // namespace
+
+void CellMeter::Charge(Meter& m, Nanos now, std::int64_t amount) {
+  const std::int64_t more = Add(m.word_, amount);
+  HEADWAY_PAUSE();
+  Taken ignored;
+  if (more > 0) Enter(m, m.parameters(), now, more, /*answered=*/true, /*tell=*/true, ignored);
+}
+
+void CellMeter::Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken) {
+  const std::int64_t more = Add(m.word_, amount);
+  HEADWAY_PAUSE();
+  if (more > 0) Enter(m, m.parameters(), now, more, /*answered=*/false, /*tell=*/true, taken);
 }
 
 // Who comes with a crowd tells of those who came just before it, too: they have waited for it. The

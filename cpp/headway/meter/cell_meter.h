@@ -111,6 +111,7 @@ class CellMeter {
   static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
+  static void Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static void CountEarlier(Meter& m, Nanos counted_by, std::int64_t amount);
   static std::vector<RunOfCalls> Runs(Meter& m);
   static void GoesAhead(Meter& m, const Taken& taken);

@@ -35,6 +35,11 @@ class ConcurrencyMeter {
     }
   }
 
+  static void Force(Meter& m, std::int64_t amount, Taken& taken) {
+    m.word_.fetch_add(static_cast<std::uint64_t>(amount) << Word::kValueShift);
+    taken.amount = amount;
+  }
+
   static bool GiveBack(Meter& m, std::int64_t amount) {
     // Never below zero: a reservation gives back what it took, once, so the count covers it.
     const std::uint64_t before =

@@ -82,6 +82,20 @@ bool Meter::Begin(Nanos now, Taken& taken) {
   return shape_ == Shape::kBucket && BucketMeter::Start(*this, now, taken);
 }
 
+void Meter::Force(Nanos now, std::int64_t amount, Taken& taken) {
+  taken.amount = 0;
+  if (amount == 0) return;
+  switch (shape_) {
+    case Shape::kBucket:
+      return BucketMeter::Force(*this, now, amount, taken);
+    case Shape::kConcurrency:
+    case Shape::kCredit:
+      return ConcurrencyMeter::Force(*this, amount, taken);
+    default:
+      return CellMeter::Force(*this, now, amount, taken);
+  }
+}
+
 Nanos Meter::ReserveAt(Nanos now, std::int64_t amount, Taken& taken) {
   taken.amount = 0;
   if (amount == 0) return now;

@@ -104,6 +104,10 @@ class Meter {
   // Returns whether to signal.
   [[nodiscard]] bool Begin(Nanos now, Taken& taken);
 
+  // Takes `amount` whether or not it fits, and whoever waits: it is being used. What fits then is
+  // less than nothing, until that has left or flowed back.
+  void Force(Nanos now, std::int64_t amount, Taken& taken);
+
   // `bucket` only: takes `amount` for the first instant at which it fits behind all that was taken
   // and reserved before, and returns that instant (`now` or later), or kNever and takes nothing.
   // The slot keeps its instant when the limit changes; what a changed limit says of it is not

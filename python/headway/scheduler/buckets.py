@@ -17,6 +17,7 @@ from headway.providers import DiscoveredBucket
 from headway.receipts import Receipt
 from headway.scheduler.accounts import as_limit
 from headway.scheduler.breaker import Breaker
+from headway.scheduler.watch import Watch
 
 if TYPE_CHECKING:
     from headway.backends.memory import MemoryBackend
@@ -40,13 +41,15 @@ class Bucket(_core.BucketCore):
     breaker: opens it after many failures. remote: where its words are a user's own backend's.
     stated: what a limit was before the buffer ratio, by its place in `_core.limits(bucket)`.
     searches: whether a limit is being found out that is never stated; then every answer tells.
-    receipts: of the last refusals. verdicts_logged: those of them that were logged aloud.
+    receipts: of the last refusals. verdicts_logged: those of them that were logged aloud. watch:
+    what was only watched.
     """
 
     breaker: Breaker
     stated: dict[int, int]
     receipts: deque[Receipt]
     verdicts_logged: set[str]
+    watch: Watch
     remote: RemoteBucket | None = None
     searches = False
     # When answers have changed what is stated, as of Scheduler._now, and what it was before.
@@ -332,6 +335,7 @@ class Buckets:
         bucket.stated = stated
         bucket.receipts = deque(maxlen=MOST_RECEIPTS)
         bucket.verdicts_logged = set()
+        bucket.watch = Watch()
         bucket._changes = deque(maxlen=MOST_RECEIPTS)
         return bucket
 

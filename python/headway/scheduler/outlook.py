@@ -62,7 +62,12 @@ class Outlook:
         elif found.binds is None and look["binds"] is not None and look["binds"] >= 0:
             limit = look["limits"][look["binds"]]["limit"]
             found = dataclasses.replace(found, binds=_shown(bucket, limit))
-        found = dataclasses.replace(found, elsewhere=elsewhere, receipts=tuple(bucket.receipts))
+        found = dataclasses.replace(
+            found,
+            elsewhere=elsewhere,
+            receipts=tuple(bucket.receipts),
+            observed=bucket.watch.seen,
+        )
         own = self._limits_of(metadata)
         if own is None:
             return found

@@ -47,6 +47,14 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         "idle_streams": events["idle_streams"],
         "user_code_errors": dict(scheduler._user_code.errors),
     }
+    seen = [each for each in (bucket.watch.seen for bucket in buckets) if each is not None]
+    found |= {
+        "observed_requests": sum(each.requests for each in seen),
+        "would_have_waited": sum(each.would_have_waited for each in seen),
+        "would_have_waited_seconds": sum(each.would_have_waited_seconds for each in seen),
+        "observed_refusals": sum(each.refusals for each in seen),
+        "refusals_avoided": sum(each.refusals_avoided for each in seen),
+    }
     if scheduler.mode is SchedulerMode.ACCOUNT:
         found |= {
             "total_scheduled": scheduled,

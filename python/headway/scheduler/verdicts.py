@@ -92,6 +92,32 @@ class Verdicts:
         self._scheduler._events["failed_attempts"] += 1
         return answer
 
+    def watch(self, call: Any, result: Any, held: bool) -> bool:
+        """What an attempt that was only watched has come to: whether it was refused.
+
+        As `judge`, but that nothing is tried again, and no breaker is told. held: it would have
+        been held back, and so would not have been refused: its refusal holds up nothing either.
+        """
+        answer = self._hear(call, result)
+        call.result = result
+        if answer.status is None or answer.status < 400:
+            stream = wrap_stream(call, result, self._scheduler._streams)
+            if stream is not None:
+                call.result = stream
+            elif answer.usage:
+                call.settle(dict(answer.usage))
+            else:
+                call.answered()
+            return False
+        call.failed()
+        if answer.status != REFUSED:
+            call.answered()
+            return False
+        self._refused(call, answer)
+        if not held:
+            self._cool(call.bucket, answer, call.attempt)
+        return True
+
     def _hear(self, call: Any, source: object) -> Answer:
         """What an attempt's result or exception says, told to whoever learns from it."""
         answer = read_answer(source)

@@ -26,6 +26,7 @@ def govern(
     limits: Mapping[str, Sequence[Limit | str]] | Sequence[Limit | str] | None = None,
     scheduler: Scheduler | Limiter | None = None,
     provider: ProviderTable | str | None = None,
+    observe_only: bool = False,
 ) -> _Client:
     """A copy of `client` whose requests wait for their provider's limits; `client` stays as it is.
 
@@ -36,7 +37,8 @@ def govern(
     scheduler: who decides; None makes one, in intelligent mode, with these `limits` (as of
     create_scheduler; None finds them out), for 1000 requests at once and any number that wait. It
     starts with the first request, and lives as long as the process. provider: as of AsyncTransport;
-    None goes by the client's type and base URL. ConfigurationError names what cannot be.
+    None goes by the client's type and base URL. observe_only: it only watches, see AsyncTransport.
+    ConfigurationError names what cannot be.
     """
     inner: Any = getattr(client, "_client", None)
     of_sdk = package_of(inner) is not None
@@ -61,10 +63,10 @@ def govern(
     kept["default_encoding"] = http._default_encoding
     transport: AsyncTransport | Transport
     if asynchronous:
-        transport = AsyncTransport(scheduler, _AsyncWay(http), provider)
+        transport = AsyncTransport(scheduler, _AsyncWay(http), provider, observe_only=observe_only)
         governed = module.AsyncClient(transport=transport, base_url=http.base_url, **kept)
     else:
-        transport = Transport(scheduler, _Way(http), provider)
+        transport = Transport(scheduler, _Way(http), provider, observe_only=observe_only)
         governed = module.Client(transport=transport, base_url=http.base_url, **kept)
     if not of_sdk:
         return governed  # type: ignore[no-any-return]

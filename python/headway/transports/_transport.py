@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -22,6 +23,7 @@ from headway.providers.table import ProviderTable, table_for, table_named
 from headway.scheduler.answers import FINAL, TABLE, USED
 from headway.scheduler.failures import REFUSED, RETRIED
 from headway.scheduler.streams import at_least
+from headway.scheduler.watching import WatchedCall, check_watching
 from headway.transports._httpx import send_untold, send_untold_sync
 from headway.transports._network import NetworkDelays
 from headway.transports._requests import (
@@ -33,6 +35,8 @@ from headway.transports._requests import (
     read_request,
 )
 from headway.transports._ways import make_way, proxy_for
+
+_logger = logging.getLogger("headway.scheduler")
 
 _IDEMPOTENT = READ_ONLY | {"PUT"}
 _CLAMPS = 3
@@ -85,6 +89,8 @@ class _Governor:
         scheduler: Scheduler | Limiter,
         wrapped: Any = None,
         provider: ProviderTable | str | None = None,
+        *,
+        observe_only: bool = False,
     ) -> None:
         if not isinstance(scheduler, (Scheduler, Limiter)):
             raise ConfigurationError(
@@ -94,6 +100,9 @@ class _Governor:
             raise ConfigurationError(
                 f"wrapped of type {type(wrapped).__name__}: must be a transport with {self._verb}()"
             )
+        if observe_only:
+            check_watching(scheduler)
+        self._observes = observe_only
         self._scheduler = scheduler if isinstance(scheduler, Scheduler) else None
         self._limiter = scheduler if isinstance(scheduler, Limiter) else None
         self._wrapped = wrapped
@@ -216,8 +225,19 @@ class _Governor:
     def _starts(self, scheduler: Scheduler) -> bool:
         """Whether it has to be started: with the first request, and again in a forked child."""
         if self._started_in != os.getpid() and scheduler.is_running():
-            self._started_in = os.getpid()
+            self._has_started()
         return self._started_in != os.getpid()
+
+    def _has_started(self) -> None:
+        begins = self._started_in != os.getpid()  # several may have waited for it
+        self._started_in = os.getpid()
+        if begins and self._observes:
+            _logger.warning(
+                "observes only: requests go out at once, and nothing is refused or tried again here"
+            )
+
+    def _watch(self, scheduler: Scheduler, asked: Asked) -> WatchedCall:
+        return WatchedCall(scheduler, self._metadata(scheduler, asked))
 
 
 def _clamp(cost: dict[str, int], limits: Iterable[Limit]) -> None:
@@ -329,7 +349,9 @@ class AsyncTransport(_Governor, _AsyncBase):
         assert scheduler is not None
         if self._starts(scheduler):
             await scheduler.start()
-            self._started_in = os.getpid()
+            self._has_started()
+        if self._observes:
+            return await self._send_watched(send, request, asked, scheduler)
 
         async def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(_HOLD)
@@ -360,6 +382,24 @@ class AsyncTransport(_Governor, _AsyncBase):
         except _Unsaid as unsaid:
             raise unsaid.error from unsaid.error.__cause__
         raise AssertionError("unreachable")
+
+    async def _send_watched(
+        self, send: Any, request: Any, asked: Asked, scheduler: Scheduler
+    ) -> Any:
+        watched = self._watch(scheduler, asked)
+        try:
+            response = await send_untold(send, request, watched.reservation, self._delays)
+            self._prepare(response, request, asked)
+            if response.status_code == REFUSED:  # its body says why
+                try:
+                    raw = b"".join([part async for part in response.stream])
+                finally:
+                    await response.aclose()
+                response = _failure_of(response, raw)
+        except BaseException as error:
+            watched.failed(error)
+            raise
+        return watched.answered(response)
 
     def _way(self, request: Any) -> Any:
         return self._wrapped or self._default_way(request, "AsyncHTTPTransport")
@@ -411,7 +451,9 @@ class Transport(_Governor, _Base):
             with self._lock:
                 if self._starts(scheduler):
                     scheduler.start_sync()
-                    self._started_in = os.getpid()
+                    self._has_started()
+        if self._observes:
+            return self._send_watched(send, request, asked, scheduler)
 
         def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(_HOLD)
@@ -440,6 +482,22 @@ class Transport(_Governor, _Base):
         except _Unsaid as unsaid:
             raise unsaid.error from unsaid.error.__cause__
         raise AssertionError("unreachable")
+
+    def _send_watched(self, send: Any, request: Any, asked: Asked, scheduler: Scheduler) -> Any:
+        watched = self._watch(scheduler, asked)
+        try:
+            response = send_untold_sync(send, request, watched.reservation, self._delays)
+            self._prepare(response, request, asked)
+            if response.status_code == REFUSED:
+                try:
+                    raw = b"".join(response.stream)
+                finally:
+                    response.close()
+                response = _failure_of(response, raw)
+        except BaseException as error:
+            watched.failed(error)
+            raise
+        return watched.answered(response)
 
     def _way(self, request: Any) -> Any:
         if self._wrapped is not None:
