@@ -24,7 +24,6 @@ from headway.receipts import (
 )
 from headway.retry import told_wait
 from headway.scheduler.answers import Answer, look
-from headway.scheduler.failures import is_spent
 
 if TYPE_CHECKING:
     from headway.scheduler.buckets import Bucket
@@ -137,9 +136,9 @@ def _meter_of(
 
 def _verdict(uses: Sequence[LimitUse], answer: Answer, heard: bool) -> str:
     """heard: whether any answer has told of limits so far."""
-    if is_spent(answer):
+    if answer.kind in ("spent", "not_on_plan"):
         return UNKNOWN
-    if _is_overload(answer):
+    if answer.kind == "capacity" or _is_overload(answer):
         return CAPACITY
     full = [use for use in uses if not use.has_room]
     for use in full:

@@ -101,11 +101,12 @@ class Verdicts:
         answer = self._hear(call, result)
         call.result = result
         if answer.status is None or answer.status < 400:
-            stream = wrap_stream(call, result, self._scheduler._streams)
+            kept = self._table_of(answer).kept
+            stream = wrap_stream(call, result, self._scheduler._streams, kept)
             if stream is not None:
                 call.result = stream
             elif answer.usage:
-                call.settle(dict(answer.usage))
+                call.settle(self._settled(call, answer))
             else:
                 call.answered()
             return False

@@ -236,8 +236,8 @@ class _Governor:
                 "observes only: requests go out at once, and nothing is refused or tried again here"
             )
 
-    def _watch(self, scheduler: Scheduler, asked: Asked) -> WatchedCall:
-        return WatchedCall(scheduler, self._metadata(scheduler, asked))
+    def _watch(self, scheduler: Scheduler, asked: Asked, table: ProviderTable) -> WatchedCall:
+        return WatchedCall(scheduler, self._metadata(scheduler, asked, table))
 
 
 def _clamp(cost: dict[str, int], limits: Iterable[Limit]) -> None:
@@ -351,7 +351,7 @@ class AsyncTransport(_Governor, _AsyncBase):
             await scheduler.start()
             self._has_started()
         if self._observes:
-            return await self._send_watched(send, request, asked, scheduler)
+            return await self._send_watched(send, request, asked, scheduler, table)
 
         async def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(_HOLD)
@@ -384,12 +384,12 @@ class AsyncTransport(_Governor, _AsyncBase):
         raise AssertionError("unreachable")
 
     async def _send_watched(
-        self, send: Any, request: Any, asked: Asked, scheduler: Scheduler
+        self, send: Any, request: Any, asked: Asked, scheduler: Scheduler, table: ProviderTable
     ) -> Any:
-        watched = self._watch(scheduler, asked)
+        watched = self._watch(scheduler, asked, table)
         try:
             response = await send_untold(send, request, watched.reservation, self._delays)
-            self._prepare(response, request, asked)
+            self._prepare(response, request, asked, table)
             if response.status_code == REFUSED:  # its body says why
                 try:
                     raw = b"".join([part async for part in response.stream])
@@ -453,7 +453,7 @@ class Transport(_Governor, _Base):
                     scheduler.start_sync()
                     self._has_started()
         if self._observes:
-            return self._send_watched(send, request, asked, scheduler)
+            return self._send_watched(send, request, asked, scheduler, table)
 
         def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(_HOLD)
@@ -483,11 +483,13 @@ class Transport(_Governor, _Base):
             raise unsaid.error from unsaid.error.__cause__
         raise AssertionError("unreachable")
 
-    def _send_watched(self, send: Any, request: Any, asked: Asked, scheduler: Scheduler) -> Any:
-        watched = self._watch(scheduler, asked)
+    def _send_watched(
+        self, send: Any, request: Any, asked: Asked, scheduler: Scheduler, table: ProviderTable
+    ) -> Any:
+        watched = self._watch(scheduler, asked, table)
         try:
             response = send_untold_sync(send, request, watched.reservation, self._delays)
-            self._prepare(response, request, asked)
+            self._prepare(response, request, asked, table)
             if response.status_code == REFUSED:
                 try:
                     raw = b"".join(response.stream)
