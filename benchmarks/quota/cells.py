@@ -80,6 +80,8 @@ class Cell:
 
     @property
     def _sizes(self) -> tuple[int, int]:
+        if self.by_sdk:  # as many calls as where requests bind: an SDK takes milliseconds for each
+            return (300, 1_700)
         return (100, 700) if self.period < 60 else (200, 1_500)
 
     def limits(self, anchor: float) -> list[str]:
@@ -97,7 +99,8 @@ class Cell:
         """The tokens of each request, without end.
 
         Of a window of tokens, the end that no next request fits into is lost to whoever keeps the
-        order; sizes are small enough beside the limit that this is 0.4 % (6 s), 0.1 % (60 s).
+        order; sizes are small enough beside the limit that this is 0.4 % (6 s), 0.1 % (60 s), and
+        0.8 % of an SDK's.
         """
         least, most = self._sizes
         draw = random.Random(seed)
