@@ -65,6 +65,7 @@ def scheduler_of(**options: Any) -> Scheduler:
     """One that was given no limits and uses all of what it finds."""
     options.setdefault("rate_limit_buffer_ratio", 1.0)
     options.setdefault("max_concurrent_executions", 10_000)
+    options.setdefault("max_queue_size", 10_000)
     return create_scheduler(None, config=RateLimiterConfig(**options))
 
 
