@@ -285,7 +285,7 @@ py::tuple OwnUses(const py::object& limiter, const std::optional<AnsweredCall>& 
 
 // What the answer to a call said of a limiter's limits. Returns whether any of them has changed.
 bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given,
-             bool refused, const py::object& wait) {
+             bool refused) {
   State* const state = StateOfLimiter(limiter.ptr());
   if (state == nullptr) throw py::error_already_set();
   if (state->learner == nullptr) return false;
@@ -297,11 +297,8 @@ bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings
     reading.resource = static_cast<std::uint8_t>(found - state->resources.begin());
     known.push_back(reading);
   }
-  std::optional<Learner::Refusal> refusal;
-  if (refused) refusal.emplace();
-  if (refused && !wait.is_none()) refusal->wait = NanosOf(wait, "wait");
   const std::vector<Change> changes =
-      state->learner->Observe(state->Now(), state->WallOffset(), call, known, refusal);
+      state->learner->Observe(state->Now(), state->WallOffset(), call, known, refused);
   for (const Change& change : changes) {
     const auto place = static_cast<std::size_t>(change.meter);
     if (place >= state->limits.size()) state->limits.resize(place + 1);
@@ -352,9 +349,9 @@ void AddObserve(py::module_& m) {
         throw py::type_error("AnsweredCall: made by calls and reservations only");
       }));
   m.def("observe", &Observe, py::arg("limiter"), py::arg("call"), py::arg("readings"),
-        py::arg("refused") = false, py::arg("wait") = py::none(),
+        py::arg("refused") = false,
         "Tells what the answer to a call said of limits; whether one of them has changed. refused: "
-        "for want of what comes back, in `wait` seconds if it said so.");
+        "for want of what comes back.");
   m.def(
       "searches",
       [](const py::object& limiter) {

@@ -375,37 +375,6 @@ def test_one_that_goes_alone_and_brings_nothing_back_lets_others_go(how: str) ->
     asyncio.run(run())
 
 
-def test_what_is_never_stated_is_found_out_by_refusals() -> None:
-    async def run() -> None:
-        clock = ManualClock(1000.0)
-        server = Window(20, clock)
-
-        async def call() -> SimpleNamespace:
-            status, _ = server.say()
-            return SimpleNamespace(status_code=status, headers={})
-
-        async with make(clock=clock, max_backoff=0.001) as scheduler:
-            # As many as the budget for retries allows to be refused, and then more.
-            tasks = [scheduler.submit(asks(), call) for _ in range(28)]
-            await settle(clock, 1050)
-            refused = server.refused
-            assert (len(server.counted), 0 < refused <= 8) == (20, True)
-            tasks += [scheduler.submit(asks(), call) for _ in range(172)]
-            await settle(clock, 1290)
-            assert 95 <= len(server.counted) <= 100
-            # One in 30 s at most, for more.
-            assert server.refused - refused <= (1290 - 1050) / 30
-            explained = scheduler.explain(asks())
-            assert explained is not None
-            assert [each.learnt for each in explained.limits] == [
-                "never stated, found out by refusals"
-            ]
-            for task in tasks:
-                task.cancel()
-
-    asyncio.run(run())
-
-
 def test_with_nobody_to_learn_from_all_go_at_once() -> None:
     async def run() -> None:
         out = 0

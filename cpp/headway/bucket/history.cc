@@ -51,12 +51,6 @@ std::int64_t History::AtMost(std::size_t resource, Nanos at) const {
   return then_[static_cast<std::size_t>(later - at_.begin()) * resources_ + resource];
 }
 
-Nanos History::FirstSince(Nanos at) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const auto first = std::lower_bound(at_.begin(), at_.end(), at);
-  return first == at_.end() ? kNever : *first;
-}
-
 std::int64_t History::AtLeast(std::size_t resource, Nanos at) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto later = std::upper_bound(at_.begin(), at_.end(), at);

@@ -51,8 +51,6 @@ class History {
 
   // All that has begun by now.
   std::int64_t Total(std::size_t resource) const { return totals_[resource].load(); }
-  // When the first call began of those that are remembered from `at` on; kNever: none did.
-  Nanos FirstSince(Nanos at) const;
   // At most, and at least, so much had begun by `at`.
   std::int64_t AtMost(std::size_t resource, Nanos at) const;
   std::int64_t AtLeast(std::size_t resource, Nanos at) const;

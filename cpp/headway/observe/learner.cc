@@ -291,8 +291,7 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
 }
 
 std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                                     absl::Span<const Reading> readings,
-                                     std::optional<Refusal> refusal) {
+                                     absl::Span<const Reading> readings, bool refused) {
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
@@ -331,16 +330,14 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     track.newest = std::max(track.newest, of.sent);
     LookAhead(now, track, of);
   }
-  if (refusal || search_.limits()) Search(now, wall_offset, of, readings, refusal, changes);
+  if (refused || search_.limits()) Search(now, wall_offset, of, readings, refused, changes);
   return changes;
 }
 
 // Whether nothing that is stated explains a refusal. `hidden`: what would, of what is stated.
 bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
                           RateSearch::Hidden& hidden) const {
-  if (readings.empty())
-    return std::none_of(tracks_.begin(), tracks_.end(),
-                        [](const Track& track) { return track.limit > 0; });
+  if (readings.empty()) return false;
   for (const Reading& reading : readings) {
     if (reading.limit <= 0 || reading.remaining < 0) continue;
     // A call of unknown size may not have fitted into what was left.
@@ -364,20 +361,23 @@ bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
 // What refusals show that nothing stated explains. One request counts as one: of others' tokens
 // nothing is known.
 void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                     absl::Span<const Reading> readings, const std::optional<Refusal>& refusal,
+                     absl::Span<const Reading> readings, bool refused,
                      std::vector<Change>& changes) {
   const auto found = std::find(names_.begin(), names_.end(), kRequests);
   if (found == names_.end()) return;
   searched_.resource = static_cast<std::uint8_t>(found - names_.begin());
+  // Given limits win: then a refusal is somebody else's doing, and the cool-down after it is all.
+  for (int i = 0; i < static_cast<int>(given_.size()); ++i)
+    if (given_[static_cast<std::size_t>(i)] && bucket_->resource(i) == searched_.resource &&
+        bucket_->meter(i).shape() != Shape::kConcurrency)
+      return;
   const History& history = *bucket_->history();
-  if (refusal) {
+  if (refused) {
     RateSearch::Hidden hidden;
     if (!Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent)) return;
-    const Nanos first = history.FirstSince(of.sent - Inference::kMinute);
-    search_.Refused(
-        now, of.sent, refusal->wait, std::min(first, of.sent), hidden, [&](Nanos since) {
-          return history.Total(searched_.resource) - history.AtLeast(searched_.resource, since);
-        });
+    search_.Refused(now, of.sent, hidden, [&](Nanos since) {
+      return history.Total(searched_.resource) - history.AtLeast(searched_.resource, since);
+    });
   } else {
     const bool full = searched_.meter >= 0 && bucket_->ReadyAt(searched_.meter, now, 1) > now;
     if (!search_.Admitted(now, of.sent, full)) return;

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -82,16 +81,10 @@ class Learner {
   Learner(const Learner&) = delete;
   Learner& operator=(const Learner&) = delete;
 
-  // A refusal, for want of capacity that will come back.
-  struct Refusal {
-    Nanos wait = kNever;  // how long it says to wait; kNever: it does not
-  };
-
   // What the answer to `of` said, which was reserved of this bucket. `wall_offset`: see WallOffset.
-  // Returns what has changed, in the order in which it did.
+  // `refused`: for want of what comes back. Returns what has changed, in the order in which it did.
   std::vector<Change> Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                              absl::Span<const Reading> readings,
-                              std::optional<Refusal> refusal = std::nullopt);
+                              absl::Span<const Reading> readings, bool refused = false);
 
   std::vector<Finding> Findings() const;
   // Whether a limit is being found out that is never stated: then every answer tells.
@@ -118,8 +111,7 @@ class Learner {
   };
 
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-              absl::Span<const Reading> readings, const std::optional<Refusal>& refusal,
-              std::vector<Change>& changes);
+              absl::Span<const Reading> readings, bool refused, std::vector<Change>& changes);
   bool Unexplained(absl::Span<const Reading> readings, std::int64_t own,
                    RateSearch::Hidden& hidden) const;
   Track& Find(const Reading& reading);

@@ -126,7 +126,6 @@ struct Setting {
   const char* given = nullptr;
   // What is sent in the first second gets there, and back, so much later, at most, by chance.
   Nanos stall = 0;
-  bool silent = false;           // it states no limits
   bool tells_wait = true;        // with a refusal, in whole seconds
   const char* hidden = nullptr;  // a second limit, of which it says nothing
 
@@ -263,12 +262,8 @@ class World {
       reading.remaining = answer.remaining;
       reading.reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
       call->Answered(now, answer.refused);
-      std::optional<Learner::Refusal> refusal;
-      if (answer.refused) refusal.emplace();
-      if (refusal && setting_.tells_wait)
-        refusal->wait = (answer.retry_after + kSecond - 1) / kSecond * kSecond;
-      learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now),
-                       absl::MakeSpan(&reading, setting_.silent ? 0 : 1), refusal);
+      learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now), {&reading, 1},
+                       answer.refused);
       const std::int64_t used = answer.refused ? 0 : 1;
       call->Settle(now, {&used, 1});
       if (answer.refused)
@@ -373,25 +368,6 @@ TEST_P(Learns, APeriodOfSeconds) {
     EXPECT_LE(world.refused.size(), plain ? 1U : 60U);
     const std::int64_t part = plain ? 97 : setting.shape == Shape::kBucket ? 5 : 25;
     EXPECT_GE(world.Admitted(kStart + 6 * kSecond, kStart + 2 * kMinute), 1140 * part / 100);
-  }
-}
-
-// What nobody says is found out by refusals: after the first, one in 30 s.
-TEST_P(Learns, ALimitThatIsNeverStated) {
-  for (const bool tells_wait : {true, false}) {
-    Setting setting = GetParam();
-    setting.silent = true;
-    setting.tells_wait = tells_wait;
-    const std::uint64_t seed = Random::Seed(0);
-    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
-    World world(setting, seed);
-    world.RunUntil(kStart + 12 * kMinute);
-    // A bucket's waits tell no period, and it is emptied slowly by a few too many.
-    const bool bucket = setting.shape == Shape::kBucket;
-    const std::ptrdiff_t most = !bucket ? 1 : tells_wait ? 20 : 40;
-    for (Nanos from = kMinute; from < 12 * kMinute; from += RateSearch::kProbes)
-      EXPECT_LE(world.Refused(from, from + RateSearch::kProbes), most) << from / kSecond;
-    EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 12 * kMinute), 6'600 * 97 / 100);
   }
 }
 

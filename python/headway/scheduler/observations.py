@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, final
 from headway import _core
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
-from headway.retry import told_wait
 from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
-from headway.scheduler.failures import is_refused, wait_told_by
+from headway.scheduler.failures import is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ class Observations:
             return
         bucket = call.bucket
         refused = is_refused(answer)
-        if not (answer.headers or answer.body or refused or bucket.searches):
+        if not (answer.headers or answer.body or bucket.searches):
             return
         table = answer.table or self.table
         self._learn(
@@ -54,7 +53,6 @@ class Observations:
             answer.headers,
             answer.body,
             refused=refused,
-            wait=wait_told_by(answer) if refused else None,
         )
 
     def hear(
@@ -68,8 +66,7 @@ class Observations:
     ) -> None:
         """What the answer to a request says for which `reservation` was made, before it ends."""
         by_name = {name.lower(): value for name, value in headers.items()}
-        wait = told_wait(by_name) if refused else None
-        self._learn(bucket, reservation._record, table, by_name, refused=refused, wait=wait)
+        self._learn(bucket, reservation._record, table, by_name, refused=refused)
 
     def _learn(
         self,
@@ -80,12 +77,11 @@ class Observations:
         body: object = None,
         *,
         refused: bool = False,
-        wait: float | None = None,
     ) -> None:
         readings = table.read(headers, body=body)
-        record = record_of() if len(readings) or refused or bucket.searches else None
+        record = record_of() if len(readings) or bucket.searches else None
         if record is not None:
-            self._tell(bucket, record, readings, refused, wait)
+            self._tell(bucket, record, readings, refused)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
         """What the user's own provider has made of an answer."""
@@ -111,9 +107,8 @@ class Observations:
         record: Any,
         readings: Any,
         refused: bool = False,
-        wait: float | None = None,
     ) -> None:
-        if not _core.observe(bucket, record, readings, refused, wait):
+        if not _core.observe(bucket, record, readings, refused):
             return
         bucket.searches = bucket.searches or (refused and _core.searches(bucket))
         bucket._learnt()
