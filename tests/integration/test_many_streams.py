@@ -13,7 +13,7 @@ import gc
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
@@ -139,6 +139,19 @@ def cancel_by_turns(tasks: list[asyncio.Task[None]]) -> None:
         task.add_done_callback(tell)
 
 
+async def end_all(
+    scheduler: Scheduler, consume: Callable[[int], Coroutine[Any, Any, None]]
+) -> None:
+    """Reads all streams, a third of which is cancelled, until all that they held is back."""
+    tasks = [asyncio.ensure_future(consume(number)) for number in range(STREAMS)]
+    cancel_by_turns(tasks)
+    _, left = await asyncio.wait(tasks, timeout=60)
+    assert not left
+    for task in tasks:
+        assert task.cancelled() or task.exception() is None
+    await until(lambda: collected(scheduler))
+
+
 def test_async_generators_are_counted_as_they_ended() -> None:
     draws = random.Random(7)
     lives = [Lived(draws.randint(1, 400)) for _ in range(STREAMS)]
@@ -194,13 +207,7 @@ def test_async_generators_are_counted_as_they_ended() -> None:
                     if number % 60 == 10:
                         gc.collect()
 
-            tasks = [asyncio.ensure_future(consume(number)) for number in range(STREAMS)]
-            cancel_by_turns(tasks)
-            _, left = await asyncio.wait(tasks, timeout=60)
-            assert not left
-            for task in tasks:
-                assert task.cancelled() or task.exception() is None
-            await until(lambda: collected(scheduler))
+            await end_all(scheduler, consume)
             check(scheduler, *count(lives))
 
     asyncio.run(main())
@@ -401,13 +408,7 @@ async def all_of(scheduler: Scheduler, consume: Callable[[int, str], Awaitable[N
         if number % 60 == 10:
             gc.collect()
 
-    tasks = [asyncio.ensure_future(one(number)) for number in range(STREAMS)]
-    cancel_by_turns(tasks)
-    _, left = await asyncio.wait(tasks, timeout=60)
-    assert not left
-    for task in tasks:
-        assert task.cancelled() or task.exception() is None
-    await until(lambda: collected(scheduler))
+    await end_all(scheduler, one)
     return ended
 
 

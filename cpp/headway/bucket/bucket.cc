@@ -213,7 +213,7 @@ bool Bucket::EnterCold(Nanos now, bool& alone) {
       cold_.store(0);  // something is known after all
       return true;
     }
-    alone = cold_.compare_exchange_weak(out, std::max<Nanos>(now, 0) + 1);
+    alone = cold_.compare_exchange_weak(out, Left(now));
     if (alone) return true;
   }
   return WaitsForFirstUntil() <= now;
@@ -379,12 +379,9 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
       return Denial{Denial::kCooling, std::max(now + 1, WaitsForFirstUntil())};
     }
     const bool took = TakeAll(now, amounts, privileged, answered, untimed, begins, taken);
-    out.alone_ = took && alone;
-    out.ahead_ = out.alone_ && looks_ahead() ? std::max<Nanos>(now, 0) + 1 : 0;
     if (took) Begin(now, out, untimed, begins);
+    if (alone && took) GoesAlone(now, amounts, answered, begins, out);
     if (alone && !took) LeaveCold(/*over=*/false);
-    if (took && alone && begins) GoesAhead(out);
-    if (took && alone && looks_ahead()) HoldOthers(now, amounts, answered);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.
@@ -398,16 +395,19 @@ void Bucket::Force(Nanos now, absl::Span<const std::int64_t> amounts, Reservatio
   out.taken_.resize(static_cast<std::size_t>(size()));
   for (int i = 0; i < out.size(); ++i)
     meter(i).Force(now, amount(i, amounts), out.taken_[static_cast<std::size_t>(i)]);
-  out.alone_ = alone;
-  out.ahead_ = alone && looks_ahead() ? std::max<Nanos>(now, 0) + 1 : 0;
   Begin(now, out);
-  if (alone) GoesAhead(out);
-  if (alone && looks_ahead()) HoldOthers(now, amounts, /*answered=*/false);
+  if (alone) GoesAlone(now, amounts, /*answered=*/false, /*begins=*/true, out);
   SignalIfOwed();
 }
 
-// Somebody goes ahead: how long the others would have had to wait anyhow.
-void Bucket::HoldOthers(Nanos now, absl::Span<const std::int64_t> amounts, bool answered) {
+// It has entered alone, as EnterCold has it. Where it goes ahead, the others wait for as long as
+// they would have had to anyhow, too.
+void Bucket::GoesAlone(Nanos now, absl::Span<const std::int64_t> amounts, bool answered,
+                       bool begins, Reservation& out) {
+  out.alone_ = true;
+  if (begins) GoesAhead(out);
+  if (!looks_ahead()) return;
+  out.ahead_ = Left(now);
   const Nanos next = Bind(now, kNothing, amounts, /*privileged=*/true, answered).ready_at;
   if (next > now && next < kUntold) cold_hold_.store(next - now + patience_.load());
 }

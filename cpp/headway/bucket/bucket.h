@@ -2,6 +2,7 @@
 #ifndef HEADWAY_BUCKET_BUCKET_H_
 #define HEADWAY_BUCKET_BUCKET_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -239,7 +240,8 @@ class Bucket {
   void LeaveCold(bool over);
   void LeaveAhead(Nanos out);
   void GoesAhead(const Reservation& out);
-  void HoldOthers(Nanos now, absl::Span<const std::int64_t> amounts, bool answered);
+  void GoesAlone(Nanos now, absl::Span<const std::int64_t> amounts, bool answered, bool begins,
+                 Reservation& out);
   bool looks_ahead() const { return look_ahead_.load(); }
   void FailCold();
   void BeginCall(Nanos now, Reservation& out);
@@ -286,6 +288,7 @@ class Bucket {
   // alone.
   static constexpr Nanos kNobodyOut = -1;
   std::atomic<Nanos> cold_{0};
+  static Nanos Left(Nanos now) { return std::max<Nanos>(now, 0) + 1; }
   // It goes alone because what is known is old (LookAhead), not because nothing is: only its own
   // answer tells, and whatever becomes of it the others follow. Written while cold_ is 0.
   std::atomic<bool> look_ahead_{false};

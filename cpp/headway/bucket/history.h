@@ -54,6 +54,10 @@ class History {
   // At most, and at least, so much had begun by `at`.
   std::int64_t AtMost(std::size_t resource, Nanos at) const;
   std::int64_t AtLeast(std::size_t resource, Nanos at) const;
+  // At most so much has begun from `from` to `to`.
+  std::int64_t MostBetween(std::size_t resource, Nanos from, Nanos to) const {
+    return AtMost(resource, to) - AtLeast(resource, from);
+  }
   // What has begun since `from`: at least, and short of it by no more than what began within the
   // distance of two marks.
   std::int64_t Since(std::size_t resource, Nanos from) const;

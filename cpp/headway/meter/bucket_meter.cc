@@ -71,15 +71,8 @@ Nanos BucketMeter::ReserveAt(Meter& m, Nanos now, std::int64_t amount, Taken& ta
     }
     HEADWAY_PAUSE();
     if (!m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) continue;
-    taken.amount = amount;
-    taken.increment = increment;
-    taken.after = after;
-    taken.period = p.period;
-    taken.cell = 0;
-    taken.full_for_or_lap = 0;
-    taken.generation = static_cast<std::uint8_t>(word.generation());
+    Fill(taken, amount, increment, after, p, word);
     taken.future = true;
-    taken.unbegun = false;
     return std::max(now, after - p.tolerance);
   }
 }
@@ -190,15 +183,8 @@ void BucketMeter::Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken) 
     const Nanos shifted = m.shifted_.load(std::memory_order_relaxed);
     HEADWAY_PAUSE();
     if (!m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) continue;
-    taken.amount = amount;
-    taken.increment = increment;
-    taken.after = after;
+    Fill(taken, amount, increment, after, p, word);
     taken.cell = static_cast<std::uint32_t>(shifted);
-    taken.period = p.period;
-    taken.generation = static_cast<std::uint8_t>(word.generation());
-    taken.future = false;
-    taken.unbegun = false;
-    taken.full_for_or_lap = 0;
     return;
   }
 }

@@ -85,13 +85,8 @@ class BucketMeter {
       HEADWAY_PAUSE();
       if (m.word_.compare_exchange_weak(bits, word.with_value(after).bits)) {
         if (!begins) m.unbegun_.fetch_sub(kLanding);
-        taken.amount = amount;
-        taken.increment = increment;
-        taken.after = after;
+        Fill(taken, amount, increment, after, p, word);
         taken.cell = static_cast<std::uint32_t>(shifted);
-        taken.period = p.period;
-        taken.generation = static_cast<std::uint8_t>(word.generation());
-        taken.future = false;
         taken.unbegun = !begins;
         taken.full_for_or_lap = static_cast<std::uint32_t>(
             std::clamp<Nanos>(now - word.value(), 0, std::numeric_limits<std::uint32_t>::max()));
@@ -119,6 +114,19 @@ class BucketMeter {
   // idle bucket's word moves, so that a thread that slept through eight changes finds another word.
   static Nanos Rescale(Nanos value, Nanos now, const Parameters& old, const Parameters& fresh,
                        Debt debt);
+  // What was taken at once of a bucket whose word was `word`, by a call that has begun.
+  static void Fill(Taken& taken, std::int64_t amount, Nanos increment, Nanos after,
+                   const Parameters& p, Word word) {
+    taken.amount = amount;
+    taken.increment = increment;
+    taken.after = after;
+    taken.period = p.period;
+    taken.cell = 0;
+    taken.full_for_or_lap = 0;
+    taken.generation = static_cast<std::uint8_t>(word.generation());
+    taken.future = false;
+    taken.unbegun = false;
+  }
   // Whether it has been full for so long that nothing taken before can matter any more.
   static bool IsFull(Word word, Nanos now, const Parameters& p) {
     // Nothing has been taken yet, on a clock that has not run for as long as the guard.

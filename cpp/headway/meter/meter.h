@@ -37,6 +37,13 @@ enum class Debt : std::uint8_t {
   kProportional,  // such a share of the limit is owed: the provider scales it
 };
 
+// Calls that began from `first` to `last`, and the units that they have taken.
+struct RunOfCalls {
+  Nanos first;
+  Nanos last;
+  std::int64_t amount;
+};
+
 // What one take took of one meter: enough to give exactly that back later. Only the amount has a
 // value before; each take sets what its shape reads.
 struct Taken {
@@ -68,13 +75,6 @@ struct Taken {
 // (`SetWaiters`), looks again, and only then sleeps; whoever gives back changes the state, then
 // looks at the flag. All of these are sequentially consistent, so at least one of the two sees the
 // other.
-// Calls that began from `first` to `last`, and the units that they have taken.
-struct RunOfCalls {
-  Nanos first;
-  Nanos last;
-  std::int64_t amount;
-};
-
 class Meter {
  public:
   Meter(const Limit& limit, Nanos wall_offset);

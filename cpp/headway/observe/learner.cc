@@ -50,9 +50,14 @@ std::int64_t Learner::Used(std::int64_t limit) const {
   return std::clamp<std::int64_t>(static_cast<std::int64_t>(part), 1, Limit::kMaxAmount - 1);
 }
 
-Learner::Track& Learner::Find(const Reading& reading) {
+Learner::Track* Learner::Known(const Reading& reading) {
   for (Track& track : tracks_)
-    if (track.resource == reading.resource && track.family == reading.family) return track;
+    if (track.resource == reading.resource && track.family == reading.family) return &track;
+  return nullptr;
+}
+
+Learner::Track& Learner::Find(const Reading& reading) {
+  if (Track* const known = Known(reading); known != nullptr) return *known;
   Track track;
   track.resource = reading.resource;
   track.family = reading.family;
@@ -148,9 +153,9 @@ std::int64_t Learner::Own(const Track& track, const AnsweredCall& of) const {
   return 0;
 }
 
-// `fresh`: the meter has only just begun to count this limit.
+// `fresh`: the meter has only just begun to count this limit. `certain`: of the one before it.
 void Learner::Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of,
-                    bool fresh) {
+                    bool fresh, std::int64_t certain) {
   Meter& meter = bucket_->meter(track.meter);
   const History& history = *bucket_->history();
   const std::size_t r = track.resource;
@@ -213,13 +218,12 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     // It took nothing here, or came before this did: all that this holds.
     ours = Word{meter.bits()}.value() - meter.Others();
   }
-  const std::int64_t certain = Certain(track, of);
+  if (fresh) certain = Certain(track, of);
   const bool forgets = Forgets(track, reading, certain);
   if (forgets) {
     // None of those that began long before it is counted any more, so they are no part of this.
-    const std::int64_t recent = std::max<std::int64_t>(
-        own, history.AtMost(r, of.began + overtakes) - history.AtLeast(r, of.began - overtakes));
-    ours = std::min(ours, recent);
+    const std::int64_t recent = history.MostBetween(r, of.began - overtakes, of.began + overtakes);
+    ours = std::min(ours, std::max(own, recent));
   }
   std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
   const Parameters p = meter.parameters();
@@ -280,12 +284,12 @@ bool Learner::Forgets(const Track& track, const Reading& reading, std::int64_t c
 }
 
 bool Learner::Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const {
+  // Of a minute and more, nobody asks.
+  if (track.inference.verdict().period >= Inference::kMinute) return false;
   if (track.meter < 0 || reading.remaining < 0) return false;
-  const History& history = *bucket_->history();
   const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
-  const std::int64_t ours =
-      history.AtMost(track.resource, of.began + overtakes) -
-      history.AtLeast(track.resource, of.began - track.kept.period - overtakes);
+  const std::int64_t ours = bucket_->history()->MostBetween(
+      track.resource, of.began - track.kept.period - overtakes, of.began + overtakes);
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   return used - reading.rounding - ours > track.limit / 2;
 }
@@ -308,13 +312,13 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
       track.told_at = of.sent;
     }
     if (track.limit <= 0) continue;
-    const bool forgets = track.meter >= 0 && bucket_->meter(track.meter).has_cells() &&
-                         Forgets(track, reading, Certain(track, of));
+    const bool counts = track.meter >= 0 && bucket_->meter(track.meter).has_cells();
+    const std::int64_t certain = counts ? Certain(track, of) : 0;
+    const bool forgets = counts && Forgets(track, reading, certain);
     const Inference::Told told{reading,     track.limit,    of.sent, of.answered,
                                wall_offset, Own(track, of), forgets, Crowded(track, reading, of)};
     track.inference.Note(told, [&](Nanos from, Nanos to) {
-      return bucket_->history()->AtMost(track.resource, to) >
-             bucket_->history()->AtLeast(track.resource, from);
+      return bucket_->history()->MostBetween(track.resource, from, to) > 0;
     });
     const int before = track.meter;
     if (!track.given) Keep(now, wall_offset, track, changes);
@@ -323,7 +327,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
                        track.kept.shape == Shape::kBucket ||
                        reading.reset <= track.kept.period + Inference::kSlack;
     if (track.meter >= 0 && reading.remaining >= 0 && about)
-      Bound(now, track, reading, of, track.meter != before);
+      Bound(now, track, reading, of, track.meter != before, certain);
     // Only now: the one that goes on does not hold what was used so far before it is bounded, and
     // others are being admitted all the while.
     if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
@@ -336,17 +340,15 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
 
 // Whether nothing that is stated explains a refusal. `hidden`: what would, of what is stated.
 bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
-                          RateSearch::Hidden& hidden) const {
+                          RateSearch::Hidden& hidden) {
   if (readings.empty()) return false;
   for (const Reading& reading : readings) {
     if (reading.limit <= 0 || reading.remaining < 0) continue;
     // A call of unknown size may not have fitted into what was left.
     if (reading.remaining < std::max(reading.limit / 4, own)) return false;
     if (names_[reading.resource] != kRequests) continue;
-    const auto track = std::find_if(tracks_.begin(), tracks_.end(), [&reading](const Track& each) {
-      return each.resource == reading.resource && each.family == reading.family;
-    });
-    if (track == tracks_.end()) continue;
+    const Track* const track = Known(reading);
+    if (track == nullptr) continue;
     const Nanos whole = track->inference.verdict().period;
     const std::int64_t used = reading.limit - reading.remaining + reading.rounding;
     for (const Nanos period : Inference::kPeriods) {

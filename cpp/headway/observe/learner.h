@@ -113,7 +113,8 @@ class Learner {
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
               absl::Span<const Reading> readings, bool refused, std::vector<Change>& changes);
   bool Unexplained(absl::Span<const Reading> readings, std::int64_t own,
-                   RateSearch::Hidden& hidden) const;
+                   RateSearch::Hidden& hidden);
+  Track* Known(const Reading& reading);
   Track& Find(const Reading& reading);
   std::int64_t Used(std::int64_t limit) const;
   void Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes);
@@ -128,7 +129,8 @@ class Learner {
   bool Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const;
   bool Forgets(const Track& track, const Reading& reading, std::int64_t certain) const;
   void LookAhead(Nanos now, Track& track, const AnsweredCall& of);
-  void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh);
+  void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh,
+             std::int64_t certain);
 
   Bucket* const bucket_;
   const std::vector<std::string> names_;

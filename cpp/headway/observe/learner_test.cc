@@ -444,11 +444,16 @@ TEST(Learner, SeesInAWindowWhatOthersUseOfIt) {
   EXPECT_EQ(world_alone.Found().foreign, 0);
 }
 
-TEST(Learner, TakesWhatItBeganLaterAndTheServerCountedBeforeForItsOwn) {
+// A bucket of requests, of which nothing is known.
+Bucket* Unknown() {
   Limit limit = Limit::Parse("1 requests/min window").value();
   limit.amount = Limit::kMaxAmount;
   const std::uint8_t requests = 0;
-  Bucket* const bucket = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, 8, 1);
+  return Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/1);
+}
+
+TEST(Learner, TakesWhatItBeganLaterAndTheServerCountedBeforeForItsOwn) {
+  Bucket* const bucket = Unknown();
   Learner learner(bucket, {"requests"}, {});
   const std::int64_t one = 1;
   std::array<Reservation, 20> calls;
@@ -580,10 +585,7 @@ TEST(Learner, OfAKindThatItHadBeforeRemembersNothing) {
 TEST(Learner, LetsNobodyInWhileItChangesItsMind) {
   int admitted = 0;
   for (int run = 0; run < 500; ++run) {
-    Limit limit = Limit::Parse("1 requests/min window").value();
-    limit.amount = Limit::kMaxAmount;
-    const std::uint8_t requests = 0;
-    Bucket* const bucket = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, 8, 1);
+    Bucket* const bucket = Unknown();
     Learner learner(bucket, {"requests"}, {});
     const std::int64_t one = 1;
     std::array<Reservation, 60> calls;

@@ -12,10 +12,9 @@ namespace headway {
 
 // A search by refusals, of `amount` requests in any window of `period`.
 //
-// - A refusal with plenty left of a limit that is stated shows that it is counted in shorter
-// periods:
-//   so many in each as fall to it. That is what "600 a minute, counted as 10 a second" means. Where
-//   nothing is stated, a refusal tells too little: it may be for want of capacity.
+// - A refusal with plenty left of a limit that is stated shows that it is counted in periods that
+//   are shorter: so many in each as fall to it. That is what "600 a minute, counted as 10 a second"
+//   means. Where nothing is stated, a refusal tells too little: it may be for want of capacity.
 // - Up: where all is used, and the request that was sent since the last step is admitted, the next
 //   step follows, of one request. So never more than one request is out beyond what was admitted
 //   before, and a step that goes too far costs one refusal. Then it is left alone for kProbes.

@@ -42,10 +42,9 @@ class Attempts:
         """Makes one attempt, for which `reservation` was taken, and marks it there.
 
         on_sent: called when the request has gone out, if it does. hear: gets the answer's headers
-        and whether it is a refusal,
-        before anything else is admitted because of it. Time is not bounded here, and
-        what was asked stays spent: providers count it when it arrives, and give nothing back for
-        an answer that turned out shorter.
+        and whether it is a refusal, before anything else is admitted because of it. Time is not
+        bounded here, and what was asked stays spent: providers count it when it arrives, and give
+        nothing back for an answer that turned out shorter.
         """
         sent_at = 0.0
 

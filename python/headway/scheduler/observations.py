@@ -37,22 +37,24 @@ class Observations:
         self.table = table or table_for(look(scheduler.client, "base_url"))
         self._learns = scheduler.mode is not SchedulerMode.BASIC and scheduler.provider is None
 
+    def table_of(self, answer: Answer) -> ProviderTable:
+        """By which an answer is read."""
+        return answer.table or self.table
+
     def read(self, call: Any, answer: Answer) -> None:
         """What an attempt's answer says, before its reservation ends."""
         if not self._learns:
             return
         bucket = call.bucket
-        refused = is_refused(answer)
         if not (answer.headers or answer.body or bucket.searches):
             return
-        table = answer.table or self.table
         self._learn(
             bucket,
             call.record,
-            table,
+            self.table_of(answer),
             answer.headers,
             answer.body,
-            refused=refused,
+            refused=is_refused(answer),
         )
 
     def hear(

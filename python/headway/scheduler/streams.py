@@ -50,9 +50,7 @@ class _Ends:
 
     def settle(self, used: dict[str, int]) -> bool:
         """Ends it with what was used by resource; of what is not named, the estimate."""
-        if self._kept:
-            reserved = dict(zip(resources(self._bucket), self._reserved, strict=False))
-            used = at_least(used, reserved, self._kept)
+        used = billed(used, self._bucket, self._reserved, self._kept)
         ended = self._reservation.settle_used(used)
         if ended:
             self._bucket._settled(self._reserved, used)
@@ -62,6 +60,15 @@ class _Ends:
     def __del__(self) -> None:
         # A stream whose loop has gone is released by nobody; the estimate is what it has used.
         self.settle({})
+
+
+def billed(
+    used: Mapping[str, int], bucket: Bucket, amounts: tuple[int, ...], kept: frozenset[str]
+) -> dict[str, int]:
+    """What was used, as a provider counts it that keeps some of what was reserved."""
+    if not kept:
+        return dict(used)
+    return at_least(used, dict(zip(resources(bucket), amounts, strict=False)), kept)
 
 
 def at_least(

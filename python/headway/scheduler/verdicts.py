@@ -9,15 +9,13 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, final
 
-from headway._core import resources
 from headway.errors import RequestTimeoutError
 from headway.providers import RateLimitInfo
-from headway.providers.table import ProviderTable
 from headway.retry import RetryBudget
 from headway.scheduler.answers import Answer, look, read_answer
 from headway.scheduler.buckets import Bucket
 from headway.scheduler.failures import REFUSED, classed, is_refused, is_retried, wait_told_by
-from headway.scheduler.streams import at_least, wrap_stream
+from headway.scheduler.streams import billed, wrap_stream
 
 if TYPE_CHECKING:
     from headway.scheduler.scheduler import Scheduler
@@ -51,7 +49,7 @@ class Verdicts:
         answer = self._hear(call, result if error is None else error)
         # What a failure says is read first, if at all, and it may be tried again.
         if error is None and (answer.status is None or answer.status < 400):
-            kept = self._table_of(answer).kept
+            kept = self._scheduler._observations.table_of(answer).kept
             stream = wrap_stream(call, result, self._scheduler._streams, kept)
             if stream is not None:
                 call.result = stream
@@ -101,7 +99,7 @@ class Verdicts:
         answer = self._hear(call, result)
         call.result = result
         if answer.status is None or answer.status < 400:
-            kept = self._table_of(answer).kept
+            kept = self._scheduler._observations.table_of(answer).kept
             stream = wrap_stream(call, result, self._scheduler._streams, kept)
             if stream is not None:
                 call.result = stream
@@ -123,7 +121,7 @@ class Verdicts:
         """What an attempt's result or exception says, told to whoever learns from it."""
         answer = read_answer(source)
         if answer.status is not None and answer.status >= 400:
-            answer = classed(answer, self._table_of(answer))
+            answer = classed(answer, self._scheduler._observations.table_of(answer))
         self._scheduler._observations.read(call, answer)
         if self._scheduler._questions.reads(answer):
             record = call.record()
@@ -131,17 +129,10 @@ class Verdicts:
                 answer = dataclasses.replace(answer, call=(call.bucket, record))
         return answer
 
-    def _table_of(self, answer: Answer) -> ProviderTable:
-        table: ProviderTable = answer.table or self._scheduler._observations.table
-        return table
-
     def _settled(self, call: Any, answer: Answer) -> dict[str, int]:
         """What an attempt has used, as its provider counts it."""
-        kept = self._table_of(answer).kept
-        if not kept:
-            return dict(answer.usage)
-        reserved = dict(zip(resources(call.bucket), call.amounts, strict=False))
-        return at_least(answer.usage, reserved, kept)
+        kept = self._scheduler._observations.table_of(answer).kept
+        return billed(answer.usage, call.bucket, call.amounts, kept)
 
     def _refused(self, call: Any, answer: Answer) -> None:
         self._scheduler._events["refusals"] += 1
