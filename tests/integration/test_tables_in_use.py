@@ -80,6 +80,18 @@ def test_a_refusal_that_tells_only_in_its_body_is_waited_for_and_learnt_from() -
     assert limits_of(scheduler, "gemini-x") == ["9 requests/min window"]
 
 
+def test_a_receipt_holds_what_only_the_body_tells() -> None:
+    minute = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
+    way = Way(lambda _: refusal(minute, "10", "7s"))
+    scheduler = create_scheduler(None, config=RateLimiterConfig(max_retries=0))
+    assert post(way, scheduler, GEMINI, {"contents": []}).status_code == 429
+    explanation = scheduler.explain(RequestMetadata("r", "gemini-x", TEXT))
+    assert explanation is not None
+    (receipt,) = explanation.receipts
+    assert receipt.retry_after == 7
+    assert [use.stated for use in receipt.uses] == [10]
+
+
 def test_a_model_that_is_not_in_the_plan_is_asked_once_and_the_log_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -12,7 +12,6 @@ from headway import _core
 from headway._core import Limit
 from headway._secrets import redact
 from headway.limiter import UNLIMITED
-from headway.providers.table import table_for
 from headway.receipts import (
     ANOTHER_CONSUMER,
     CAPACITY,
@@ -22,8 +21,8 @@ from headway.receipts import (
     LimitUse,
     Receipt,
 )
-from headway.retry import told_wait
-from headway.scheduler.answers import Answer, look
+from headway.scheduler.answers import Answer
+from headway.scheduler.failures import wait_told_by
 
 if TYPE_CHECKING:
     from headway.scheduler.buckets import Bucket
@@ -56,7 +55,7 @@ class Refusals:
             at=time(),
             verdict=verdict,
             uses=uses,
-            retry_after=told_wait(answer.headers),
+            retry_after=wait_told_by(answer),
             error=_error(answer),
         )
         bucket.receipts.append(receipt)
@@ -104,10 +103,8 @@ class Refusals:
 
     def _readings(self, answer: Answer) -> list[dict[str, Any]]:
         """What the answer says of limits, also where nobody learns from it."""
-        if not answer.headers:
-            return []
-        table = answer.table or table_for(look(self._scheduler.client, "base_url"))
-        found: list[dict[str, Any]] = table.read(answer.headers).as_list()
+        table = self._scheduler._observations.table_of(answer)
+        found: list[dict[str, Any]] = table.read(answer.headers, body=answer.body).as_list()
         return found
 
 
