@@ -52,7 +52,22 @@ int Bucket::AddLimit(const Limit& limit, std::uint8_t resource, Nanos wall_offse
   return at;
 }
 
-// A resource counts once, however many limits it has.
+// A resource counts once, however many limits it has. `amount` of what the first of them takes.
+template <typename Amount>
+void Bucket::Expect(int limits, int sign, const Amount& amount) {
+  if (history_ == nullptr) return;
+  std::uint32_t seen = 0;
+  for (int i = 0; i < limits; ++i) {
+    const std::uint32_t bit = std::uint32_t{1} << resource(i);
+    if ((seen & bit) == 0) history_->Expect(resource(i), sign * amount(i));
+    seen |= bit;
+  }
+}
+
+void Bucket::Forget(const Reservation& out) {
+  Expect(out.size(), -1, [&](int i) { return out.taken(i).amount; });
+}
+
 void Bucket::Remember(Nanos now, Reservation& out) {
   std::uint32_t seen = 0;
   for (int i = 0; i < out.size(); ++i) {
@@ -79,6 +94,7 @@ void Bucket::Remember(Nanos now, Reservation& out) {
         meter(i).Charge(now, Taken{}, out.taken_[static_cast<std::size_t>(k)].amount);
         break;
       }
+  Forget(out);
 }
 
 void Bucket::SetTimed() {
@@ -378,7 +394,11 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
       // Where its answer has just come, whoever waits is signalled.
       return Denial{Denial::kCooling, std::max(now + 1, WaitsForFirstUntil())};
     }
+    const auto its = [&](int i) { return amount(i, amounts); };
+    Expect(out.size(), 1, its);
+    HEADWAY_PAUSE();
     const bool took = TakeAll(now, amounts, privileged, answered, untimed, begins, taken);
+    if (!took) Expect(out.size(), -1, its);
     if (took) Begin(now, out, untimed, begins);
     if (alone && took) GoesAlone(now, amounts, answered, begins, out);
     if (alone && !took) LeaveCold(/*over=*/false);
@@ -393,6 +413,7 @@ void Bucket::Force(Nanos now, absl::Span<const std::int64_t> amounts, Reservatio
   bool alone = false;
   if (cold_.load() != 0) EnterCold(now, alone);
   out.taken_.resize(static_cast<std::size_t>(size()));
+  Expect(out.size(), 1, [&](int i) { return amount(i, amounts); });
   for (int i = 0; i < out.size(); ++i)
     meter(i).Force(now, amount(i, amounts), out.taken_[static_cast<std::size_t>(i)]);
   Begin(now, out);
@@ -427,6 +448,7 @@ Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reser
       HEADWAY_PAUSE();
     }
     if (latest == at || (size() == 1 && latest < kUntold)) {
+      Expect(out.size(), 1, [&](int i) { return amount(i, amounts); });
       Begin(latest, out);
       return latest;
     }
@@ -467,13 +489,13 @@ void Bucket::SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offse
   if (signal) Signal();
 }
 
-void Bucket::Raise(int meter, std::int64_t bound, Nanos at) {
-  this->meter(meter).Raise(bound, at);
+void Bucket::Raise(int meter, std::int64_t bound, Nanos at, Nanos seen) {
+  this->meter(meter).Raise(bound, at, seen);
   SignalIfOwed();
 }
 
-void Bucket::Lower(int meter, std::int64_t bound, Nanos at) {
-  if (this->meter(meter).Lower(bound, at)) Signal();
+void Bucket::Lower(int meter, std::int64_t bound, Nanos at, Nanos seen) {
+  if (this->meter(meter).Lower(bound, at, seen)) Signal();
 }
 
 }  // namespace headway

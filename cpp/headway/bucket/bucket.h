@@ -184,8 +184,8 @@ class Bucket {
   Nanos ReadyAt(int meter, Nanos now, std::int64_t amount);
 
   // An observation of one limit; see Meter.
-  void Raise(int meter, std::int64_t bound, Nanos at);
-  void Lower(int meter, std::int64_t bound, Nanos at);
+  void Raise(int meter, std::int64_t bound, Nanos at, Nanos seen = kNever);
+  void Lower(int meter, std::int64_t bound, Nanos at, Nanos seen = kNever);
 
   // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of
   // them.
@@ -273,7 +273,11 @@ class Bucket {
     expense.taken.fetch_add(taken, std::memory_order_release);
   }
 
+  template <typename Amount>
+  void Expect(int limits, int sign, const Amount& amount);
   void Remember(Nanos now, Reservation& out);
+  // It is not expected to begin any more: it has, or it was cancelled before.
+  void Forget(const Reservation& out);
   void SetTimed();
   void GiveBackAll(Nanos now, absl::Span<const Taken> taken, bool untimed);
 

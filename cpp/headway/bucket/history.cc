@@ -8,16 +8,32 @@ namespace headway {
 
 void History::MakeMark(Nanos now, absl::Span<const std::int64_t> own) {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) return;
+  if (!lock.owns_lock()) {
+    missed_.store(true);
+    return;
+  }
   // Threads do not agree about the time to the microsecond.
   if (!at_.empty() && now < at_.back() + kGrain) return;
   if (at_.size() == kMost) Thin(now);
-  at_.push_back(now);
+  const std::size_t last = then_.size();
   for (std::size_t i = 0; i < resources_; ++i) {
+    before_.push_back(SurelyBegun(i));
     then_.push_back(totals_[i].load());
     own_.push_back(i < own.size() ? own[i] : 0);
   }
+  // Only now: whoever finds no lock says so before he is not expected any more.
+  if (missed_.exchange(false) || own.empty() || at_.empty())
+    for (std::size_t i = 0; i < resources_; ++i)
+      before_[last + i] = at_.empty() ? 0 : then_[last - resources_ + i];
+  at_.push_back(now);
   marked_.store(now, std::memory_order_relaxed);
+}
+
+// All but those who may not have looked yet whether a mark is due. Memory ordering: who is not
+// among them has said, by the time that this is read, whether a mark is missing.
+std::int64_t History::SurelyBegun(std::size_t resource) const {
+  const std::int64_t total = Total(resource);
+  return total - unbegun_[resource].load();
 }
 
 // Leaves out each mark that the one kept before it and the one after it make needless; at least
@@ -27,8 +43,12 @@ void History::Thin(Nanos now) {
   for (std::size_t i = 1; i < at_.size(); ++i) {
     const bool last = i + 1 == at_.size();
     if (!last && at_[i + 1] - at_[kept - 1] < (now - at_[i + 1]) / kPerAge) continue;
+    // It comes after another mark than before, and kGrain after that one less had begun.
+    if (kept < i)
+      for (std::size_t r = 0; r < resources_; ++r)
+        before_[i * resources_ + r] = then_[(kept - 1) * resources_ + r];
     at_[kept] = at_[i];
-    for (std::vector<std::int64_t>* each : {&then_, &own_})
+    for (std::vector<std::int64_t>* each : {&then_, &own_, &before_})
       std::copy_n(each->begin() + static_cast<std::ptrdiff_t>(i * resources_), resources_,
                   each->begin() + static_cast<std::ptrdiff_t>(kept * resources_));
     ++kept;
@@ -37,7 +57,7 @@ void History::Thin(Nanos now) {
   whole_ = whole_ && oldest == 0;
   at_.resize(kept);
   at_.erase(at_.begin(), at_.begin() + static_cast<std::ptrdiff_t>(oldest));
-  for (std::vector<std::int64_t>* each : {&then_, &own_}) {
+  for (std::vector<std::int64_t>* each : {&then_, &own_, &before_}) {
     each->resize(kept * resources_);
     each->erase(each->begin(), each->begin() + static_cast<std::ptrdiff_t>(oldest * resources_));
   }
@@ -55,7 +75,14 @@ std::int64_t History::AtLeast(std::size_t resource, Nanos at) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto later = std::upper_bound(at_.begin(), at_.end(), at);
   if (later == at_.begin()) return 0;
-  return then_[static_cast<std::size_t>(later - at_.begin() - 1) * resources_ + resource];
+  const auto next = static_cast<std::size_t>(later - at_.begin());
+  const std::int64_t marked = then_[(next - 1) * resources_ + resource];
+  if (at < at_[next - 1] + kGrain) return marked;
+  if (later != at_.end()) return std::max(marked, before_[next * resources_ + resource]);
+  HEADWAY_PAUSE();
+  const std::int64_t begun = SurelyBegun(resource);
+  HEADWAY_PAUSE();
+  return missed_.load() ? marked : std::max(marked, begun);
 }
 
 std::int64_t History::Since(std::size_t resource, Nanos from) const {

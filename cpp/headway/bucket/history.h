@@ -11,6 +11,7 @@
 
 #include "absl/types/span.h"
 #include "headway/base/clock.h"
+#include "headway/base/pause.h"
 
 namespace headway {
 
@@ -20,7 +21,9 @@ namespace headway {
 //
 // The marks get sparser with their age: no two are closer than kGrain, or than 1/kPerAge of their
 // age. So a bound is off by what was admitted within that time, and kMost of them reach back for
-// more than a day.
+// more than a day. What began between two marks did so within kGrain of the earlier one, or there
+// would be another: so a burst counts as begun soon after its first call, however long nobody
+// follows.
 //
 // Thread-safe. What calls do is lock-free: whoever finds another thread at the marks leaves them
 // alone, and what is missing makes bounds looser, never wrong. Amounts are in units of the
@@ -33,9 +36,14 @@ class History {
 
   // Resources are numbered from 0 to `resources` - 1.
   explicit History(std::size_t resources)
-      : resources_(resources), totals_(std::make_unique<std::atomic<std::int64_t>[]>(resources)) {}
+      : resources_(resources),
+        totals_(std::make_unique<std::atomic<std::int64_t>[]>(resources)),
+        unbegun_(std::make_unique<std::atomic<std::int64_t>[]>(resources)) {}
 
-  // A call takes `amount`. Returns the total with it.
+  // A call is about to be admitted that will take `amount`. Once it is among the totals and the
+  // marks, or it was not admitted after all, that is taken back.
+  void Expect(std::size_t resource, std::int64_t amount) { unbegun_[resource].fetch_add(amount); }
+  // A call that begins takes `amount`. Returns the total with it.
   std::int64_t Admit(std::size_t resource, std::int64_t amount) {
     return totals_[resource].fetch_add(amount) + amount;
   }
@@ -51,6 +59,14 @@ class History {
 
   // All that has begun by now.
   std::int64_t Total(std::size_t resource) const { return totals_[resource].load(); }
+  // At most so much is admitted by now that had not begun for certain by `at`: whoever waited is
+  // admitted, by another thread, some time before he begins. Memory ordering: what has not begun is
+  // read first, so that nobody is missed who begins meanwhile.
+  std::int64_t AdmittedSince(std::size_t resource, Nanos at) const {
+    const std::int64_t unbegun = unbegun_[resource].load();
+    HEADWAY_PAUSE();
+    return unbegun + Total(resource) - AtLeast(resource, at);
+  }
   // At most, and at least, so much had begun by `at`.
   std::int64_t AtMost(std::size_t resource, Nanos at) const;
   std::int64_t AtLeast(std::size_t resource, Nanos at) const;
@@ -68,10 +84,14 @@ class History {
 
  private:
   void MakeMark(Nanos now, absl::Span<const std::int64_t> own);
+  std::int64_t SurelyBegun(std::size_t resource) const;
   void Thin(Nanos now);
 
   const std::size_t resources_;
   const std::unique_ptr<std::atomic<std::int64_t>[]> totals_;
+  const std::unique_ptr<std::atomic<std::int64_t>[]> unbegun_;
+  // Somebody has left no mark, since the latest one, for want of the lock.
+  std::atomic<bool> missed_{false};
   // When the latest mark was made. A clock's zero is long past.
   std::atomic<Nanos> marked_{-kDay};
   mutable std::mutex mutex_;
@@ -79,6 +99,8 @@ class History {
   std::vector<Nanos> at_;           // of each mark, rising
   std::vector<std::int64_t> then_;  // resources_ totals for each mark
   std::vector<std::int64_t> own_;   // what of each was taken by the call that made the mark
+  // What of each had begun, at least, kGrain after the mark before.
+  std::vector<std::int64_t> before_;
 };
 
 }  // namespace headway

@@ -15,6 +15,13 @@ namespace {
 
 using simulate::Random;
 
+void Call(History& history, Nanos at, std::int64_t amount) {
+  history.Expect(1, amount);
+  history.Admit(1, amount);
+  history.Mark(at, std::vector<std::int64_t>{0, amount});
+  history.Expect(1, -amount);
+}
+
 TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
   for (std::uint64_t run = 0; run < 20; ++run) {
     Random random(Random::Seed(run));
@@ -24,11 +31,11 @@ TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
     Nanos now = 1'000 * kSecond;
     const Nanos longest = kMillisecond * random.Magnitude(12);
     for (int i = 0; i < 20'000; ++i) {
-      now += random.From(0, longest);
+      // Bursts, too.
+      if (random.OneIn(2)) now += random.From(0, longest);
       const std::int64_t amount = random.From(0, 9);
       log.emplace_back(now, amount);
-      history.Admit(1, amount);
-      history.Mark(now);
+      Call(history, now, amount);
     }
     std::int64_t total = 0;
     for (const auto& [at, amount] : log) total += amount;
@@ -46,17 +53,39 @@ TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
       const std::int64_t most = history.AtMost(1, at);
       EXPECT_LE(least, sum_until(at));
       EXPECT_GE(most, sum_until(at - 1));
-      // Off by no more than what the marks' distance allows: that of two, or of two calls.
-      const Nanos off = std::max({History::kGrain, (now - at) / History::kPerAge, longest}) * 3;
+      // Off by no more than what the marks' distance allows; and where none of the calls is near,
+      // only at most.
+      const Nanos off = std::max(History::kGrain, (now - at) / History::kPerAge) * 3;
       EXPECT_GE(least, sum_until(at - off));
-      EXPECT_LE(most, sum_until(at + off));
+      EXPECT_LE(most, sum_until(at + std::max(off, longest * 3)));
     }
   }
 }
 
-void Call(History& history, Nanos at, std::int64_t amount) {
-  history.Admit(1, amount);
-  history.Mark(at, std::vector<std::int64_t>{0, amount});
+TEST(History, TakesWhatMayNotHaveBegunForNothing) {
+  History history(1);
+  const auto call = [&](Nanos at) {
+    history.Expect(0, 1);
+    history.Admit(0, 1);
+    const std::int64_t own = 1;
+    history.Mark(at, {&own, 1});
+    history.Expect(0, -1);
+  };
+  for (int i = 0; i < 10; ++i) call(kSecond);
+  EXPECT_EQ(history.AtLeast(0, kSecond), 1);
+  EXPECT_EQ(history.AtLeast(0, 2 * kSecond), 10);
+  history.Expect(0, 5);                                  // admitted for those who wait
+  EXPECT_EQ(history.AdmittedSince(0, 2 * kSecond), 10);  // or any of the ten may be of those
+  history.Admit(0, 5);
+  EXPECT_EQ(history.AdmittedSince(0, 2 * kSecond), 10);
+  history.Expect(0, -5);
+  EXPECT_EQ(history.AdmittedSince(0, 0), 15);
+  // Whoever is between taking it and looking at the marks may have begun at any time.
+  history.Expect(0, 1);
+  history.Admit(0, 1);
+  call(3 * kSecond);
+  EXPECT_EQ(history.AtLeast(0, 2 * kSecond), 15);
+  EXPECT_EQ(history.AtLeast(0, 3 * kSecond), 17);
 }
 
 TEST(History, KnowsWhatABucketIsOwed) {
@@ -96,8 +125,11 @@ TEST(History, OfManyThreadsCountsAll) {
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&history] {
       for (Nanos i = 1; i <= 20'000; ++i) {
+        history.Expect(0, 1);
         history.Admit(0, 1);
-        history.Mark(i * kMillisecond);
+        const std::int64_t one = 1;
+        history.Mark(i * kMillisecond, {&one, 1});
+        history.Expect(0, -1);
         if (i % 100 == 0) {
           const std::int64_t least = history.AtLeast(0, i * kMillisecond);
           EXPECT_LE(least, history.Total(0));

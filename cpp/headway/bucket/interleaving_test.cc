@@ -1,4 +1,5 @@
 // headway/bucket/interleaving_test.cc: every order of steps of a few threads at one bucket.
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
@@ -147,6 +148,44 @@ TEST(Interleaving, WhatIsReservedWhileALimitIsAddedIsMissedByNobody) {
                           }};
     });
   }
+}
+
+// A burst counts as begun before the next mark; a call that found no lock to leave one does not.
+TEST(Interleaving, WhatBeganLaterIsNeverTakenForEarlier) {
+  Explore("two calls begin while somebody looks", 3, [] {
+    struct Scene {
+      History history{1};
+      std::int64_t least = 0;
+    };
+    auto scene = std::make_shared<Scene>();
+    const auto call = [scene](Nanos at) {
+      const std::int64_t one = 1;
+      scene->history.Expect(0, 1);
+      HEADWAY_PAUSE();
+      scene->history.Admit(0, 1);
+      HEADWAY_PAUSE();
+      scene->history.Mark(at, {&one, 1});
+      HEADWAY_PAUSE();
+      scene->history.Expect(0, -1);
+    };
+    call(kNow);
+    call(kNow);
+    Interleaving interleaving;
+    interleaving.threads = {
+        [scene] { scene->least = scene->history.AtLeast(0, kNow + kSecond); },
+        [call] { call(kNow + 2 * kSecond); },
+        [call] { call(kNow + 2 * kSecond + kMillisecond); },
+    };
+    interleaving.check = [scene, call]() -> std::string {
+      call(kNow + 4 * kSecond);
+      const std::int64_t later = scene->history.AtLeast(0, kNow + kSecond);
+      if (scene->least > 2 || later > 2)
+        return "two had begun, and " + std::to_string(scene->least) + ", then " +
+               std::to_string(later) + " are said to have";
+      return "";
+    };
+    return interleaving;
+  });
 }
 
 TEST(Interleaving, OfTwoThatNeedBothLimitsExactlyOneGetsBothAndTheOtherLeavesNothing) {

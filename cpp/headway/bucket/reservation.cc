@@ -123,6 +123,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
     AnsweredAs(counted_by == kNever ? now : std::max(now, counted_by), answered ? 0 : kLost);
     if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
   }
+  if (!begun_) bucket_->Forget(*this);  // nobody said that it began
   const Debt debt = bucket_->debt_.load();
   bool signal = false;
   std::uint32_t remembered = 0;
@@ -183,6 +184,7 @@ bool Reservation::Cancel(Nanos now) {
     return false;
   HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
+  if (!begun_) bucket_->Forget(*this);
   bool signal = calls() != nullptr && calls()->End(/*answered=*/false);
   for (int i = size() - 1; i >= 0; --i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];

@@ -189,24 +189,32 @@ void BucketMeter::Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken) 
   }
 }
 
-void BucketMeter::Raise(Meter& m, Nanos bound) {
+void BucketMeter::Raise(Meter& m, Nanos bound, Nanos at, Nanos seen) {
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   bound = std::min(bound, Word::kMaxValue);
-  while (Word{bits}.value() < bound &&
-         !m.word_.compare_exchange_weak(bits, Word{bits}.with_value(bound).bits)) {
+  for (;;) {
+    // What was paid for at `at` counts from there.
+    const Nanos since =
+        seen == kNever ? 0
+                       : std::max<Nanos>(0, std::max(Word{bits}.value(), at) - std::max(seen, at));
+    const Nanos value = std::min(bound + since, Word::kMaxValue);
+    if (Word{bits}.value() >= value ||
+        m.word_.compare_exchange_weak(bits, Word{bits}.with_value(value).bits))
+      return;
     HEADWAY_PAUSE();
   }
 }
 
-bool BucketMeter::Lower(Meter& m, Nanos bound) {
+bool BucketMeter::Lower(Meter& m, Nanos bound, Nanos seen) {
   std::uint64_t bits = m.word_.load(std::memory_order_acquire);
   bound = std::max<Nanos>(bound, 0);
-  while (Word{bits}.value() > bound) {
+  for (;;) {
+    const Nanos since = seen == kNever ? 0 : std::max<Nanos>(0, Word{bits}.value() - seen);
+    if (Word{bits}.value() <= bound + since) return false;
     HEADWAY_PAUSE();
-    if (m.word_.compare_exchange_weak(bits, Word{bits}.with_value(bound).bits))
+    if (m.word_.compare_exchange_weak(bits, Word{bits}.with_value(bound + since).bits))
       return Word{bits}.waiters();
   }
-  return false;
 }
 
 namespace {

@@ -104,8 +104,8 @@ class BucketMeter {
   static void Sent(Meter& m, const Taken& taken, Nanos counted_by);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
-  static void Raise(Meter& m, Nanos bound);
-  static bool Lower(Meter& m, Nanos bound);
+  static void Raise(Meter& m, Nanos bound, Nanos at, Nanos seen);
+  static bool Lower(Meter& m, Nanos bound, Nanos seen);
   static Nanos Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
                         bool answered);
   static std::int64_t Used(const Meter& m, Nanos now);

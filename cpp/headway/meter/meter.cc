@@ -162,13 +162,13 @@ void Meter::SetMargin(Nanos margin) {
   if (has_cells()) CellMeter::SetMargin(*this, margin);
 }
 
-void Meter::Raise(std::int64_t bound, Nanos at) {
-  if (shape_ == Shape::kBucket) return BucketMeter::Raise(*this, bound);
+void Meter::Raise(std::int64_t bound, Nanos at, Nanos seen) {
+  if (shape_ == Shape::kBucket) return BucketMeter::Raise(*this, bound, at, seen);
   if (has_cells()) CellMeter::Raise(*this, bound, at);
 }
 
-bool Meter::Lower(std::int64_t bound, Nanos at) {
-  if (shape_ == Shape::kBucket) return BucketMeter::Lower(*this, bound);
+bool Meter::Lower(std::int64_t bound, Nanos at, Nanos seen) {
+  if (shape_ == Shape::kBucket) return BucketMeter::Lower(*this, bound, seen);
   return has_cells() && CellMeter::Lower(*this, bound, at);
 }
 

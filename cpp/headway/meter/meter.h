@@ -155,10 +155,11 @@ class Meter {
   void SetMargin(Nanos margin);
 
   // An observation. bucket: the instant at which all is paid for lies not before / not after
-  // `bound`. window, fixed: others have used at least / at most `bound` units as last counted at
-  // `at`. Lowering returns whether to signal.
-  void Raise(std::int64_t bound, Nanos at);
-  [[nodiscard]] bool Lower(std::int64_t bound, Nanos at);
+  // `bound`; or did so when it was at `seen`, and what was taken since comes on top. window, fixed:
+  // others have used at least / at most `bound` units as last counted at `at`. Lowering returns
+  // whether to signal.
+  void Raise(std::int64_t bound, Nanos at, Nanos seen = kNever);
+  [[nodiscard]] bool Lower(std::int64_t bound, Nanos at, Nanos seen = kNever);
 
   // window, fixed: what others have used, as last observed and not yet left.
   std::int64_t Others() const;

@@ -8,6 +8,9 @@
 namespace headway {
 namespace {
 
+// An anchor that is late by less than such a part of the period stays as it is.
+constexpr Nanos kCoarse = 128;
+
 // Whether two stretches of time have an instant in common.
 bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
   return from <= other_to && other_from <= to;
@@ -69,7 +72,9 @@ void Inference::NoteSaid(const Reading& reading) {
 void Inference::NotePeriod(const Told& told) {
   const Nanos reset = told.reading.reset;
   const bool is_short = verdict_.period < kMinute;
-  const Nanos slack = std::min(kSlack, verdict_.period / 8);
+  // Where resets are no whole seconds, periods of a few can be told from each other.
+  const bool exact = is_short && exact_ > 1;
+  const Nanos slack = exact ? kMillisecond : std::min(kSlack, verdict_.period / 8);
   const bool wrong = is_short && told.crowded && verdict_.shape != Shape::kBucket;
   // After its limit was lowered, a bucket may owe for longer than it takes to be refilled.
   if (!wrong && (reset <= verdict_.period + slack || verdict_.shape == Shape::kBucket)) {
@@ -90,7 +95,8 @@ void Inference::JudgeShort(const Told& told) {
   if (verdict_.shape != Shape::kWindow || verdict_.period != kMinute) return;
   // Where others had used any of it before, it may be they who leave so soon.
   if (ends_.least_foreign > 0) return;
-  if (ends_.count < kReadings || 2 * (ends_.most_used - ends_.least_used) < told.limit) return;
+  // A burst that meets the end of a window is in two of them, and answers come in any order.
+  if (ends_.count < kReadings || 3 * (ends_.most_used - ends_.least_used + 1) < told.limit) return;
   if (told.sent - doubted_ < kDoubts) return;
   const Nanos period = Holds(ends_.longest, kMillisecond);
   if (period == 0 || period >= kMinute) return;
@@ -149,6 +155,8 @@ bool Inference::NoteEnd(const Told& told) {
     ends_by_ = std::min(ends_by_, by);
     return false;
   }
+  // It was sent before, and counted in the window before: a burst may meet the end of one.
+  if (ends_.count > 0 && told.sent <= ends_.last && by < ends_from_) return false;
   const Nanos period = verdict_.period;
   const bool again = ends_.count > 0 && Meet(from, by, ends_from_ + period, ends_by_ + period);
   const bool counts =
@@ -167,22 +175,29 @@ bool Inference::NoteEnd(const Told& told) {
 }
 
 void Inference::JudgeEnds(const Told& told) {
-  if (verdict_.shape == Shape::kBucket || explained_) return;
+  const bool fixed = verdict_.shape == Shape::kFixed;
+  if (verdict_.shape == Shape::kBucket || (explained_ && !fixed)) return;
   const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
   const Nanos from = ends_from_ + told.wall_offset;
   const Nanos by = ends_by_ + told.wall_offset;
-  const bool on_the_hour =
-      ends_.Convinces(latency) && verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
-  if (!on_the_hour && repeats_ < kRepeats) return;
-  if (verdict_.shape == Shape::kFixed) {
-    readings_ = std::max(readings_, ends_.count);
-    return;
-  }
-  const Nanos middle = from + (by - from) / 2;
-  const Nanos hour = (middle + kHour / 2) / kHour * kHour;
   // A burst that comes before the window has begun is refused, and one that comes later loses
   // nothing; so the latest instant that fits.
   const Nanos latest = std::max(from, by - ends_slack_);
+  const bool on_the_hour =
+      ends_.Convinces(latency) && verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
+  if (fixed) {
+    if (on_the_hour || repeats_ >= kRepeats) readings_ = std::max(readings_, ends_.count);
+    // What is sent between the beginning and where it is thought to be counts twice, in the end. So
+    // it is moved as answers tell that it is earlier; never back.
+    const Nanos late = (verdict_.anchor - latest) % verdict_.period;
+    const Nanos earlier = late < 0 ? late + verdict_.period : late;
+    if (earlier >= verdict_.period / kCoarse && earlier < verdict_.period / 2)
+      Become({Shape::kFixed, verdict_.period, latest}, ends_.count);
+    return;
+  }
+  if (!on_the_hour && repeats_ < kRepeats) return;
+  const Nanos middle = from + (by - from) / 2;
+  const Nanos hour = (middle + kHour / 2) / kHour * kHour;
   Become({Shape::kFixed, verdict_.period, on_the_hour ? hour : latest}, ends_.count);
 }
 

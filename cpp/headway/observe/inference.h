@@ -53,9 +53,9 @@ struct Reading {
 //   unless calls are left out that a `window` would count: then, once is enough.
 //
 // Two resets longer than the period show a longer one: the shortest of the usual ones that holds
-// them. A shorter one than a minute shows in a burst: where half of the limit is used, and the end
-// stays the same, it is no `bucket`, and a window that ends so soon is no longer than that, or it
-// is a `fixed` one near its end. Both admit a whole burst after it. So that is believed, until a
+// them. A shorter one than a minute shows in a burst: where a third of the limit is used, and the
+// end stays the same, it is no `bucket`, and a window that ends so soon is no longer than that, or
+// it is a `fixed` one near its end. Both admit a whole burst after it. So that is believed, until a
 // reset is longer, or more is used after the end than others can have used: then it was one of a
 // minute, in which calls of others leave. From an hour on a period does not become shorter.
 //

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/string_view.h"
+#include "headway/base/pause.h"
 
 namespace headway {
 namespace {
@@ -101,9 +102,11 @@ int Learner::MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Li
       continue;
     const Parameters p = bucket_->meter(i).parameters();
     if (p.amount < Limit::kMaxAmount) continue;
-    // What a window has counted is right for its own period alone.
-    if (limit.shape != Shape::kBucket && p.period != limit.period && bucket_->Used(i, now) != 0)
-      continue;
+    // What a window has counted is right for its own period alone, and its own beginning.
+    const Parameters fresh = Parameters::From(limit, wall_offset);
+    const bool same =
+        p.period == fresh.period && (limit.shape != Shape::kFixed || p.anchor() == fresh.anchor());
+    if (limit.shape != Shape::kBucket && !same && bucket_->Used(i, now) != 0) continue;
     Set(now, wall_offset, i, limit, changes);
     return i;
   }
@@ -166,10 +169,15 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   const std::int64_t most = used + reading.rounding;
   const int taken = static_cast<int>(of.taken.size());
   const std::int64_t own = Own(track, of);
+  // What this holds. Before it is known what was admitted: whoever comes in between is in that, or
+  // in both, and not only in this. Others' share first: it may leave, and is not to pass for ours.
+  const std::int64_t others = meter.Others();
+  HEADWAY_PAUSE();
+  const std::int64_t seen = Word{meter.bits()}.value();
+  HEADWAY_PAUSE();
   // Admitted and perhaps not counted by then.
   const Nanos before = of.began - std::max(overtakes, slowest_);
-  const std::int64_t since =
-      std::max<std::int64_t>(0, history.Total(r) - history.AtLeast(r, before) - own);
+  const std::int64_t since = std::max<std::int64_t>(0, history.AdmittedSince(r, before) - own);
   if (meter.shape() == Shape::kBucket) {
     const Parameters p = meter.parameters();
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
@@ -191,32 +199,35 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
                        std::min(p.Cost(since), Word::kMaxValue / 4);
     if (fresh) {
-      bucket_->Raise(track.meter, owed, now);
+      bucket_->Raise(track.meter, owed, now, seen);
     } else {
-      bucket_->Lower(track.meter, owed, now);
+      bucket_->Lower(track.meter, owed, now, seen);
     }
     return;
   }
   if (!meter.has_cells()) return;
   // What of it was ours, at most: what was in use when it began, and what may have been counted
   // before it though it began later.
-  std::int64_t ours = 0;
+  const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
+  std::int64_t ours = by_then - history.AtLeast(r, before - meter.parameters().period);
   if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since. The call itself was
     // counted first: its slot is free again before theirs.
-    meter.CountEarlier(of.counted_by, std::min(own, most));
+    // As it is found to be in the window that we are in, it is counted there.
+    const Parameters p = meter.parameters();
+    const bool fixed = meter.shape() == Shape::kFixed;
+    const Nanos window = fixed ? now - (now - p.anchor()) % p.period : 0;
+    meter.CountEarlier(std::max(window, of.counted_by), std::min(own, most));
     bucket_->Raise(track.meter, std::max<std::int64_t>(0, most - own) + since, now);
     return;
   }
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
     const Taken& its = of.taken[static_cast<std::size_t>(track.meter)];
-    const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
     // What has left may not have been taken out yet; and what was given back was admitted.
-    ours = std::min(its.after + std::max<std::int64_t>(0, by_then - its.increment),
-                    by_then - history.AtLeast(r, of.began - meter.parameters().period - overtakes));
-  } else {
-    // It took nothing here, or came before this did: all that this holds.
-    ours = Word{meter.bits()}.value() - meter.Others();
+    ours = std::min(ours, its.after + std::max<std::int64_t>(0, by_then - its.increment));
+  } else if (track.meter < taken) {
+    // It took nothing here: all that this holds.
+    ours = Word{meter.bits()}.value() - others;
   }
   if (fresh) certain = Certain(track, of);
   const bool forgets = Forgets(track, reading, certain);
@@ -246,8 +257,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   std::int64_t foreign_most = std::max(foreign, most - (forgets ? 0 : certain));
   if (track.meter >= taken) {
     // So did others of ours that may have to be counted yet.
-    const std::int64_t here = Word{meter.bits()}.value() - meter.Others();
-    foreign_most = std::max(foreign, most + std::max<std::int64_t>(0, since - here));
+    foreign_most = std::max(foreign, most + std::max<std::int64_t>(0, since - (seen - others)));
   }
   // Others' calls were counted before this one was.
   if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, of.counted_by);
@@ -278,6 +288,8 @@ std::int64_t Learner::Certain(const Track& track, const AnsweredCall& of) {
 // Whether it no longer counted all of those: then it is no window of that period.
 bool Learner::Forgets(const Track& track, const Reading& reading, std::int64_t certain) const {
   if (track.kept.shape != Shape::kWindow || reading.remaining < 0) return false;
+  // With nothing left, more may be counted than the limit: it was lowered.
+  if (reading.remaining <= reading.rounding) return false;
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   // Refunds that nobody told of forget a little as well.
   return certain - used - reading.rounding > std::max<std::int64_t>(1, track.limit / 4);
@@ -288,8 +300,10 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
   if (track.inference.verdict().period >= Inference::kMinute) return false;
   if (track.meter < 0 || reading.remaining < 0) return false;
   const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
+  // What began so long before may have been counted that much later, where the client is busy.
   const std::int64_t ours = bucket_->history()->MostBetween(
-      track.resource, of.began - track.kept.period - overtakes, of.began + overtakes);
+      track.resource, of.began - track.kept.period - std::max(overtakes, slowest_),
+      of.began + overtakes);
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   return used - reading.rounding - ours > track.limit / 2;
 }
@@ -299,7 +313,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
-  slowest_ = std::max(of.answered - of.sent, slowest_ - since / kForgets);
+  slowest_ = std::max(of.answered - of.began, slowest_ - since / kForgets);
   observed_ = std::max(observed_, now);
   for (const Reading& reading : readings) {
     // Who says that there is no limit at all, and answers, means that he does not know.

@@ -140,9 +140,9 @@ class Learner {
   std::vector<Track> tracks_;
   RateSearch search_;  // of requests, by refusals that nothing explains
   Track searched_;     // the meter that is kept to what it finds
-  // How long the slowest answer of late took. Where a client or server stalls, calls that were sent
-  // that much earlier may still have to be counted. What this bound is too loose by costs nothing:
-  // a bucket that is thought to owe more than it does refills as fast.
+  // How long after its call began the slowest answer of late came. Where a client or server stalls,
+  // calls that began that much earlier may still have to be counted. What this bound is too loose
+  // by costs nothing: a bucket that is thought to owe more than it does refills as fast.
   Nanos slowest_ = 0;
   Nanos observed_ = 0;  // when the latest answer was read
 };
