@@ -283,9 +283,21 @@ py::tuple OwnUses(const py::object& limiter, const std::optional<AnsweredCall>& 
   return py::make_tuple(call ? py::object(py::int_(call->began)) : py::none(), uses);
 }
 
+// Limits have changed. Returns whether any has.
+bool TakeOver(State& state, const std::vector<Change>& changes) {
+  for (const Change& change : changes) {
+    const auto place = static_cast<std::size_t>(change.meter);
+    if (place >= state.limits.size()) state.limits.resize(place + 1);
+    state.limits[place] = change.limit;
+  }
+  if (!changes.empty()) ++state.learnt;
+  state.Serve();
+  return !changes.empty();
+}
+
 // What the answer to a call said of a limiter's limits. Returns whether any of them has changed.
 bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given,
-             bool refused) {
+             bool refused, const py::object& wait) {
   State* const state = StateOfLimiter(limiter.ptr());
   if (state == nullptr) throw py::error_already_set();
   if (state->learner == nullptr) return false;
@@ -297,16 +309,19 @@ bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings
     reading.resource = static_cast<std::uint8_t>(found - state->resources.begin());
     known.push_back(reading);
   }
-  const std::vector<Change> changes =
-      state->learner->Observe(state->Now(), state->WallOffset(), call, known, refused);
-  for (const Change& change : changes) {
-    const auto place = static_cast<std::size_t>(change.meter);
-    if (place >= state->limits.size()) state->limits.resize(place + 1);
-    state->limits[place] = change.limit;
-  }
-  if (!changes.empty()) ++state->learnt;
-  state->Serve();
-  return !changes.empty();
+  std::optional<Nanos> told;
+  if (refused) told = wait.is_none() ? kNever : NanosOf(wait, "wait");
+  return TakeOver(*state,
+                  state->learner->Observe(state->Now(), state->WallOffset(), call, known, told));
+}
+
+// What was learnt of limits before, by another one.
+bool Recall(const py::object& limiter, const std::vector<Limit>& limits, double hold) {
+  State* const state = StateOfLimiter(limiter.ptr());
+  if (state == nullptr) throw py::error_already_set();
+  if (state->learner == nullptr) return false;
+  return TakeOver(*state, state->learner->Recall(state->Now(), state->WallOffset(), limits,
+                                                 static_cast<Nanos>(hold * 1e9)));
 }
 
 }  // namespace
@@ -349,9 +364,12 @@ void AddObserve(py::module_& m) {
         throw py::type_error("AnsweredCall: made by calls and reservations only");
       }));
   m.def("observe", &Observe, py::arg("limiter"), py::arg("call"), py::arg("readings"),
-        py::arg("refused") = false,
+        py::arg("refused") = false, py::arg("wait") = py::none(),
         "Tells what the answer to a call said of limits; whether one of them has changed. refused: "
-        "for want of what comes back.");
+        "for want of what comes back, in `wait` seconds if it said so.");
+  m.def("recall", &Recall, py::arg("limiter"), py::arg("limits"), py::arg("hold"),
+        "Limits that were learnt before, as stated, hold until answers say otherwise. Before it is "
+        "used. hold: for so many seconds the others wait for the answer of the first.");
   m.def(
       "searches",
       [](const py::object& limiter) {

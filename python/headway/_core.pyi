@@ -1,5 +1,7 @@
 # Written by `make stubs` from the extension; annotations of C types are kept by hand.
 
+import collections
+import collections.abc
 import typing
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
@@ -305,7 +307,16 @@ class AnsweredCall:
     def __init__(self) -> None: ...
 
 def observe(
-    limiter: LimiterCore, call: AnsweredCall, readings: Readings, refused: bool = False
+    limiter: object,
+    call: AnsweredCall,
+    readings: Readings,
+    refused: bool = False,
+    wait: object = None,
+) -> bool: ...
+def recall(
+    limiter: object,
+    limits: collections.abc.Sequence[Limit],
+    hold: typing.SupportsFloat | typing.SupportsIndex,
 ) -> bool: ...
 def searches(limiter: LimiterCore) -> bool: ...
 def own_use(limiter: LimiterCore, call: AnsweredCall | None) -> tuple[int | None, list[int]]: ...

@@ -236,7 +236,7 @@ def _learnt(finding: dict[str, Any]) -> str | None:
     if finding["given"]:
         return others or None
     if finding["searched"]:
-        return "not stated: plenty was left of what is when requests were refused"
+        return "not stated: found out by refusals"
     shape, readings = finding["shape"], finding["readings"]
     sure = (
         f"{shape} by {readings} answers"

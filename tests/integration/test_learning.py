@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from users import Provider, asks, at_once, make, until
 
-from headway import Denial, Limit, ManualClock, RateLimitInfo
+from headway import (
+    ConfigurationError,
+    Denial,
+    Limit,
+    ManualClock,
+    RateLimiterConfig,
+    RateLimitInfo,
+)
 from headway.backends import MemoryBackend
 from headway.scheduler import Scheduler, create_scheduler
 from headway.simulate.process import SimulatorProcess
@@ -109,6 +118,120 @@ def test_in_basic_mode_and_without_rate_limiting_nothing_is_learnt() -> None:
     clock = ManualClock(1000.0)
     asyncio.run(run(make("basic", clock=clock), clock))
     asyncio.run(run(make("intelligent", clock=clock, enable_rate_limiting=False), clock))
+
+
+def test_what_is_never_stated_is_found_out_by_refusals() -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(20, clock)
+
+        async def call() -> SimpleNamespace:
+            return SimpleNamespace(status_code=server.say()[0], headers={})
+
+        async with make(clock=clock, max_retries=0) as scheduler:
+            tasks = [scheduler.submit(asks(), call) for _ in range(400)]
+            await settle(clock, 1180)
+            refused, admitted = server.refused, len(server.counted)
+            assert admitted == 60
+            await settle(clock, 1780)
+            # All of ten minutes, and one more tried in each half of one.
+            assert len(server.counted) - admitted >= 190
+            assert server.refused - refused <= 20
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert [each.learnt for each in explained.limits] == [
+                "not stated: found out by refusals"
+            ]
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_what_was_learnt_can_be_saved_and_begun_with(ratio: float) -> None:
+    async def learn(clock: ManualClock, server: Window) -> str:
+        async with make(clock=clock, rate_limit_buffer_ratio=ratio) as scheduler:
+            tasks = ask_for(scheduler, server, 30)
+            await settle(clock, clock.now() + 240)
+            await asyncio.gather(*tasks)
+            return json.dumps(scheduler.learnt_limits())
+
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(20, clock)
+        saved = await learn(clock, server)
+        (limits,) = json.loads(saved).values()
+        assert limits == ["20 requests/min window"]
+        await settle(clock, 2000)
+        config = RateLimiterConfig(rate_limit_buffer_ratio=ratio, max_concurrent_executions=500)
+        scheduler = create_scheduler(
+            None,
+            "intelligent",
+            config,
+            provider="openai",
+            clock=clock,
+            learnt_limits=json.loads(saved),
+        )
+        async with scheduler:
+            # Somebody else has used a part of it: the first goes ahead, and finds that.
+            for _ in range(8):
+                server.say()
+
+            async def slow() -> SimpleNamespace:
+                answer = await server.call()
+                for _ in range(4):
+                    await asyncio.sleep(0)  # the others go meanwhile
+                return answer
+
+            before = len(server.counted)
+            tasks = [scheduler.submit(asks(), slow) for _ in range(40)]
+            await settle(clock, clock.now() + 10)
+            assert (len(server.counted) - before, server.refused) == (12 if ratio == 1 else 2, 0)
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            assert str(explained.limits[0].limit) == f"{int(20 * ratio)} requests/min window"
+            # And follows it as it changes.
+            server.limit = 40
+            await settle(clock, clock.now() + 120)
+            assert next(iter(scheduler.learnt_limits().values())) == ["40 requests/min window"]
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(run())
+
+
+def test_learnt_limits_that_are_none_are_refused_by_name() -> None:
+    for learnt, what in [
+        (["20 requests/min"], "must be a dict"),
+        ({"a": ["20 rpm"]}, "learnt_limits 'a'"),
+        ({1: ["20 requests/min"]}, "learnt_limits 1: a bucket id must be a str"),
+    ]:
+        with pytest.raises(ConfigurationError, match=re.escape(what)):
+            create_scheduler(None, learnt_limits=cast(Any, learnt))
+
+
+def test_a_provider_that_is_down_is_taken_for_no_limit() -> None:
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        answers: list[float] = []
+
+        async def call() -> SimpleNamespace:
+            down = 1020 <= clock.now() < 1060
+            if not down:
+                answers.append(clock.now())
+            return SimpleNamespace(status_code=429 if down else 200, headers={})
+
+        async with make(clock=clock, max_retries=0) as scheduler:
+            tasks = []
+            for second in range(200):
+                tasks += [scheduler.submit(asks(), call) for _ in range(2)]
+                await settle(clock, 1000 + second + 1)
+            assert sum(at >= 1120 for at in answers) >= 2 * 80 * 0.9
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(run())
 
 
 def test_the_buffer_ratio_is_of_what_is_learnt_too() -> None:

@@ -62,6 +62,8 @@ def test_what_others_take_is_left_to_them_and_the_rest_is_used(
     assert use >= 0.95, told
     # That there are others, nobody can know as the first burst goes out.
     assert refused.pop(0, 0) <= AMOUNT / 10, told
-    assert max(refused.values(), default=0) <= 1, told
+    # One in each, though where one is cut from the next is anybody's choice.
+    assert sum(refused.values()) < WINDOWS, told
+    assert max(refused.values(), default=0) <= 2, told
     # What they have asked for was a third of it, evenly.
     assert len(theirs.exchanges) >= 0.95 * WINDOWS * AMOUNT / 3, told

@@ -37,7 +37,10 @@ Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8
   }
   if (credit) bucket->expenses_ = std::make_unique<Expense[]>(limits.size());
   if (cells || spare > 0) bucket->calls_ = std::make_unique<Calls>();
-  if (spare > 0) bucket->history_ = std::make_unique<History>(static_cast<std::size_t>(width));
+  if (spare > 0) {
+    bucket->history_ = std::make_unique<History>(static_cast<std::size_t>(width));
+    bucket->good_ = std::make_unique<RecentCount>();
+  }
   bucket->SetTimed();
   return bucket;
 }

@@ -13,6 +13,7 @@
 #include "headway/base/limit.h"
 #include "headway/bucket/calls.h"
 #include "headway/bucket/history.h"
+#include "headway/bucket/recent_count.h"
 #include "headway/bucket/reservation.h"
 #include "headway/meter/meter.h"
 
@@ -173,6 +174,9 @@ class Bucket {
   int AddLimit(const Limit& limit, std::uint8_t resource, Nanos wall_offset);
   // What has been admitted, over time; null where no limit can be added.
   History* history() { return history_.get(); }
+  // How many good answers came from `from` to `to`, of the last minute: at most, and off by less
+  // than two seconds' worth. Where there is a history.
+  std::int64_t Good(Nanos from, Nanos to) const { return good_->Between(from, to); }
 
   // Whether the amounts could ever be admitted together.
   bool EverFits(absl::Span<const std::int64_t> amounts) const;
@@ -307,6 +311,7 @@ class Bucket {
   std::atomic<bool> timed_{false};
   std::unique_ptr<Expense[]> expenses_;  // by meter; only where credit is among them
   std::unique_ptr<History> history_;     // only where limits can be added
+  std::unique_ptr<RecentCount> good_;    // good answers; there as well
 };
 
 }  // namespace headway

@@ -70,6 +70,7 @@ bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   if ((before & kMarking) == 0) TellAnswered(how);
   // After a refusal, others wait until it is known for how long.
   if (how != 0) return true;
+  if (bucket_->good_ != nullptr && !failed_.load()) bucket_->good_->Add(now);
   if (ahead_ != 0) {
     bucket_->LeaveAhead(ahead_);
   } else if (bucket_->cold_.load() != 0 && !failed_.load() && !bucket_->looks_ahead()) {

@@ -97,6 +97,9 @@ class Inference {
     bool crowded = false;
   };
 
+  // What was found out before, by whoever was here then; readings that speak against it undo it.
+  void Recall(const Verdict& verdict) { Become(verdict, 1); }
+
   // Takes a reading in. Returns whether the verdict has changed. `own(from, to)`: whether calls of
   // our own may have begun between these instants.
   template <typename Own>

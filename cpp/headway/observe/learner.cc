@@ -20,6 +20,10 @@ constexpr Nanos kLooks = 16;
 // ... and waits for the answer for such a part of a window, or so long after a fixed one has begun.
 constexpr Nanos kPatience = 256;
 constexpr Nanos kLongestLook = 10 * kSecond;
+// After a refusal that nothing explains, one goes ahead, too: it waits for its answer twice as long
+// as the slowest of late took, within these.
+constexpr Nanos kShortestLook = 100 * kMillisecond;
+constexpr Nanos kLongestSilentLook = 2 * kSecond;
 // A second of the slowest answer's delay is forgotten in so many.
 constexpr Nanos kForgets = 32;
 
@@ -83,8 +87,57 @@ Learner::Track& Learner::Find(const Reading& reading) {
     track.kept = {meter.shape(), p.period, 0};
     if (given) track.limit = p.amount;  // until it is stated
   }
+  if (!track.given) Recognise(reading, track);
   tracks_.push_back(track);
   return tracks_.back();
+}
+
+// What is recalled of it: of the same amount if there is such a one, else any of its resource,
+// unless the reading says that it is of another period.
+void Learner::Recognise(const Reading& reading, Track& track) {
+  auto found = recalled_.end();
+  for (auto each = recalled_.begin(); each != recalled_.end(); ++each) {
+    if (each->resource != reading.resource) continue;
+    if (reading.period > 0 && each->kept.period != reading.period) continue;
+    if (found == recalled_.end() || each->limit == reading.limit) found = each;
+  }
+  if (found == recalled_.end()) return;
+  track.meter = found->meter;
+  track.kept = found->kept;
+  track.limit = found->limit;
+  track.inference.Recall(found->kept);
+  recalled_.erase(found);
+}
+
+std::vector<Change> Learner::Recall(Nanos now, Nanos wall_offset, absl::Span<const Limit> limits,
+                                    Nanos hold) {
+  std::vector<Change> changes;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const Limit& limit : limits) {
+    const auto name = std::find(names_.begin(), names_.end(), limit.resource);
+    if (name == names_.end() || limit.amount < 1 || limit.shape == Shape::kConcurrency) continue;
+    Track track;
+    track.resource = static_cast<std::uint8_t>(name - names_.begin());
+    bool given = false;
+    for (int i = 0; i < static_cast<int>(given_.size()); ++i)
+      given |= given_[static_cast<std::size_t>(i)] && bucket_->resource(i) == track.resource &&
+               bucket_->meter(i).shape() != Shape::kConcurrency;
+    if (given) continue;
+    track.limit = std::min(limit.amount, Limit::kMaxAmount - 1);
+    track.kept = {limit.shape == Shape::kUnknown ? Shape::kWindow : limit.shape, limit.period,
+                  limit.shape == Shape::kFixed ? limit.anchor.value_or(0) : 0};
+    Limit used = limit;
+    used.shape = track.kept.shape;
+    used.amount = Used(track.limit);
+    if (used.shape == Shape::kBucket && limit.burst) used.burst = Used(*limit.burst);
+    track.meter = MeterFor(now, wall_offset, track, used, changes);
+    if (track.meter >= 0) recalled_.push_back(track);
+  }
+  if (!recalled_.empty() && hold > 0) {
+    bucket_->EndCold();  // something is known, if not what is left of it
+    bucket_->LookAhead(hold, /*again=*/false);
+  }
+  return changes;
 }
 
 void Learner::Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
@@ -209,7 +262,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // What of it was ours, at most: what was in use when it began, and what may have been counted
   // before it though it began later.
   const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
-  std::int64_t ours = by_then - history.AtLeast(r, before - meter.parameters().period);
+  std::int64_t ours = by_then - history.AtLeast(r, of.began - meter.parameters().period -
+                                                       std::max(overtakes, counted_late_));
   if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since. The call itself was
     // counted first: its slot is free again before theirs.
@@ -302,18 +356,20 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
   const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
   // What began so long before may have been counted that much later, where the client is busy.
   const std::int64_t ours = bucket_->history()->MostBetween(
-      track.resource, of.began - track.kept.period - std::max(overtakes, slowest_),
+      track.resource, of.began - track.kept.period - std::max(overtakes, counted_late_),
       of.began + overtakes);
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   return used - reading.rounding - ours > track.limit / 2;
 }
 
 std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                                     absl::Span<const Reading> readings, bool refused) {
+                                     absl::Span<const Reading> readings,
+                                     std::optional<Nanos> refused) {
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
   slowest_ = std::max(of.answered - of.began, slowest_ - since / kForgets);
+  counted_late_ = std::max(of.counted_by - of.began, counted_late_ - since / kForgets);
   observed_ = std::max(observed_, now);
   for (const Reading& reading : readings) {
     // Who says that there is no limit at all, and answers, means that he does not know.
@@ -352,10 +408,19 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   return changes;
 }
 
+// Whether no rate was ever stated, by an answer or by the user.
+bool Learner::Silent() const {
+  for (std::size_t i = 0; i < given_.size(); ++i)
+    if (given_[i] && bucket_->meter(static_cast<int>(i)).shape() != Shape::kConcurrency)
+      return false;
+  return std::none_of(tracks_.begin(), tracks_.end(),
+                      [](const Track& track) { return track.limit > 0; });
+}
+
 // Whether nothing that is stated explains a refusal. `hidden`: what would, of what is stated.
 bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
                           RateSearch::Hidden& hidden) {
-  if (readings.empty()) return false;
+  if (readings.empty()) return Silent();
   for (const Reading& reading : readings) {
     if (reading.limit <= 0 || reading.remaining < 0) continue;
     // A call of unknown size may not have fitted into what was left.
@@ -377,7 +442,7 @@ bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
 // What refusals show that nothing stated explains. One request counts as one: of others' tokens
 // nothing is known.
 void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                     absl::Span<const Reading> readings, bool refused,
+                     absl::Span<const Reading> readings, std::optional<Nanos> refused,
                      std::vector<Change>& changes) {
   const auto found = std::find(names_.begin(), names_.end(), kRequests);
   if (found == names_.end()) return;
@@ -387,13 +452,14 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
     if (given_[static_cast<std::size_t>(i)] && bucket_->resource(i) == searched_.resource &&
         bucket_->meter(i).shape() != Shape::kConcurrency)
       return;
-  const History& history = *bucket_->history();
   if (refused) {
     RateSearch::Hidden hidden;
     if (!Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent)) return;
-    search_.Refused(now, of.sent, hidden, [&](Nanos since) {
-      return history.Total(searched_.resource) - history.AtLeast(searched_.resource, since);
-    });
+    search_.Refused(now, of.sent, *refused, Silent(), hidden,
+                    [&](Nanos since) { return bucket_->Good(since, now); });
+    // Nothing is known of when anything fits again: one finds out.
+    if (!search_.limits())
+      bucket_->LookAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
   } else {
     const bool full = searched_.meter >= 0 && bucket_->ReadyAt(searched_.meter, now, 1) > now;
     if (!search_.Admitted(now, of.sent, full)) return;

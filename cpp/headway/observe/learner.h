@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -82,9 +83,19 @@ class Learner {
   Learner& operator=(const Learner&) = delete;
 
   // What the answer to `of` said, which was reserved of this bucket. `wall_offset`: see WallOffset.
-  // `refused`: for want of what comes back. Returns what has changed, in the order in which it did.
+  // `refused`: for want of what comes back, and after which wait it says that it will (kNever: it
+  // says nothing). Returns what has changed, in the order in which it did.
   std::vector<Change> Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-                              absl::Span<const Reading> readings, bool refused = false);
+                              absl::Span<const Reading> readings,
+                              std::optional<Nanos> refused = std::nullopt);
+
+  // What was learnt before, of another bucket of the same name: `limits` as they are stated, of
+  // which the same part is used. They hold until an answer says otherwise, which is not far: one
+  // request goes ahead, and the others wait for its answer, for `hold` at most; 0: none does.
+  // Before anybody uses the bucket. Limits of resources that have a given one, or no number, are
+  // left out.
+  std::vector<Change> Recall(Nanos now, Nanos wall_offset, absl::Span<const Limit> limits,
+                             Nanos hold);
 
   std::vector<Finding> Findings() const;
   // Whether a limit is being found out that is never stated: then every answer tells.
@@ -111,9 +122,12 @@ class Learner {
   };
 
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
-              absl::Span<const Reading> readings, bool refused, std::vector<Change>& changes);
+              absl::Span<const Reading> readings, std::optional<Nanos> refused,
+              std::vector<Change>& changes);
+  bool Silent() const;
   bool Unexplained(absl::Span<const Reading> readings, std::int64_t own,
                    RateSearch::Hidden& hidden);
+  void Recognise(const Reading& reading, Track& track);
   Track* Known(const Reading& reading);
   Track& Find(const Reading& reading);
   std::int64_t Used(std::int64_t limit) const;
@@ -138,12 +152,15 @@ class Learner {
   std::vector<bool> given_;  // of each limit that the bucket was made with
   mutable std::mutex mutex_;
   std::vector<Track> tracks_;
-  RateSearch search_;  // of requests, by refusals that nothing explains
-  Track searched_;     // the meter that is kept to what it finds
+  std::vector<Track> recalled_;  // until an answer speaks of them
+  RateSearch search_;            // of requests, by refusals that nothing explains
+  Track searched_;               // the meter that is kept to what it finds
   // How long after its call began the slowest answer of late came. Where a client or server stalls,
   // calls that began that much earlier may still have to be counted. What this bound is too loose
   // by costs nothing: a bucket that is thought to owe more than it does refills as fast.
   Nanos slowest_ = 0;
+  // And how long after it began one of late was counted, at most, as far as its transport knows.
+  Nanos counted_late_ = 0;
   Nanos observed_ = 0;  // when the latest answer was read
 };
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <limits>
 
 #include "headway/base/clock.h"
 #include "headway/observe/inference.h"
@@ -12,12 +14,22 @@ namespace headway {
 
 // A search by refusals, of `amount` requests in any window of `period`.
 //
+// Until then nothing is known and nothing is held back: most servers that say nothing have no
+// limit.
+//
 // - A refusal with plenty left of a limit that is stated shows that it is counted in periods that
 //   are shorter: so many in each as fall to it. That is what "600 a minute, counted as 10 a second"
-//   means. Where nothing is stated, a refusal tells too little: it may be for want of capacity.
+//   means.
+// - Where nothing is ever stated, one refusal says nothing: it may be for want of capacity, or of a
+//   request that no other is like. The second within kTogether begins the search, if kPlenty were
+//   admitted within a minute: where nothing is, it is an outage, and where little is, a limit saves
+//   little. What was admitted within a period is the limit; and that is how far apart the ends of
+//   the waits are that both name, the nearest of the usual ones, or a minute where they name none.
 // - Up: where all is used, and the request that was sent since the last step is admitted, the next
 //   step follows, of one request. So never more than one request is out beyond what was admitted
 //   before, and a step that goes too far costs one refusal. Then it is left alone for kProbes.
+// - Down: to what was admitted, if anything was lately (an outage admits nothing), and by half at
+//   most. A bucket admits a little more than it can, and then refuses it: one less.
 // - Refusals of requests that were sent before the last one was known are one event.
 //
 // A better controller has its room here: nothing else knows how the amount is found.
@@ -27,6 +39,9 @@ class RateSearch {
  public:
   // How long after a refusal the amount stays as it is.
   static constexpr Nanos kProbes = 30 * kSecond;
+  static constexpr Nanos kTogether = 120 * kSecond;
+  static constexpr std::int64_t kPlenty = 10;
+  static constexpr Nanos kShort = 3 * kSecond;
 
   // Whether anything is limited.
   bool limits() const { return amount_ > 0; }
@@ -40,24 +55,52 @@ class RateSearch {
     Nanos period = 0;
   };
 
-  // A request was refused that was sent at `sent`; at `now` this is known. `since(t)`: requests
-  // that were sent since t, refused ones among them, at most.
-  template <typename Since>
-  void Refused(Nanos now, Nanos sent, const Hidden& hidden, const Since& since) {
-    if (limits() && sent < event_at_) return;  // of the same burst
+  // A request was refused that was sent at `sent`; at `now` this is known. `wait`: which the
+  // refusal names; kNever: none. `silent`: nothing is stated, ever. `good(t)`: good answers since
+  // t, at most.
+  template <typename Good>
+  void Refused(Nanos now, Nanos sent, Nanos wait, bool silent, const Hidden& hidden,
+               const Good& good) {
+    if (sent < event_at_) return;  // of the same burst
     const bool was_step = IsStep(sent);
-    if (!limits() && hidden.amount == 0) return;
+    const Nanos before = event_at_;
+    const Nanos wait_before = wait_;
+    if (!limits() && hidden.amount == 0 && !silent) return;
     event_at_ = now;
+    wait_ = wait;
+    if (!limits() && hidden.amount == 0) {
+      const Nanos told = wait_before == kNever ? 0 : wait_before;
+      if (now - before - told <= kTogether && good(now - Inference::kMinute) >= kPlenty)
+        Begin(now, before, wait_before, good);
+      return;
+    }
     quiet_until_ = now + kProbes;
-    if (was_step) {
-      amount_ = std::max<std::int64_t>(1, amount_ - 1);
-    } else if (hidden.amount > 0 && (!limits() || hidden.period < period_)) {
+    if (hidden.amount > 0 && !was_step && (!limits() || hidden.period < period_)) {
       amount_ = hidden.amount;
       period_ = hidden.period;
-    } else {
-      // It was lowered, or others use it.
-      amount_ = std::max<std::int64_t>(1, std::min(amount_, since(sent - period_)) - 1);
+      counts_ = false;
+      return;
     }
+    if (silent && wait != kNever && wait > std::max(2 * period_, Inference::kMinute)) {
+      Begin(now, before, wait_before, good);
+      return;
+    }
+    counts_ = false;
+    if (was_step) {
+      amount_ = std::max<std::int64_t>(1, amount_ - 1);
+      return;
+    }
+    // An outage admits nothing. Within so short a time, what was admitted before is half at least.
+    if (silent && now - good_at_ > kProbes) return;
+    // It was lowered, or others use it; or it is a bucket, which was emptied slowly by a few too
+    // many in each period: of few, a part has to go.
+    counted_ = Within(now, now - period_, good);
+    const std::int64_t known = std::min(amount_, counted_);
+    less_ = silent && known < 60 ? std::max<std::int64_t>(1, known / 6) : 1;
+    least_ = std::max<std::int64_t>(1, amount_ / 2);
+    most_ = std::max<std::int64_t>(1, amount_ - less_);
+    counts_ = silent;
+    amount_ = Counted();
   }
 
   // Whether a request that was sent then may have been the latest step.
@@ -68,19 +111,81 @@ class RateSearch {
   // One was admitted that was sent at `sent`. `full`: no other fits now. Returns whether the amount
   // is another one.
   bool Admitted(Nanos now, Nanos sent, bool full) {
-    if (!limits() || !full || now < quiet_until_ || sent < stepped_at_ || sent < event_at_)
-      return false;
+    if (!limits()) return false;
+    good_at_ = std::max(good_at_, sent);
+    if (sent < event_at_) {
+      // Its answer was on its way: one more was admitted than was known.
+      if (!counts_ || sent < event_at_ - period_) return false;
+      ++counted_;
+      const std::int64_t before = amount_;
+      amount_ = Counted();
+      return amount_ != before;
+    }
+    if (!full || now < quiet_until_ || sent < stepped_at_) return false;
     ++amount_;
     stepped_at_ = now;
     return true;
   }
 
  private:
+  // The ends of two waits in turn are a period apart, which is no shorter than any of them. Where a
+  // window had begun, what was admitted before that is no part of it.
+  template <typename Good>
+  void Begin(Nanos now, Nanos before, Nanos wait_before, const Good& good) {
+    quiet_until_ = now + kProbes;
+    good_at_ = now;
+    period_ = Inference::kMinute;
+    Nanos from = now - period_;
+    if (wait_ != kNever && wait_before != kNever) {
+      const Nanos begun = before + wait_before;
+      const Nanos apart = now + wait_ - begun;
+      const Nanos longest = std::max(wait_, wait_before) - Inference::kSlack;
+      period_ = Inference::kMonth;
+      for (const Nanos usual : Inference::kPeriods)
+        if (usual >= longest && std::abs(usual - apart) < std::abs(period_ - apart))
+          period_ = usual;
+      from = now - period_;
+      // All of it is to come: a window has just begun.
+      if (wait_ >= period_ - Inference::kSlack) from = std::max(from, begun - kSecond);
+    }
+    if (period_ <= kShort) {
+      // Of what was admitted so soon before, the most was there already. So from one up, at once.
+      amount_ = 1;
+      counts_ = false;
+      quiet_until_ = now;
+      return;
+    }
+    counted_ = Within(now, from, good);
+    less_ = 0;
+    least_ = 1;
+    most_ = std::numeric_limits<std::int64_t>::max();
+    counts_ = true;
+    amount_ = Counted();
+  }
+
+  std::int64_t Counted() const {
+    return std::clamp(counted_ - less_, least_, std::max(least_, most_));
+  }
+
+  // What was admitted since, and what of a window before that one may be in the same second is not.
+  template <typename Good>
+  std::int64_t Within(Nanos now, Nanos from, const Good& good) const {
+    return now - from < 10 * kSecond ? good(from) : good(from + kSecond);
+  }
+
   std::int64_t amount_ = 0;
   Nanos period_ = Inference::kMinute;
-  Nanos event_at_ = -kDay;    // when the latest refusal was known that is no part of another
+  Nanos event_at_ = -kDay;    // when the latest refusal was known that is no part of another...
+  Nanos wait_ = kNever;       // ... and how long it said to wait
   Nanos stepped_at_ = -kDay;  // when it last went up
   Nanos quiet_until_ = 0;
+  Nanos good_at_ = -kDay;  // when the latest was sent that was admitted
+  // What was admitted before the event is still being told: so far, and what becomes of that.
+  bool counts_ = false;
+  std::int64_t counted_ = 0;
+  std::int64_t less_ = 0;
+  std::int64_t least_ = 1;
+  std::int64_t most_ = 1;
 };
 
 }  // namespace headway

@@ -32,6 +32,7 @@ MOST_BUCKETS = 10_000
 MOST_RECEIPTS = 16
 """Of each bucket, so many refusals are remembered."""
 
+LearntLimits = Mapping[str, Iterable["Limit | str"]]
 GivenLimits = Mapping[str, "Iterable[Limit | str] | Limit | str"] | Iterable["Limit | str"]
 
 
@@ -82,6 +83,19 @@ class Bucket(_core.BucketCore):
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
 
+    def learnt(self) -> list[str]:
+        """Those that answers have told of, as the provider states them."""
+        present = _core.limits(self)
+        found = [
+            (present[each["meter"]], each["limit"])
+            for each in _core.findings(self)
+            if not (each["given"] or each["searched"]) and each["meter"] >= 0 and each["limit"]
+        ]
+        return [
+            str(Limit(stated, limit.resource, limit.per, limit.shape, None, limit.anchor))
+            for limit, stated in found
+        ]
+
 
 _THEIRS = {"requests": "rpm_limit", "tokens": "tpm_limit"}
 
@@ -104,13 +118,28 @@ def read_limits(given: GivenLimits | None) -> dict[str | None, list[Limit]]:
     if isinstance(given, (str, Limit)):
         return {None: [as_limit(given, "limits")]}
     if isinstance(given, Mapping):
-        return {_name(name): _list(limits, f"limits {name!r}") for name, limits in given.items()}
+        return _by_bucket(given, "limits")
     return {None: _list(given, "limits")}
 
 
-def _name(name: object) -> str:
+def read_learnt(learnt: LearntLimits | None) -> dict[str | None, list[Limit]]:
+    """What Scheduler.learnt_limits gave, perhaps by way of a JSON file."""
+    if learnt is None:
+        return {}
+    if not isinstance(learnt, Mapping):
+        raise ConfigurationError(
+            f"learnt_limits {learnt!r}: must be a dict of lists of limits by bucket id"
+        )
+    return _by_bucket(learnt, "learnt_limits")
+
+
+def _by_bucket(given: Mapping[str, Any], what: str) -> dict[str | None, list[Limit]]:
+    return {_name(name, what): _list(each, f"{what} {name!r}") for name, each in given.items()}
+
+
+def _name(name: object, what: str) -> str:
     if not isinstance(name, str):
-        raise ConfigurationError(f"limits {name!r}: a bucket id must be a str")
+        raise ConfigurationError(f"{what} {name!r}: a bucket id must be a str")
     return name
 
 
@@ -128,7 +157,7 @@ class Buckets:
     """Makes and finds them. Guarded by the GIL: each verb is a few dictionary steps.
 
     ratio: what part of every rate limit is used. multiplier: of every rate limit, for tests.
-    learns: whether answers tell of limits.
+    learns: whether answers tell of limits. learnt: what they had told another, by bucket id.
     label: of the scheduler in metrics; None: none are kept.
     """
 
@@ -142,6 +171,7 @@ class Buckets:
         multiplier: float,
         limited: bool,
         learns: bool,
+        learnt: Mapping[str | None, Sequence[Limit]],
         label: str | None,
         most_failures: int,
         failure_window: float,
@@ -153,6 +183,7 @@ class Buckets:
         self._multiplier = multiplier
         self._limited = limited
         self._learns = min(1.0, ratio * multiplier) if learns else 0.0
+        self._learnt = learnt
         self._label = label
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
@@ -259,6 +290,7 @@ class Buckets:
         words = self._backend.make_words(
             bucket_id, used, self._learns, cold, proportional=table.proportional
         )
+        self._recall(bucket_id, words)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         stated = {}
         holding = _core.limits(words)
@@ -280,6 +312,20 @@ class Buckets:
         if found is not None:
             self._learn(bucket_id, bucket, found)
         return bucket
+
+    def _recall(self, bucket_id: str, words: Any) -> None:
+        """What was learnt before holds at first, unless the words know something already."""
+        recalled = self._learnt.get(bucket_id)
+        if not recalled or not self._learns or _core.findings(words):
+            return
+        known = {limit.resource for limit in _core.limits(words) if limit.amount < UNLIMITED}
+        limits = [limit for limit in recalled if limit.resource not in known]
+        _core.recall(words, limits, self._scheduler._asks_first())
+
+    def learnt(self) -> dict[str, list[str]]:
+        """By bucket id, the limits that answers have told of, as the provider states them."""
+        told = {bucket_id: bucket.learnt() for bucket_id, bucket in list(self._buckets.items())}
+        return {bucket_id: limits for bucket_id, limits in told.items() if limits}
 
     def _tell_unlimited(self, bucket_id: str) -> None:
         """Once: a model that is in no dict of limits has none, and may just be misspelt in it."""

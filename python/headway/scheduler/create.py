@@ -9,7 +9,7 @@ from headway._core import ManualClock
 from headway.protocols import ClassifierProtocol, ClientProtocol
 from headway.providers import ProviderInterface, ProviderTable
 from headway.scheduler.accounts import Account
-from headway.scheduler.buckets import GivenLimits
+from headway.scheduler.buckets import GivenLimits, LearntLimits
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode, StateConfig
 from headway.scheduler.scheduler import Scheduler
 
@@ -26,6 +26,7 @@ def create_scheduler(  # noqa: PLR0917 - the order is promised
     backend: Any = None,
     state_config: StateConfig | None = None,
     limits: GivenLimits | None = None,
+    learnt_limits: LearntLimits | None = None,
     accounts: Mapping[str, float | Account] | None = None,
     clock: ManualClock | None = None,
     retry_on: Iterable[type[BaseException]] = (),
@@ -41,9 +42,11 @@ def create_scheduler(  # noqa: PLR0917 - the order is promised
     makes metadata of requests that are dicts. state_manager, backend: where the words live.
     scheduling_strategy: decides between buckets that are ready at the same instant, from
     `headway.strategies` or your own. limits: a list for every bucket, or a dict of lists by bucket
-    id; they win over what the provider says, resource by resource. accounts: by client_id, a weight
-    or an Account. clock: a ManualClock for tests. retry_on: exceptions that are worth another
-    attempt beside those of transports and providers. default_rate_limits: the same as limits.
+    id; they win over what the provider says, resource by resource. learnt_limits: what another
+    scheduler's `learnt_limits()` gave; they hold until answers say otherwise. accounts: by
+    client_id, a weight or an Account. clock: a ManualClock for tests. retry_on: exceptions that are
+    worth another attempt beside those of transports and providers. default_rate_limits: the same as
+    limits.
     test_rate_multiplier: of every rate limit.
 
     ConfigurationError (a ValueError) names what is wrong.
@@ -66,6 +69,7 @@ def create_scheduler(  # noqa: PLR0917 - the order is promised
         backend=backend,
         state_config=state_config,
         limits=limits,
+        learnt_limits=learnt_limits,
         accounts=accounts,
         clock=clock,
         retry_on=retry_on,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, final
 from headway import _core
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
+from headway.retry import told_wait
 from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
-from headway.scheduler.failures import is_refused
+from headway.scheduler.failures import is_refused, wait_told_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +47,8 @@ class Observations:
         if not self._learns:
             return
         bucket = call.bucket
-        if not (answer.headers or answer.body or bucket.searches):
+        refused = is_refused(answer)
+        if not (answer.headers or answer.body or refused or bucket.searches):
             return
         self._learn(
             bucket,
@@ -54,7 +56,8 @@ class Observations:
             self.table_of(answer),
             answer.headers,
             answer.body,
-            refused=is_refused(answer),
+            refused=refused,
+            wait=wait_told_by(answer) if refused else None,
         )
 
     def hear(
@@ -68,7 +71,8 @@ class Observations:
     ) -> None:
         """What the answer to a request says for which `reservation` was made, before it ends."""
         by_name = {name.lower(): value for name, value in headers.items()}
-        self._learn(bucket, reservation._record, table, by_name, refused=refused)
+        wait = told_wait(by_name) if refused else None
+        self._learn(bucket, reservation._record, table, by_name, refused=refused, wait=wait)
 
     def _learn(
         self,
@@ -79,11 +83,12 @@ class Observations:
         body: object = None,
         *,
         refused: bool = False,
+        wait: float | None = None,
     ) -> None:
         readings = table.read(headers, body=body)
-        record = record_of() if len(readings) or bucket.searches else None
+        record = record_of() if len(readings) or refused or bucket.searches else None
         if record is not None:
-            self._tell(bucket, record, readings, refused)
+            self._tell(bucket, record, readings, refused, wait)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
         """What the user's own provider has made of an answer."""
@@ -109,8 +114,9 @@ class Observations:
         record: Any,
         readings: Any,
         refused: bool = False,
+        wait: float | None = None,
     ) -> None:
-        if not _core.observe(bucket, record, readings, refused):
+        if not _core.observe(bucket, record, readings, refused, wait):
             return
         bucket.searches = bucket.searches or (refused and _core.searches(bucket))
         bucket._learnt()

@@ -35,7 +35,14 @@ from headway.scheduler.arguments import (
     read_types,
 )
 from headway.scheduler.base import DRAIN_TIMEOUT, BaseScheduler
-from headway.scheduler.buckets import Bucket, Buckets, GivenLimits, read_limits
+from headway.scheduler.buckets import (
+    Bucket,
+    Buckets,
+    GivenLimits,
+    LearntLimits,
+    read_learnt,
+    read_limits,
+)
 from headway.scheduler.choice import read_strategy
 from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode, StateConfig
@@ -87,6 +94,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         backend: Any = None,
         state_config: Any = None,
         limits: GivenLimits | None = None,
+        learnt_limits: LearntLimits | None = None,
         accounts: Mapping[str, float | Account] | None = None,
         clock: ManualClock | None = None,
         retry_on: Iterable[type[BaseException]] = (),
@@ -160,6 +168,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             multiplier=multiplier,
             limited=config.enable_rate_limiting,
             learns=config.enable_rate_limiting and self.mode is not SchedulerMode.BASIC,
+            learnt=read_learnt(learnt_limits),
             label=self._label() if self.metrics_enabled else None,
             most_failures=config.max_failures,
             failure_window=config.failure_window,
@@ -528,6 +537,14 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         return super()._unfinished() + len(self._on_way)
 
     # -- what can be seen ------------------------------------------------------------------------
+
+    def learnt_limits(self) -> dict[str, list[str]]:
+        """By bucket id, the limits that answers have told of, as the provider states them.
+
+        Texts of Limits, fit for JSON and for `create_scheduler(learnt_limits=…)`, by which another
+        scheduler begins with them. Given limits, and those that no answer tells of, are not in it.
+        """
+        return self._buckets.learnt()
 
     def get_metrics(self) -> dict[str, Any]:
         """What has happened so far."""
