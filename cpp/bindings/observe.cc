@@ -297,7 +297,7 @@ bool TakeOver(State& state, const std::vector<Change>& changes) {
 
 // What the answer to a call said of a limiter's limits. Returns whether any of them has changed.
 bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings& given,
-             bool refused, const py::object& wait) {
+             bool refused, const py::object& wait, bool failed) {
   State* const state = StateOfLimiter(limiter.ptr());
   if (state == nullptr) throw py::error_already_set();
   if (state->learner == nullptr) return false;
@@ -311,8 +311,8 @@ bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings
   }
   std::optional<Nanos> told;
   if (refused) told = wait.is_none() ? kNever : NanosOf(wait, "wait");
-  return TakeOver(*state,
-                  state->learner->Observe(state->Now(), state->WallOffset(), call, known, told));
+  return TakeOver(*state, state->learner->Observe(state->Now(), state->WallOffset(), call, known,
+                                                  told, failed));
 }
 
 // What was learnt of limits before, by another one.
@@ -364,9 +364,10 @@ void AddObserve(py::module_& m) {
         throw py::type_error("AnsweredCall: made by calls and reservations only");
       }));
   m.def("observe", &Observe, py::arg("limiter"), py::arg("call"), py::arg("readings"),
-        py::arg("refused") = false, py::arg("wait") = py::none(),
+        py::arg("refused") = false, py::arg("wait") = py::none(), py::arg("failed") = false,
         "Tells what the answer to a call said of limits; whether one of them has changed. refused: "
-        "for want of what comes back, in `wait` seconds if it said so.");
+        "for want of what comes back, in `wait` seconds if it said so. failed: for any other "
+        "reason.");
   m.def("recall", &Recall, py::arg("limiter"), py::arg("limits"), py::arg("hold"),
         "Limits that were learnt before, as stated, hold until answers say otherwise. Before it is "
         "used. hold: for so many seconds the others wait for the answer of the first.");

@@ -312,6 +312,7 @@ def observe(
     readings: Readings,
     refused: bool = False,
     wait: object = None,
+    failed: bool = False,
 ) -> bool: ...
 def recall(
     limiter: object,

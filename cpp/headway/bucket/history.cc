@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace headway {
 
@@ -16,13 +17,17 @@ void History::MakeMark(Nanos now, absl::Span<const std::int64_t> own) {
   if (!at_.empty() && now < at_.back() + kGrain) return;
   if (at_.size() == kMost) Thin(now);
   const std::size_t last = then_.size();
+  // Whoever has said so before is in the totals, which are read only now...
+  bool missed = missed_.exchange(false);
   for (std::size_t i = 0; i < resources_; ++i) {
     before_.push_back(SurelyBegun(i));
     then_.push_back(totals_[i].load());
     own_.push_back(i < own.size() ? own[i] : 0);
   }
-  // Only now: whoever finds no lock says so before he is not expected any more.
-  if (missed_.exchange(false) || own.empty() || at_.empty())
+  // ... and who says so meanwhile does before he is not expected any more; he may not be in them,
+  // so that holds for the next mark as well.
+  missed |= missed_.load();
+  if (missed || own.empty() || at_.empty())
     for (std::size_t i = 0; i < resources_; ++i)
       before_[last + i] = at_.empty() ? 0 : then_[last - resources_ + i];
   at_.push_back(now);
@@ -40,11 +45,15 @@ std::int64_t History::SurelyBegun(std::size_t resource) const {
 // one, the oldest if need be.
 void History::Thin(Nanos now) {
   std::size_t kept = 1;
+  bool follows = true;  // the mark before it was kept
   for (std::size_t i = 1; i < at_.size(); ++i) {
     const bool last = i + 1 == at_.size();
-    if (!last && at_[i + 1] - at_[kept - 1] < (now - at_[i + 1]) / kPerAge) continue;
+    if (!last && at_[i + 1] - at_[kept - 1] < (now - at_[i + 1]) / kPerAge) {
+      follows = false;
+      continue;
+    }
     // It comes after another mark than before, and kGrain after that one less had begun.
-    if (kept < i)
+    if (!std::exchange(follows, true))
       for (std::size_t r = 0; r < resources_; ++r)
         before_[i * resources_ + r] = then_[(kept - 1) * resources_ + r];
     at_[kept] = at_[i];

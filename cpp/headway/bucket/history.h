@@ -43,6 +43,12 @@ class History {
   // A call is about to be admitted that will take `amount`. Once it is among the totals and the
   // marks, or it was not admitted after all, that is taken back.
   void Expect(std::size_t resource, std::int64_t amount) { unbegun_[resource].fetch_add(amount); }
+  // A call that has begun takes more than was known. No mark says since when.
+  void AdmitMore(std::size_t resource, std::int64_t amount) {
+    missed_.store(true);
+    totals_[resource].fetch_add(amount);
+    missed_.store(true);  // a mark that was made in between holds none of it
+  }
   // A call that begins takes `amount`. Returns the total with it.
   std::int64_t Admit(std::size_t resource, std::int64_t amount) {
     return totals_[resource].fetch_add(amount) + amount;

@@ -149,7 +149,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
       meter.Charge(now, taken, used - taken.amount);
       // What was used beyond the estimate is ours as well, once for each resource.
       if (bucket_->history() != nullptr && (remembered & bit) == 0)
-        bucket_->history()->Admit(resource, used - taken.amount);
+        bucket_->history()->AdmitMore(resource, used - taken.amount);
       remembered |= bit;
     }
   }
@@ -185,7 +185,6 @@ bool Reservation::Cancel(Nanos now) {
     return false;
   HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
-  if (!begun_) bucket_->Forget(*this);
   bool signal = calls() != nullptr && calls()->End(/*answered=*/false);
   for (int i = size() - 1; i >= 0; --i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
@@ -194,6 +193,8 @@ bool Reservation::Cancel(Nanos now) {
     const bool cancel = !untimed_ || !meter.has_cells();
     signal |= meter.GiveBack(now, taken, taken.amount, debt, cancel);
   }
+  // Only now: in between it counts twice at most, and is not given back twice.
+  if (!begun_) bucket_->Forget(*this);
   if (signal) bucket_->Signal();
   if (alone_) bucket_->LeaveCold(/*over=*/false);
   if (of_account_ != nullptr) of_account_->Cancel(now);

@@ -103,6 +103,18 @@ void Inference::JudgeShort(const Told& told) {
   Become({Shape::kWindow, period, 0}, ends_.count);
 }
 
+bool Inference::Follow(const Inference& other) {
+  if (period_said_ || shape_said_ || verdict_ != Verdict{} || other.verdict_.period >= kMinute)
+    return false;
+  if (other.verdict_.shape == Shape::kBucket || ends_.least_foreign > 0) return false;
+  if (ends_.count < kReadings || other.ends_.count < kReadings) return false;
+  if (!Meet(ends_from_, ends_by_, other.ends_from_, other.ends_by_)) return false;
+  if (ends_.longest > other.verdict_.period + kMillisecond || ends_.last - doubted_ < kDoubts)
+    return false;
+  Become({Shape::kWindow, other.verdict_.period, 0}, ends_.count);
+  return true;
+}
+
 void Inference::NoteBucket(const Told& told) {
   const Reading& reading = told.reading;
   if (reading.remaining < 0 || reading.remaining > told.limit) return;
@@ -163,8 +175,8 @@ bool Inference::NoteEnd(const Told& told) {
       again && 4 * slack <= period && ends_.count >= kReadings && (!explained_ || told.forgets);
   repeats_ = counts ? repeats_ + 1 : 0;
   if (counts && told.forgets) repeats_ = kRepeats;
-  if (verdict_.shape == Shape::kFixed && ends_.count > 0 &&
-      !HoldsMultiple(from - ends_by_, by - ends_from_, period))
+  const Nanos anchor = verdict_.anchor - told.wall_offset;
+  if (verdict_.shape == Shape::kFixed && !HoldsMultiple(from - anchor, by - anchor, period))
     Become({Shape::kWindow, period, 0}, 1);
   ends_ = {};
   ends_.Add(told);

@@ -97,6 +97,10 @@ class Inference {
     bool crowded = false;
   };
 
+  // Of another limit of the same provider a period of seconds is known, whose end is this one's,
+  // too: so little of this one is used that it does not show. Returns whether the verdict has
+  // changed.
+  bool Follow(const Inference& other);
   // What was found out before, by whoever was here then; readings that speak against it undo it.
   void Recall(const Verdict& verdict) { Become(verdict, 1); }
 

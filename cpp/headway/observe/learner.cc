@@ -105,7 +105,9 @@ void Learner::Recognise(const Reading& reading, Track& track) {
   track.meter = found->meter;
   track.kept = found->kept;
   track.limit = found->limit;
-  track.inference.Recall(found->kept);
+  // A period of hours is never found to be shorter; so that is believed only of the same limit.
+  if (found->kept.period < Inference::kHour || found->limit == reading.limit)
+    track.inference.Recall(found->kept);
   recalled_.erase(found);
 }
 
@@ -364,7 +366,7 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
 
 std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                                      absl::Span<const Reading> readings,
-                                     std::optional<Nanos> refused) {
+                                     std::optional<Nanos> refused, bool failed) {
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
@@ -390,6 +392,8 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     track.inference.Note(told, [&](Nanos from, Nanos to) {
       return bucket_->history()->MostBetween(track.resource, from, to) > 0;
     });
+    for (const Track& other : tracks_)
+      if (track.inference.Follow(other.inference)) break;
     const int before = track.meter;
     if (!track.given) Keep(now, wall_offset, track, changes);
     // A given limit may be of another period than what the reading is about.
@@ -404,7 +408,9 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     track.newest = std::max(track.newest, of.sent);
     LookAhead(now, track, of);
   }
-  if (refused || search_.limits()) Search(now, wall_offset, of, readings, refused, changes);
+  // A failure says nothing of what is admitted.
+  if (refused || (search_.limits() && !failed))
+    Search(now, wall_offset, of, readings, refused, changes);
   return changes;
 }
 
@@ -432,7 +438,10 @@ bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
     const std::int64_t used = reading.limit - reading.remaining + reading.rounding;
     for (const Nanos period : Inference::kPeriods) {
       const std::int64_t part = MulDivFloor(reading.limit, period, whole);
-      if (period >= whole || part < 1 || part > used || part <= hidden.amount) continue;
+      // Of longer ones it is not known what was admitted.
+      if (period >= whole || period > Inference::kMinute || part < 1 || part > used ||
+          part <= hidden.amount)
+        continue;
       hidden = {part, period};
     }
   }

@@ -84,10 +84,11 @@ class Learner {
 
   // What the answer to `of` said, which was reserved of this bucket. `wall_offset`: see WallOffset.
   // `refused`: for want of what comes back, and after which wait it says that it will (kNever: it
-  // says nothing). Returns what has changed, in the order in which it did.
+  // says nothing). `failed`: for any other reason. Returns what has changed, in the order in which
+  // it did.
   std::vector<Change> Observe(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                               absl::Span<const Reading> readings,
-                              std::optional<Nanos> refused = std::nullopt);
+                              std::optional<Nanos> refused = std::nullopt, bool failed = false);
 
   // What was learnt before, of another bucket of the same name: `limits` as they are stated, of
   // which the same part is used. They hold until an answer says otherwise, which is not far: one

@@ -770,6 +770,30 @@ Reading Of(std::int64_t limit, std::int64_t remaining) {
   return reading;
 }
 
+// The windows begin at other instants by now.
+TEST(Learner, FindsOutThatARecalledWindowBeginsElsewhere) {
+  for (const Nanos shift : {kSecond, 2 * kSecond, 4 * kSecond, 5 * kSecond}) {
+    SCOPED_TRACE(shift / kSecond);
+    Setting setting;
+    setting.shape = Shape::kFixed;
+    setting.limit = 60;
+    setting.period = 6 * kSecond;
+    setting.spread = 25 * kMillisecond;
+    setting.burst = 40;
+    setting.pause = 9 * kSecond;
+    World world(setting, Random::Seed(0));
+    Limit learnt = Limit::Parse("60 requests/6s fixed").value();
+    learnt.anchor = setting.anchor + shift;
+    world.Recall(learnt);
+    world.RunUntil(kStart + 2 * kMinute);
+    EXPECT_LE(world.refused.size(), 60U);
+    const Finding found = world.Found();
+    if (found.verdict.shape == Shape::kFixed) {
+      EXPECT_LT((found.verdict.anchor - setting.anchor) % setting.period, kSecond / 2);
+    }
+  }
+}
+
 TEST(Learner, RecallsEachLimitByWhatIsSaidOfIt) {
   Said said;
   Limit of_a_day = Limit::Parse("14400 requests/day fixed").value();
@@ -780,7 +804,7 @@ TEST(Learner, RecallsEachLimitByWhatIsSaidOfIt) {
   EXPECT_EQ(said.Wait(30), 0);
   EXPECT_GT(said.Wait(31), 0);
   said.Say(Of(30, 29));
-  Reading second = Of(14'000, 13'000);
+  Reading second = Of(14'400, 13'000);
   second.family = 1;
   said.Say(second);
   const std::vector<Finding> findings = said.learner->Findings();
@@ -788,7 +812,7 @@ TEST(Learner, RecallsEachLimitByWhatIsSaidOfIt) {
   EXPECT_EQ(findings[0].verdict.period, kMinute);
   EXPECT_EQ(findings[1].verdict.period, kDay);
   EXPECT_EQ(findings[1].verdict.shape, Shape::kFixed);
-  EXPECT_EQ(findings[1].limit, 14'000);
+  EXPECT_EQ(findings[1].limit, 14'400);
   // Given limits win.
   Said given("100 requests/min window");
   EXPECT_TRUE(given.learner->Recall(given.now, 0, limits, 0).empty());
@@ -1134,6 +1158,39 @@ TEST(Learner, RecognisesAPeriodOfSecondsByABurstInTwoOfThem) {
   }
   EXPECT_EQ(said.learner->Findings().at(0).verdict.period, 6 * kSecond);
   for (Reservation& call : calls) call.Settle(said.now, {});
+}
+
+// Of requests so little is used, where tokens bind, that their period would not show.
+TEST(Learner, TakesAPeriodOfSecondsFromALimitThatEndsWithIt) {
+  for (const bool together : {true, false}) {
+    Limit limit = Limit::Parse("1 requests/min").value();
+    limit.amount = Limit::kMaxAmount;
+    Limit tokens = limit;
+    tokens.resource = "tokens";
+    const std::vector<Limit> limits{limit, tokens};
+    const std::vector<std::uint8_t> resources{0, 1};
+    Bucket* const bucket = Bucket::Make(limits, resources, 0, nullptr, /*spare=*/8, /*width=*/2);
+    Learner learner(bucket, {"requests", "tokens"}, {});
+    const std::vector<std::int64_t> cost{1, 100};
+    Nanos now = kStart;
+    const Nanos end = kStart + 5 * kSecond + 987 * kMillisecond;
+    for (std::int64_t used = 1; used <= 30; ++used) {
+      Reservation call;
+      ASSERT_FALSE(bucket->TryReserve(now, cost, false, call));
+      call.Sent(now, 20 * kMillisecond);
+      std::array<Reading, 2> readings{Of(360, 360 - used), Of(6'000, 6'000 - 100 * used)};
+      readings[1].resource = 1;
+      readings[0].reset = end - now + (together ? 0 : 3 * kSecond);
+      readings[1].reset = end - now;
+      now += 20 * kMillisecond;
+      learner.Observe(now, 0, AnsweredCall::Of(call, now), readings);
+      call.Settle(now, {});
+    }
+    const std::vector<Finding> findings = learner.Findings();
+    EXPECT_EQ(findings.at(1).verdict.period, 6 * kSecond);
+    EXPECT_EQ(findings.at(0).verdict.period, together ? 6 * kSecond : kMinute);
+    bucket->Unref();
+  }
 }
 
 // Where little is sent, all kinds of server say nearly the same.

@@ -24,7 +24,8 @@ namespace headway {
 //   request that no other is like. The second within kTogether begins the search, if kPlenty were
 //   admitted within a minute: where nothing is, it is an outage, and where little is, a limit saves
 //   little. What was admitted within a period is the limit; and that is how far apart the ends of
-//   the waits are that both name, the nearest of the usual ones, or a minute where they name none.
+//   the waits are that both name, the nearest of the usual ones up to a minute; a minute where they
+//   name none.
 // - Up: where all is used, and the request that was sent since the last step is admitted, the next
 //   step follows, of one request. So never more than one request is out beyond what was admitted
 //   before, and a step that goes too far costs one refusal. Then it is left alone for kProbes.
@@ -81,17 +82,11 @@ class RateSearch {
       counts_ = false;
       return;
     }
-    if (silent && wait != kNever && wait > std::max(2 * period_, Inference::kMinute)) {
-      Begin(now, before, wait_before, good);
-      return;
-    }
     counts_ = false;
     if (was_step) {
       amount_ = std::max<std::int64_t>(1, amount_ - 1);
       return;
     }
-    // An outage admits nothing. Within so short a time, what was admitted before is half at least.
-    if (silent && now - good_at_ > kProbes) return;
     // It was lowered, or others use it; or it is a bucket, which was emptied slowly by a few too
     // many in each period: of few, a part has to go.
     counted_ = Within(now, now - period_, good);
@@ -100,7 +95,9 @@ class RateSearch {
     least_ = std::max<std::int64_t>(1, amount_ / 2);
     most_ = std::max<std::int64_t>(1, amount_ - less_);
     counts_ = silent;
-    amount_ = Counted();
+    // An outage admits nothing: of a silent server that is known when the next good answer comes.
+    // Within so short a time, what was admitted before is half at least.
+    if (!silent || now - good_at_ <= kProbes) amount_ = Counted();
   }
 
   // Whether a request that was sent then may have been the latest step.
@@ -140,9 +137,10 @@ class RateSearch {
       const Nanos begun = before + wait_before;
       const Nanos apart = now + wait_ - begun;
       const Nanos longest = std::max(wait_, wait_before) - Inference::kSlack;
-      period_ = Inference::kMonth;
+      // A longer one would be kept to for as long, on the word of two refusals.
       for (const Nanos usual : Inference::kPeriods)
-        if (usual >= longest && std::abs(usual - apart) < std::abs(period_ - apart))
+        if (usual >= longest && usual <= Inference::kMinute &&
+            std::abs(usual - apart) < std::abs(period_ - apart))
           period_ = usual;
       from = now - period_;
       // All of it is to come: a window has just begun.

@@ -37,12 +37,12 @@ class Attempts:
         line: Line,
         reservation: Reservation,
         on_sent: Callable[[], None],
-        hear: Callable[[Mapping[str, str], bool], None] | None = None,
+        hear: Callable[[Mapping[str, str], int], None] | None = None,
     ) -> Outcome:
         """Makes one attempt, for which `reservation` was taken, and marks it there.
 
         on_sent: called when the request has gone out, if it does. hear: gets the answer's headers
-        and whether it is a refusal, before anything else is admitted because of it. Time is not
+        and its status, before anything else is admitted because of it. Time is not
         bounded here, and what was asked stays spent: providers count it when it arrives, and give
         nothing back for an answer that turned out shorter.
         """
@@ -59,7 +59,7 @@ class Attempts:
                 self._transport.handle_async_request, request, reservation, self._delays, sent
             )
             if hear is not None:
-                hear(response.headers, response.status_code == REFUSED)
+                hear(response.headers, response.status_code)
             reservation.answered(refused=response.status_code == REFUSED)
             latency = monotonic() - sent_at
             try:

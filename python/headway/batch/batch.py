@@ -230,7 +230,7 @@ class Batch:
 
     def _listener(
         self, line: Line, reservation: Reservation
-    ) -> Callable[[Mapping[str, str], bool], None] | None:
+    ) -> Callable[[Mapping[str, str], int], None] | None:
         """What learns from the headers of the line's answer, where its limits are not given."""
         if not self._plan.discovers or line.model in self._plan.by_model:
             return None
@@ -239,8 +239,8 @@ class Batch:
             return None
         table = self._attempts.table
 
-        def hear(headers: Mapping[str, str], refused: bool) -> None:
-            self._scheduler._observations.hear(bucket, reservation, headers, table, refused=refused)
+        def hear(headers: Mapping[str, str], status: int) -> None:
+            self._scheduler._observations.hear(bucket, reservation, headers, table, status)
             self._plan.found[bucket.name] = tuple(bucket.limits())
 
         return hear

@@ -324,8 +324,11 @@ class Buckets:
 
     def learnt(self) -> dict[str, list[str]]:
         """By bucket id, the limits that answers have told of, as the provider states them."""
+        # What was begun with, and nobody has asked for yet, is known still.
+        known = {name: [str(each) for each in limits] for name, limits in self._learnt.items()}
         told = {bucket_id: bucket.learnt() for bucket_id, bucket in list(self._buckets.items())}
-        return {bucket_id: limits for bucket_id, limits in told.items() if limits}
+        known.update({bucket_id: limits for bucket_id, limits in told.items() if limits})
+        return {name: limits for name, limits in known.items() if name is not None}
 
     def _tell_unlimited(self, bucket_id: str) -> None:
         """Once: a model that is in no dict of limits has none, and may just be misspelt in it."""

@@ -13,7 +13,7 @@ from headway.retry import told_wait
 from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
-from headway.scheduler.failures import is_refused, wait_told_by
+from headway.scheduler.failures import REFUSED, is_refused, wait_told_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,8 +42,8 @@ class Observations:
         """By which an answer is read."""
         return answer.table or self.table
 
-    def read(self, call: Any, answer: Answer) -> None:
-        """What an attempt's answer says, before its reservation ends."""
+    def read(self, call: Any, answer: Answer, *, failed: bool) -> None:
+        """What an attempt's answer says, before its reservation ends. failed: no good one."""
         if not self._learns:
             return
         bucket = call.bucket
@@ -58,6 +58,7 @@ class Observations:
             answer.body,
             refused=refused,
             wait=wait_told_by(answer) if refused else None,
+            failed=failed,
         )
 
     def hear(
@@ -66,13 +67,20 @@ class Observations:
         reservation: Reservation,
         headers: Mapping[str, str],
         table: ProviderTable,
-        *,
-        refused: bool = False,
+        status: int,
     ) -> None:
         """What the answer to a request says for which `reservation` was made, before it ends."""
         by_name = {name.lower(): value for name, value in headers.items()}
-        wait = told_wait(by_name) if refused else None
-        self._learn(bucket, reservation._record, table, by_name, refused=refused, wait=wait)
+        refused = status == REFUSED
+        self._learn(
+            bucket,
+            reservation._record,
+            table,
+            by_name,
+            refused=refused,
+            wait=told_wait(by_name) if refused else None,
+            failed=status >= 400,
+        )
 
     def _learn(
         self,
@@ -84,11 +92,12 @@ class Observations:
         *,
         refused: bool = False,
         wait: float | None = None,
+        failed: bool = False,
     ) -> None:
         readings = table.read(headers, body=body)
         record = record_of() if len(readings) or refused or bucket.searches else None
         if record is not None:
-            self._tell(bucket, record, readings, refused, wait)
+            self._tell(bucket, record, readings, refused, wait, failed=failed)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
         """What the user's own provider has made of an answer."""
@@ -115,8 +124,10 @@ class Observations:
         readings: Any,
         refused: bool = False,
         wait: float | None = None,
+        *,
+        failed: bool = False,
     ) -> None:
-        if not _core.observe(bucket, record, readings, refused, wait):
+        if not _core.observe(bucket, record, readings, refused, wait, failed):
             return
         bucket.searches = bucket.searches or (refused and _core.searches(bucket))
         bucket._learnt()

@@ -122,7 +122,8 @@ class Verdicts:
         answer = read_answer(source)
         if answer.status is not None and answer.status >= 400:
             answer = classed(answer, self._scheduler._observations.table_of(answer))
-        self._scheduler._observations.read(call, answer)
+        failed = isinstance(source, BaseException) or (answer.status or 0) >= 400
+        self._scheduler._observations.read(call, answer, failed=failed)
         if self._scheduler._questions.reads(answer):
             record = call.record()
             if record is not None:
