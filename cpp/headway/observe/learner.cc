@@ -120,11 +120,7 @@ std::vector<Change> Learner::Recall(Nanos now, Nanos wall_offset, absl::Span<con
     if (name == names_.end() || limit.amount < 1 || limit.shape == Shape::kConcurrency) continue;
     Track track;
     track.resource = static_cast<std::uint8_t>(name - names_.begin());
-    bool given = false;
-    for (int i = 0; i < static_cast<int>(given_.size()); ++i)
-      given |= given_[static_cast<std::size_t>(i)] && bucket_->resource(i) == track.resource &&
-               bucket_->meter(i).shape() != Shape::kConcurrency;
-    if (given) continue;
+    if (IsGiven(track.resource)) continue;
     track.limit = std::min(limit.amount, Limit::kMaxAmount - 1);
     track.kept = {limit.shape == Shape::kUnknown ? Shape::kWindow : limit.shape, limit.period,
                   limit.shape == Shape::kFixed ? limit.anchor.value_or(0) : 0};
@@ -414,6 +410,15 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   return changes;
 }
 
+// Whether a rate of the resource was given.
+bool Learner::IsGiven(std::uint8_t resource) const {
+  for (int i = 0; i < static_cast<int>(given_.size()); ++i)
+    if (given_[static_cast<std::size_t>(i)] && bucket_->resource(i) == resource &&
+        bucket_->meter(i).shape() != Shape::kConcurrency)
+      return true;
+  return false;
+}
+
 // Whether no rate was ever stated, by an answer or by the user.
 bool Learner::Silent() const {
   for (std::size_t i = 0; i < given_.size(); ++i)
@@ -457,10 +462,7 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
   if (found == names_.end()) return;
   searched_.resource = static_cast<std::uint8_t>(found - names_.begin());
   // Given limits win: then a refusal is somebody else's doing, and the cool-down after it is all.
-  for (int i = 0; i < static_cast<int>(given_.size()); ++i)
-    if (given_[static_cast<std::size_t>(i)] && bucket_->resource(i) == searched_.resource &&
-        bucket_->meter(i).shape() != Shape::kConcurrency)
-      return;
+  if (IsGiven(searched_.resource)) return;
   if (refused) {
     RateSearch::Hidden hidden;
     if (!Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent)) return;

@@ -125,6 +125,7 @@ class Learner {
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
               absl::Span<const Reading> readings, std::optional<Nanos> refused,
               std::vector<Change>& changes);
+  bool IsGiven(std::uint8_t resource) const;
   bool Silent() const;
   bool Unexplained(absl::Span<const Reading> readings, std::int64_t own,
                    RateSearch::Hidden& hidden);
