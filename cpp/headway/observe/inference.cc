@@ -45,6 +45,7 @@ void Inference::Run::Add(const Told& told) {
   longest = std::max(longest, reset);
   first = count == 0 ? sent : std::min(first, sent);
   last = count == 0 ? sent : std::max(last, sent);
+  answered = count == 0 ? told.answered : std::max(answered, told.answered);
   ++count;
 }
 
@@ -167,8 +168,8 @@ bool Inference::NoteEnd(const Told& told) {
     ends_by_ = std::min(ends_by_, by);
     return false;
   }
-  // It was sent before, and counted in the window before: a burst may meet the end of one.
-  if (ends_.count > 0 && told.sent <= ends_.last && by < ends_from_) return false;
+  // A burst may meet the end of a window. What was on its way together is counted in any order.
+  if (ends_.count > 0 && told.sent <= ends_.answered && by < ends_from_) return false;
   const Nanos period = verdict_.period;
   const bool again = ends_.count > 0 && Meet(from, by, ends_from_ + period, ends_by_ + period);
   const bool counts =

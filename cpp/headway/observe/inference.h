@@ -140,6 +140,7 @@ class Inference {
     int count = 0;
     Nanos first = 0;  // when the first of them was sent
     Nanos last = 0;
+    Nanos answered = 0;       // when the last of their answers came
     Nanos shortest = kNever;  // of their resets
     Nanos longest = 0;
     std::int64_t least_used = std::numeric_limits<std::int64_t>::max();

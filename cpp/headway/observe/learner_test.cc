@@ -653,6 +653,54 @@ TEST(Learner, BeginsWithWhatIsRecalled) {
   }
 }
 
+// What two answers of one burst say of the end of a window that it meets, where the server counted
+// the later one first. The window that has begun is the newest, whatever comes of the one before.
+TEST(Inference, AWindowThatHasBegunIsNoLongerTheOneBefore) {
+  Inference inference;
+  Reading reading;
+  reading.limit = 60;
+  const auto note = [&](Nanos sent, Nanos counted, std::int64_t remaining, Nanos end) {
+    reading.remaining = remaining;
+    reading.reset = end - counted;
+    inference.Note({reading, 60, sent, counted + 200 * kMillisecond, 0, 1},
+                   [](Nanos, Nanos) { return true; });
+  };
+  const Nanos end = kStart + 100 * kMillisecond;
+  for (int i = 0; i < 5; ++i)
+    note(kStart + i * kMillisecond, kStart + (2 + i) * kMillisecond, 59 - i, end);
+  note(end - 10 * kMillisecond, end, 59, end + 6 * kSecond);
+  note(end - 5 * kMillisecond, end - kMillisecond, 54, end);
+  for (int i = 1; i < 30; ++i)
+    note(end + i * kMillisecond, end + (2 + i) * kMillisecond, 59 - i, end + 6 * kSecond);
+  EXPECT_EQ(inference.verdict().period, 6 * kSecond);
+}
+
+// Where several more were tried before the first of them was known to be one too many, all of them
+// were: the amount is what was admitted before.
+TEST(RateSearch, TakesBackEachStepThatIsRefused) {
+  RateSearch search;
+  Nanos now = kStart;
+  const auto refused = [&](Nanos sent) {
+    search.Refused(now, sent, kNever, true, {}, [](Nanos) { return 600; });
+  };
+  refused(now - kMillisecond);
+  now += kSecond;
+  refused(now - kMillisecond);
+  ASSERT_EQ(search.amount(), 600);
+  now += kMinute;
+  for (int steps = 1; steps <= 3; ++steps) {
+    ASSERT_TRUE(search.Admitted(now, now - kMillisecond / 2, true));
+    ASSERT_EQ(search.amount(), 600 + steps);
+    now += kMillisecond;
+  }
+  const Nanos sent = now;
+  now += kSecond;
+  for (const std::int64_t left : {602, 601, 600, 600, 600}) {
+    refused(sent);
+    EXPECT_EQ(search.amount(), left);
+  }
+}
+
 // A burst over cold connections to a busy server is counted in any order. Whoever takes what was
 // not counted yet for what never was spends it twice.
 TEST(Learner, ABurstThatIsCountedInAnyOrderIsSpentOnce) {

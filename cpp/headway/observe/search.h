@@ -27,8 +27,9 @@ namespace headway {
 //   the waits are that both name, the nearest of the usual ones up to a minute; a minute where they
 //   name none.
 // - Up: where all is used, and the request that was sent since the last step is admitted, the next
-//   step follows, of one request. So never more than one request is out beyond what was admitted
-//   before, and a step that goes too far costs one refusal. Then it is left alone for kProbes.
+//   step follows, of one request. Where the period is still filling, several follow before the
+//   first is known to be one too many: each costs one refusal, and each is taken back, down to what
+//   was admitted before. Then it is left alone for kProbes.
 // - Down: to what was admitted, if anything was lately (an outage admits nothing), and by half at
 //   most. A bucket admits a little more than it can, and then refuses it: one less.
 // - Refusals of requests that were sent before the last one was known are one event.
@@ -62,13 +63,18 @@ class RateSearch {
   template <typename Good>
   void Refused(Nanos now, Nanos sent, Nanos wait, bool silent, const Hidden& hidden,
                const Good& good) {
-    if (sent < event_at_) return;  // of the same burst
+    if (sent < event_at_) {
+      // Of the same burst.
+      if (steps_refused_ && sent >= first_step_at_) amount_ = std::max(proven_, amount_ - 1);
+      return;
+    }
     const bool was_step = IsStep(sent);
     const Nanos before = event_at_;
     const Nanos wait_before = wait_;
     if (!limits() && hidden.amount == 0 && !silent) return;
     event_at_ = now;
     wait_ = wait;
+    steps_refused_ = was_step;
     if (!limits() && hidden.amount == 0) {
       const Nanos told = wait_before == kNever ? 0 : wait_before;
       if (now - before - told <= kTogether && good(now - Inference::kMinute) >= kPlenty)
@@ -119,6 +125,10 @@ class RateSearch {
       return amount_ != before;
     }
     if (!full || now < quiet_until_ || sent < stepped_at_) return false;
+    if (now - stepped_at_ >= period_ || stepped_at_ < event_at_) {
+      proven_ = amount_;
+      first_step_at_ = now;
+    }
     ++amount_;
     stepped_at_ = now;
     return true;
@@ -175,7 +185,12 @@ class RateSearch {
   Nanos period_ = Inference::kMinute;
   Nanos event_at_ = -kDay;    // when the latest refusal was known that is no part of another...
   Nanos wait_ = kNever;       // ... and how long it said to wait
-  Nanos stepped_at_ = -kDay;  // when it last went up
+  Nanos stepped_at_ = -kDay;  // when it last went up...
+  // ... and the first of the steps with no period between any two, from an amount that was admitted
+  // for at least one.
+  Nanos first_step_at_ = -kDay;
+  std::int64_t proven_ = 1;
+  bool steps_refused_ = false;  // the latest event is that such a step was refused
   Nanos quiet_until_ = 0;
   Nanos good_at_ = -kDay;  // when the latest was sent that was admitted
   // What was admitted before the event is still being told: so far, and what becomes of that.
