@@ -46,12 +46,10 @@ PyObject* New(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   return reinterpret_cast<PyObject*>(self);
 }
 
-void Append(MailboxObject* self, Waiter* oldest) {
+void Append(MailboxObject* self, Waiter* oldest, Waiter* newest) {
   if (oldest == nullptr) return;
   (self->last != nullptr ? self->last->next_in_mailbox : self->first) = oldest;
-  Waiter* last = oldest;
-  while (last->next_in_mailbox != nullptr) last = last->next_in_mailbox;
-  self->last = last;
+  self->last = newest;
 }
 
 void Complete(MailboxObject* self, int most) {
@@ -59,6 +57,8 @@ void Complete(MailboxObject* self, int most) {
     Waiter* done = self->first;
     self->first = done->next_in_mailbox;
     if (self->first == nullptr) self->last = nullptr;
+    if (self->first != nullptr) self->first->Prefetch();
+    done->PrefetchReservation();
     // The object that waits detaches itself, under the GIL, before it goes.
     if (done->cookie != nullptr) python::Complete(*static_cast<Wait*>(done->cookie));
     done->Unref();
@@ -68,7 +68,9 @@ void Complete(MailboxObject* self, int most) {
 void Dealloc(PyObject* object) {
   if (Mailbox* mailbox = Self(object)->mailbox; mailbox != nullptr) {
     // The descriptor may be the parent's of a fork, too: what makes it readable is left there.
-    Append(Self(object), mailbox->TakeAll());
+    Waiter* newest = nullptr;
+    Waiter* oldest = mailbox->TakeAll(&newest);
+    Append(Self(object), oldest, newest);
     Complete(Self(object), INT_MAX);
     mailbox->Unref();
   }
@@ -85,7 +87,9 @@ PyObject* DrainMethod(PyObject* object, PyObject* /*unused*/) {
   // In a forked child, what its parent's loop is watching is the parent's.
   if (Self(object)->fork_generation != Dispatcher::ForkGeneration()) Py_RETURN_NONE;
   Py_INCREF(object);  // a completion may drop the loop's own reference
-  Append(Self(object), Self(object)->mailbox->Drain());
+  Waiter* newest = nullptr;
+  Waiter* oldest = Self(object)->mailbox->Drain(&newest);
+  Append(Self(object), oldest, newest);
   Complete(Self(object), kAtOnce);
   if (Self(object)->first != nullptr) Self(object)->mailbox->wake().Signal();
   Py_DECREF(object);

@@ -62,7 +62,8 @@ void Bucket::Expect(int limits, int sign, const Amount& amount) {
   std::uint32_t seen = 0;
   for (int i = 0; i < limits; ++i) {
     const std::uint32_t bit = std::uint32_t{1} << resource(i);
-    if ((seen & bit) == 0) history_->Expect(resource(i), sign * amount(i));
+    const std::int64_t expected = (seen & bit) == 0 ? amount(i) : 0;
+    if (expected != 0) history_->Expect(resource(i), sign * expected);
     seen |= bit;
   }
 }

@@ -1,11 +1,16 @@
 // headway/bucket/bucket_test.cc: all or nothing over several limits, and a reservation's life.
 #include "headway/bucket/bucket.h"
 
+#include <array>
+#include <atomic>
 #include <memory>
+#include <set>
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "headway/simulate/memory.h"
 #include "headway/simulate/oracle.h"
 #include "headway/simulate/random.h"
 
@@ -16,6 +21,12 @@ using simulate::Random;
 using Amounts = std::vector<std::int64_t>;
 
 constexpr Nanos kNow = 1'000 * kSecond;
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kReservationsAreKept = false;
+#else
+constexpr bool kReservationsAreKept = true;
+#endif
 
 Limit Make(Shape shape, std::int64_t amount, Nanos period = 10 * kSecond,
            std::optional<std::int64_t> burst = std::nullopt) {
@@ -686,6 +697,60 @@ TEST(Bucket, WhoGoesAloneMayLetOthersWaitLonger) {
   EXPECT_TRUE(bucket.Reserve(kNow + kHold + 1, second));
   EXPECT_EQ(bucket->Look(kNow + kHold + 1, Amounts{1}).ready_at, kNow + 1 + kMostHold);
   EXPECT_FALSE(bucket.Reserve(kNow + kMostHold + 1, second));
+}
+
+// By whichever thread; and what is made of it is as new. No more is kept than a few.
+TEST(Reservations, AreMadeOfWhatOthersHaveLetGoOf) {
+  const Limit limit = Make(Shape::kBucket, 100'000);
+  Counted bucket(limit);
+  Reservations some;
+  Reservations others;
+  std::set<const void*> seen;
+  std::vector<std::unique_ptr<Reservation>> held;
+  for (int i = 0; i < 5'000; ++i) {
+    held.push_back((i % 2 == 0 ? some : others).Make());
+    ASSERT_FALSE(bucket->TryReserve(kNow, Amounts{1}, false, *held.back()));
+    EXPECT_TRUE(seen.insert(held.back().get()).second);
+  }
+  const std::size_t before = simulate::AllocatedBytes();
+  std::thread([&] { held.clear(); }).join();
+  EXPECT_LE(simulate::AllocatedBytes(), before - 3'900 * sizeof(Reservation));
+  std::size_t again = 0;
+  for (int i = 0; i < 5'000; ++i) {
+    held.push_back(others.Make());
+    EXPECT_FALSE(held.back()->held() || held.back()->ended() || held.back()->size() > 0);
+    again += seen.contains(held.back().get()) ? 1 : 0;
+    if (i == 1'100) {
+      EXPECT_GE(again, kReservationsAreKept ? 1'000U : 0U);
+    }
+  }
+}
+
+// One thread makes them, as many others let go of them: nothing is made of what is still in use.
+TEST(Reservations, AreNotMadeOfWhatIsInUse) {
+  Reservations reservations;
+  std::array<std::atomic<Reservation*>, 256> places{};
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < 3; ++t)
+    threads.emplace_back([&, t] {
+      Random random(Random::Seed(t));
+      while (!done.load()) {
+        auto& place = places[static_cast<std::size_t>(random.From(0, 255))];
+        delete place.exchange(nullptr);
+      }
+    });
+  std::set<const void*> in_use;
+  for (int i = 0; i < 100'000; ++i) {
+    auto& place = places[static_cast<std::size_t>(i) % places.size()];
+    if (place.load() != nullptr) continue;
+    std::unique_ptr<Reservation> made = reservations.Make();
+    for (const auto& other : places) ASSERT_NE(other.load(), made.get());
+    place.store(made.release());
+  }
+  done.store(true);
+  for (std::thread& thread : threads) thread.join();
+  for (auto& place : places) delete place.exchange(nullptr);
 }
 
 TEST(Bucket, WhereSomethingIsKnownNobodyGoesAlone) {

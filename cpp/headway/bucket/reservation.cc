@@ -2,11 +2,51 @@
 #include "headway/bucket/reservation.h"
 
 #include <algorithm>
+#include <new>
 
 #include "headway/base/pause.h"
 #include "headway/bucket/bucket.h"
 
 namespace headway {
+namespace {
+
+// A sanitizer that looks for the use of what was let go of needs to see it go.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kKeeps = false;
+#else
+constexpr bool kKeeps = true;
+#endif
+
+}  // namespace
+
+constinit Stack<Reservations::Memory, &Reservations::Memory::next> Reservations::kept;
+constinit std::atomic<int> Reservations::kept_count{0};
+
+void* Reservation::operator new(std::size_t size) { return ::operator new(size); }
+
+void Reservation::operator delete(void* memory) {
+  if (kKeeps && Reservations::kept_count.load(std::memory_order_relaxed) < Reservations::kKept) {
+    Reservations::kept_count.fetch_add(1, std::memory_order_relaxed);
+    Reservations::kept.Push(new (memory) Reservations::Memory);
+    return;
+  }
+  ::operator delete(memory);
+}
+
+std::unique_ptr<Reservation> Reservations::Make() {
+  if (mine_ == nullptr && !kept.empty()) {
+    // What is pushed between these two is counted as gone: that many more may be kept.
+    mine_ = kept.TakeAll();
+    kept_count.store(0, std::memory_order_relaxed);
+  }
+  if (mine_ == nullptr) return std::make_unique<Reservation>();
+  Memory* const memory = std::exchange(mine_, mine_->next);
+  return std::unique_ptr<Reservation>(::new (static_cast<void*>(memory)) Reservation);
+}
+
+Reservations::~Reservations() {
+  while (mine_ != nullptr) ::operator delete(std::exchange(mine_, mine_->next));
+}
 
 Calls* Reservation::calls() const {
   return bucket_ == nullptr || untimed_ ? nullptr : bucket_->calls_.get();

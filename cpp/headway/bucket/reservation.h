@@ -3,13 +3,16 @@
 #define HEADWAY_BUCKET_RESERVATION_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
 #include "headway/base/clock.h"
+#include "headway/base/stack.h"
 #include "headway/bucket/calls.h"
 #include "headway/meter/meter.h"
 
@@ -39,6 +42,9 @@ class Reservation {
   ~Reservation() = default;
   Reservation(const Reservation&) = delete;
   Reservation& operator=(const Reservation&) = delete;
+  // Some of the memory is kept, for Reservations.
+  static void* operator new(std::size_t size);
+  static void operator delete(void* memory);
 
   // The request goes out at `now`. `network_delay` is the largest time that this host's connections
   // recently took to carry a request there (0 or more), or negative where nothing is known about
@@ -120,7 +126,7 @@ class Reservation {
   std::atomic<std::uint8_t> state_{0};
   std::atomic<Nanos> counted_by_{kNever};
   std::atomic<Nanos> answered_at_{0};
-  absl::InlinedVector<Taken, 2> taken_;  // by meter
+  absl::InlinedVector<Taken, 4> taken_;  // by meter; most buckets have requests and three of tokens
   Bucket* gate_ = nullptr;
   bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
   bool begun_ = true;
@@ -128,6 +134,35 @@ class Reservation {
   bool alone_ = false;  // of a bucket that knows nothing yet: its answer tells
   std::atomic<bool> failed_{false};
   std::unique_ptr<Reservation> of_account_;
+};
+
+// Makes reservations, of memory that others have let go of where there is some.
+//
+// One thread makes those of all who wait, and others let go of them. With each from the allocator,
+// the two contend for the lock of the arena that the first thread has there: 100,000 who were let
+// go at once went on in 1.43 times what bare futures take, and with another allocator in 1.18.
+//
+// Not thread-safe; any number of these may make reservations at once.
+class Reservations {
+ public:
+  Reservations() = default;
+  ~Reservations();
+  Reservations(const Reservations&) = delete;
+  Reservations& operator=(const Reservations&) = delete;
+
+  std::unique_ptr<Reservation> Make();
+
+ private:
+  friend class Reservation;
+  struct Memory {
+    Memory* next = nullptr;
+  };
+  // Let go of, and not taken yet: so many at most, about.
+  static constexpr int kKept = 1'024;
+  static Stack<Memory, &Memory::next> kept;
+  static std::atomic<int> kept_count;
+
+  Memory* mine_ = nullptr;
 };
 
 }  // namespace headway

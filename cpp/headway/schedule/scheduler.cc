@@ -10,6 +10,9 @@ namespace {
 // vain, few enough that it starts early.
 constexpr int kBatch = 64;
 
+// So many come before they are taken in, where there is nothing else to do for them.
+constexpr std::uint32_t kIntake = 1'024;
+
 std::uint64_t PackBlocked(std::int32_t priority, std::uint32_t resources) {
   return (static_cast<std::uint64_t>(static_cast<std::uint32_t>(priority)) << 32) | resources;
 }
@@ -38,8 +41,13 @@ Waiter* Scheduler::Push(Bucket* bucket, const Path* path, absl::Span<const std::
   HEADWAY_PAUSE();
   // Behind a blocked head nothing is to be done until that head's time comes, so nobody is woken: a
   // submission then costs the push. Looked at after the push: whoever unblocks the bucket looks
-  // into the intake afterwards.
-  if (deadline != kNever || !StandsBehind(bucket->blocked.load(), priority, asks)) wake_();
+  // into the intake afterwards. But for one now and then, so that taking in all who have come does
+  // not keep them waiting when their time comes. Of two that count at once, one may be missed.
+  const std::uint32_t pushed = pushed_.load(std::memory_order_relaxed) + 1;
+  pushed_.store(pushed, std::memory_order_relaxed);
+  if (deadline != kNever || pushed % kIntake == 0 ||
+      !StandsBehind(bucket->blocked.load(), priority, asks))
+    wake_();
   return waiter;
 }
 
@@ -122,9 +130,8 @@ void Scheduler::Finish(Waiter* waiter) {
   if (waiter->deadline_ != kNever) deadlines_.erase({waiter->deadline_, waiter});
   if (batch_mailbox_ != waiter->mailbox_ || batch_size_ == kBatch) PostBatch();
   batch_mailbox_ = waiter->mailbox_;
-  waiter->next_in_mailbox = batch_newest_;
+  (batch_newest_ != nullptr ? batch_newest_->next_in_mailbox : batch_oldest_) = waiter;
   batch_newest_ = waiter;
-  if (batch_oldest_ == nullptr) batch_oldest_ = waiter;
   ++batch_size_;
 }
 
@@ -132,7 +139,7 @@ void Scheduler::PostBatch() {
   if (batch_newest_ != nullptr) {
     // Its consumer may drop the last other reference as soon as the batch is in it.
     batch_mailbox_->Ref();
-    batch_mailbox_->Post(batch_newest_, batch_oldest_);
+    batch_mailbox_->Post(batch_oldest_, batch_newest_);
     batch_mailbox_->Unref();
   }
   batch_mailbox_ = nullptr;
@@ -236,7 +243,7 @@ void Scheduler::FailDeadlines(Nanos until) {
 // Takes what the waiter asks into `spare_`. Through the gate only when it is this bucket's turn, or
 // no other bucket contends for it.
 std::optional<Refusal> Scheduler::Reserve(BucketQueue& queue, const Waiter& waiter, Nanos now) {
-  if (spare_ == nullptr) spare_ = std::make_unique<Reservation>();
+  if (spare_ == nullptr) spare_ = reservations_.Make();
   const Path* path = waiter.path_;
   if (path == nullptr) {
     const std::optional<Denial> denied =

@@ -13,9 +13,9 @@
 
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
+#include "headway/base/stack.h"
 #include "headway/bucket/bucket.h"
 #include "headway/schedule/bucket_queue.h"
-#include "headway/schedule/stack.h"
 #include "headway/schedule/waiter.h"
 
 namespace headway {
@@ -175,6 +175,7 @@ class Scheduler final : public WaiterSignal {
   const Nanos ageing_;
 
   Stack<Waiter, &Waiter::next_> intake_;
+  std::atomic<std::uint32_t> pushed_{0};  // about so many
   Stack<Waiter, &Waiter::next_cancelled_> cancelled_;
   Stack<Bucket, &Bucket::next_touched> touched_;
 
@@ -182,6 +183,7 @@ class Scheduler final : public WaiterSignal {
       false};  // a look from outside took something in that Advance must serve
 
   std::mutex mutex_;  // guards all below
+  Reservations reservations_;
   std::unique_ptr<Reservation> spare_;
   std::uint64_t taken_in_ = 0;
   absl::flat_hash_map<Bucket*, std::unique_ptr<Place>> places_;

@@ -45,14 +45,11 @@ Round Wake(std::int64_t count, bool own_priorities) {
   Bucket* bucket = Bucket::Make({&limit, 1}, resources, 0, &scheduler);
   Reservation held;
   if (bucket->TryReserve(kStart, all, /*privileged=*/false, held)) return {};
-  std::vector<Waiter*> owned;
-  owned.reserve(static_cast<std::size_t>(count));
-
   const std::int64_t before = AllocatedBytes();
   const Nanos began = MonotonicNow();
   for (std::int64_t i = 0; i < count; ++i)
-    owned.push_back(scheduler.Submit(bucket, one, own_priorities ? static_cast<std::int32_t>(i) : 0,
-                                     kStart, kNever, mailbox, nullptr));
+    scheduler.Submit(bucket, one, own_priorities ? static_cast<std::int32_t>(i) : 0, kStart, kNever,
+                     mailbox, nullptr);
   scheduler.Advance(kStart);
   const Nanos queued = MonotonicNow();
   const std::int64_t bytes = AllocatedBytes() - before;
@@ -63,12 +60,13 @@ Round Wake(std::int64_t count, bool own_priorities) {
   std::int64_t done = 0;
   for (Waiter* waiter = mailbox->Drain(); waiter != nullptr;) {
     Waiter* next = waiter->next_in_mailbox;
+    if (next != nullptr) next->Prefetch();
     const std::unique_ptr<Reservation> claimed = waiter->Claim(kStart);
     done += claimed != nullptr ? 1 : 0;
     waiter->Unref();
+    waiter->Unref();  // its owner's
     waiter = next;
   }
-  for (Waiter* waiter : owned) waiter->Unref();
   const Nanos over = MonotonicNow();
   bucket->Unref();
   mailbox->Unref();

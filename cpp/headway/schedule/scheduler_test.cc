@@ -673,6 +673,36 @@ TEST(Scheduler, HandsOverInOneBatchAndWritesTheDescriptorOnce) {
   }
 }
 
+// Each time that it is driven, several batches, which nobody has drained in between.
+TEST(Scheduler, SeveralBatchesComeOutInTheirOrder) {
+  Office office({Make(Shape::kBucket, 1'000)}, {0});
+  std::vector<Waiter*> waiters;
+  for (int time = 0; time < 4; ++time) {
+    for (int i = 0; i < 250; ++i) waiters.push_back(office.Submit(kStart, {1}));
+    office.scheduler.Advance(kStart);
+  }
+  EXPECT_EQ(office.Drain(), waiters);
+}
+
+// Who comes behind a blocked head wakes nobody, but for one now and then: what is to be done for
+// all of them is not left for the instant at which the head can go.
+TEST(Scheduler, WhoComesMeanwhileIsTakenInBeforeItIsTimeToGo) {
+  Office office({Make(Shape::kBucket, 1)}, {0});
+  ASSERT_TRUE(office.TryTake(kStart, {1}));
+  office.Submit(kStart, {1});
+  office.Serve(kStart);
+  int woken = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    office.Submit(kStart, {1});
+    if (!office.woken) continue;
+    ++woken;
+    EXPECT_TRUE(office.Serve(kStart).empty());
+    EXPECT_FALSE(office.scheduler.HasWork());
+  }
+  EXPECT_GE(woken, 9);
+  EXPECT_LE(woken, 20);
+}
+
 TEST(Scheduler, AMillionWaitsTakeTwoHundredBytesEach) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   constexpr std::size_t kMany = 100'000;  // their allocators take most of the time

@@ -7,13 +7,13 @@ Waiter::Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> 
                std::int32_t priority, Nanos submitted, Nanos deadline, Mailbox* mailbox,
                void* cookie, bool again)
     : cookie(cookie),
+      again_(again),
+      priority_(priority),
       bucket_(bucket),
       path_(path),
       mailbox_(mailbox),
       submitted_(submitted),
       deadline_(deadline),
-      priority_(priority),
-      again_(again),
       amounts_(amounts.begin(), amounts.end()) {
   path_ != nullptr ? path_->Ref() : bucket_->Ref();
   mailbox_->Ref();

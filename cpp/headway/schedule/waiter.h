@@ -8,10 +8,10 @@
 #include <memory>
 
 #include "absl/container/inlined_vector.h"
+#include "headway/base/stack.h"
 #include "headway/bucket/bucket.h"
 #include "headway/bucket/path.h"
 #include "headway/bucket/reservation.h"
-#include "headway/schedule/stack.h"
 #include "headway/schedule/wake_fd.h"
 
 namespace headway {
@@ -60,6 +60,15 @@ class Waiter {
     return claimed;
   }
 
+  // For whoever is going to look at it next, while he looks at another: both come from another
+  // core.
+  void Prefetch() const { PrefetchLines(this, sizeof(Waiter)); }
+  // What its owner is going to claim, once that is looked at.
+  void PrefetchReservation() const {
+    if (const void* claimed = reservation_.load(std::memory_order_relaxed); claimed != nullptr)
+      PrefetchLines(claimed, sizeof(Reservation));
+  }
+
   // The owner's own word, for whoever drains the mailbox; changed only where the mailbox is
   // drained.
   void* cookie;
@@ -73,6 +82,10 @@ class Waiter {
   friend struct Flow;
 
   ~Waiter();
+  static void PrefetchLines(const void* first, std::size_t size) {
+    for (std::size_t at = 0; at < size; at += 64)
+      __builtin_prefetch(static_cast<const char*>(first) + at);
+  }
   std::unique_ptr<Reservation> Unclaimed() {
     return std::unique_ptr<Reservation>(reservation_.exchange(nullptr));
   }
@@ -81,23 +94,26 @@ class Waiter {
     return outcome_.compare_exchange_strong(waiting, outcome);
   }
 
+  // What is handed over comes first: it is fetched from another core, all of it at once.
+  std::atomic<Reservation*> reservation_{nullptr};
+  Nanos at_ = kUntold;
+  std::atomic<std::uint16_t> references_{2};
+  std::atomic<Outcome> outcome_{Outcome::kWaiting};
+  const bool again_;  // it has had its turn before: it makes no room for others
+  const std::int32_t priority_;
   Bucket* const bucket_;
   const Path* const path_;
   Mailbox* const mailbox_;
   const Nanos submitted_;
   const Nanos deadline_;
-  Nanos at_ = kUntold;
-  std::atomic<Reservation*> reservation_{nullptr};
+  // In the intake, then in its class's queue. In the mailbox, of the oldest of those that were
+  // posted together: the oldest of the next that were, and the newest of these.
+  Waiter* next_ = nullptr;
   Waiter* previous_ = nullptr;
   Waiter* next_cancelled_ = nullptr;
-  Waiter* next_ = nullptr;      // in the intake, then in its class's queue
   Flow* flow_ = nullptr;        // while queued
   std::uint64_t sequence_ = 0;  // in the order in which waits were taken in
   float cost_ = 0;              // while queued, on an account: see Share
-  const std::int32_t priority_;
-  const bool again_;  // it has had its turn before: it makes no room for others
-  std::atomic<std::uint16_t> references_{2};
-  std::atomic<Outcome> outcome_{Outcome::kWaiting};
   absl::InlinedVector<std::int64_t, 2> amounts_;
 };
 
@@ -116,26 +132,42 @@ class Mailbox {
 
   WakeFd& wake() { return wake_; }
 
-  void Post(Waiter* newest, Waiter* oldest) {
-    if (!finished_.PushChain(newest, oldest)) return;
+  // Posts those from `oldest` to `newest`, linked by next_in_mailbox.
+  void Post(Waiter* oldest, Waiter* newest) {
+    newest->next_in_mailbox = nullptr;
+    oldest->previous_ = newest;
+    if (!finished_.Push(oldest)) return;
     HEADWAY_PAUSE();
     wake_.Signal();
   }
-  // What was posted, oldest first; the caller takes over a reference to each.
-  Waiter* Drain() {
+  // What was posted, oldest first, and in `last` the newest of it; the caller takes over a
+  // reference to each.
+  Waiter* Drain(Waiter** last = nullptr) {
     wake_.Clear();
     HEADWAY_PAUSE();
-    return finished_.TakeAll();
+    return TakeAll(last);
   }
   // The same for the last time, which leaves the descriptor as it is.
-  Waiter* TakeAll() { return finished_.TakeAll(); }
+  //
+  // Only the ends of each batch are looked at: another core has just written to all of them, and to
+  // fetch one takes as long as all else that is done for it here.
+  Waiter* TakeAll(Waiter** last = nullptr) {
+    Waiter* const first = finished_.TakeAll();
+    Waiter* newest = nullptr;
+    for (Waiter* oldest = first; oldest != nullptr; oldest = oldest->next_) {
+      if (newest != nullptr) newest->next_in_mailbox = oldest;
+      newest = oldest->previous_;
+    }
+    if (last != nullptr) *last = newest;
+    return first;
+  }
 
  private:
   ~Mailbox();
 
   std::atomic<std::uint32_t> references_{1};
   WakeFd wake_;
-  Stack<Waiter, &Waiter::next_in_mailbox> finished_;
+  Stack<Waiter, &Waiter::next_> finished_;
 };
 
 }  // namespace headway

@@ -1,6 +1,6 @@
-// headway/schedule/stack.h: a lock-free stack that any thread pushes to and one takes whole.
-#ifndef HEADWAY_SCHEDULE_STACK_H_
-#define HEADWAY_SCHEDULE_STACK_H_
+// headway/base/stack.h: a lock-free stack that any thread pushes to and one takes whole.
+#ifndef HEADWAY_BASE_STACK_H_
+#define HEADWAY_BASE_STACK_H_
 
 #include <atomic>
 
@@ -20,15 +20,12 @@ template <typename T, T* T::*Next>
 class Stack {
  public:
   // Returns whether the stack was empty.
-  bool Push(T* node) { return PushChain(node, node); }
-
-  // Pushes a chain, `newest` first, linked by Next down to `oldest`.
-  bool PushChain(T* newest, T* oldest) {
+  bool Push(T* node) {
     T* head = head_.load(std::memory_order_relaxed);
     do {
-      oldest->*Next = head;
+      node->*Next = head;
       HEADWAY_PAUSE();
-    } while (!head_.compare_exchange_weak(head, newest));
+    } while (!head_.compare_exchange_weak(head, node));
     return head == nullptr;
   }
 
@@ -53,4 +50,4 @@ class Stack {
 
 }  // namespace headway
 
-#endif  // HEADWAY_SCHEDULE_STACK_H_
+#endif  // HEADWAY_BASE_STACK_H_
