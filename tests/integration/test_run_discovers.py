@@ -71,3 +71,51 @@ def test_basic_mode_finds_out_nothing(tmp_path: Path, options: tuple[str, ...]) 
         return
     assert ended.status == 1
     assert ended.by_id["r-0"]["error"]["code"] == "no_limits"
+
+
+def test_what_was_found_out_is_kept_for_the_next_run(tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 30)
+    learnt = tmp_path / "learnt.json"
+    learnt.write_text('{"another": ["7 requests/min window"]}')
+    with SimulatorProcess("--limits", "20 requests/2s window", "--latency", "0.02") as simulator:
+        ended = run(requests, simulator.url, "--learnt", str(learnt))
+    assert ended.status == 0, ended.stderr
+    found = json.loads(learnt.read_text())
+    # What nobody asked for this time is still there.
+    assert found == {"another": ["7 requests/min window"], "m": ["20 requests/2s window"]}
+    assert list(tmp_path.glob(".headway-*")) == []
+
+
+def test_a_run_begins_with_what_another_has_found_out(tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 12)
+    learnt = tmp_path / "learnt.json"
+    learnt.write_text('{"m": ["5 requests/2s window"]}')
+    # Of a server that says nothing, the file is all that is known.
+    with SimulatorProcess("--no-headers", "--latency", "0.02") as simulator:
+        ended = run(requests, simulator.url, "--learnt", str(learnt))
+    assert ended.status == 0, ended.stderr
+    assert ended.summary["elapsed_s"] >= 4.0
+    assert json.loads(learnt.read_text()) == {"m": ["5 requests/2s window"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "complaint"),
+    [
+        ("{", (), "Expecting property name"),
+        ("[]", (), "must be a dict of lists of limits by bucket id"),
+        ('{"m": ["5 requests/fortnight"]}', (), "5 requests/fortnight"),
+        ("{}", ("--limits", "5 requests/s"), "with --limits nothing is found out"),
+        ("{}", ("--mode", "basic", "--concurrency", "1"), "with --mode basic nothing is found out"),
+    ],
+)
+def test_a_wrong_file_of_what_was_found_out(
+    tmp_path: Path, text: str, options: tuple[str, ...], complaint: str
+) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 1)
+    learnt = tmp_path / "learnt.json"
+    learnt.write_text(text)
+    ended = run(requests, "http://127.0.0.1:9", "--learnt", str(learnt), *options)
+    assert ended.status == 2
+    assert f"--learnt {learnt}: " in ended.stderr
+    assert complaint in ended.stderr
+    assert learnt.read_text() == text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,8 @@ class Plan:
     limits: of all models together that have none of their own. Without any, those of each such
     model are found out from answers; basic mode finds out nothing, and such a line fails there.
     by_model: those of a model alone. concurrency: how many may be under way at once over all.
-    weights: by account. found: by bucket, what has been found out. table: of the provider.
+    weights: by account. found: by bucket, what has been found out. table: of the provider. learnt:
+    by bucket, what had been found out before.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -40,6 +41,7 @@ class Plan:
     weights: Mapping[str, float] = field(default_factory=dict)
     found: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     table: ProviderTable | None = None
+    learnt: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def discovers(self) -> bool:
@@ -140,6 +142,7 @@ class Plan:
             config,
             self.table,
             limits=limits or None,
+            learnt_limits=self.learnt,
             accounts=dict(self.weights),
             retry_on=(MayPass,),
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from headway import Limit
 from headway._tokens import RESOURCES
+from headway.batch import learnt
 from headway.batch.keys import Keys
 from headway.batch.lanes import Lanes
 from headway.batch.lines import count_lines, read_again, read_lines
@@ -112,6 +113,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="where a line says how urgent it is, as in /body/metadata/priority: a whole number, "
         "0 where there is none; higher goes first",
     )
+    add(
+        "--learnt",
+        metavar="FILE",
+        help="begin with the limits that are in this file, where it exists, and write there at the "
+        "end what has been found out; without --limits only",
+    )
     add("--overwrite", action="store_true", help="replace the file of results if it exists")
     add("--summary", metavar="FILE", help="write the numbers of the run there, as JSON")
     add(
@@ -188,6 +195,13 @@ async def _send(
             except OSError as error:
                 progress.say(f"headway run: stopped: {error}")
                 return 1
+    # A bucket that has said nothing this time keeps what it said before.
+    if args.learnt is not None:
+        try:
+            learnt.write(args.learnt, scheduler.learnt_limits())
+        except OSError as error:
+            print(f"headway run: --learnt: {error}", file=sys.stderr)
+            return 1
     if batch.interrupted:
         return INTERRUPTED
     return 1 if tally.failed or tally.broken else 0
@@ -250,6 +264,9 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise ValueError("--account-weight: needs --account-key, where a line says whose it is")
     if not limits and not by_model and args.concurrency is None and mode is SchedulerMode.BASIC:
         raise ValueError('--mode basic: finds out no limits; --limits as in "500 requests/min"')
+    if args.learnt is not None and (limits or mode is SchedulerMode.BASIC):
+        given = "--limits" if limits else "--mode basic"
+        raise ValueError(f"--learnt {args.learnt}: with {given} nothing is found out")
     weights = dict(args.account_weight)
     if len(weights) < len(args.account_weight):
         raise ValueError("--account-weight: an account is named twice")
@@ -261,6 +278,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         keys,
         weights,
         table=table_for(args.base_url),
+        learnt={} if args.learnt is None else learnt.read(args.learnt),
     )
 
 
@@ -277,15 +295,21 @@ def _check_files(args: argparse.Namespace) -> None:
     if not stat.S_ISREG(os.stat(args.requests).st_mode):
         raise ValueError(f"{args.requests}: must be a regular file")
     open(args.requests, "rb").close()
-    for option, path in (("--out", args.out), ("--summary", args.summary)):
+    files = (("--out", args.out), ("--summary", args.summary), ("--learnt", args.learnt))
+    for option, path in files:
         if path is not None and same_file(path, args.requests):
             raise ValueError(f"{option} {path}: is the file of requests")
     if os.path.exists(args.out) and not args.overwrite:
         raise ValueError(f"--out {args.out}: exists already; --overwrite replaces it")
+    for option, path in files[1:]:
+        if path is not None and os.path.abspath(path) == os.path.abspath(args.out):
+            raise ValueError(f"{option} {path}: is the file of results")
     if args.summary is not None:
-        if os.path.abspath(args.summary) == os.path.abspath(args.out):
-            raise ValueError(f"--summary {args.summary}: is the file of results")
+        if args.learnt and os.path.abspath(args.summary) == os.path.abspath(args.learnt):
+            raise ValueError(f"--summary {args.summary}: is the file of --learnt")
         open(args.summary, "ab").close()
+    if args.learnt is not None and not os.access(os.path.dirname(args.learnt) or ".", os.W_OK):
+        raise ValueError(f"--learnt {args.learnt}: cannot be written there")
 
 
 def _attempts(base_url: str) -> Attempts:
