@@ -80,7 +80,8 @@ class Cell:
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        if self.by_sdk:  # as many calls as where requests bind: an SDK takes milliseconds for each
+        # As many calls as where requests bind: an SDK takes milliseconds for each.
+        if self.by_sdk and self.bound == "tokens":
             return (300, 1_700)
         return (100, 700) if self.period < 60 else (200, 1_500)
 

@@ -47,8 +47,10 @@ def scheduler_of(mode: str = "intelligent", limits: Any = None, **options: Any) 
     return create_scheduler(None, mode=mode, config=config, limits=limits)
 
 
-def async_openai(simulator: SimulatorProcess, scheduler: Any, **options: Any) -> openai.AsyncOpenAI:
-    transport = AsyncTransport(scheduler, provider="openai")
+def async_openai(
+    simulator: SimulatorProcess, scheduler: Any, provider: str = "openai", **options: Any
+) -> openai.AsyncOpenAI:
+    transport = AsyncTransport(scheduler, provider=provider)
     return openai.AsyncOpenAI(
         api_key="k",
         base_url=f"{simulator.url}/v1",
@@ -188,7 +190,7 @@ def test_anthropic_in_a_thread_streams_too(simulator: SimulatorProcess) -> None:
 def test_a_limiter_may_stand_for_the_scheduler(simulator: SimulatorProcess) -> None:
     async def run() -> None:
         limiter = Limiter(["4 requests/min window", "10_000 tokens/min bucket", "2 concurrency"])
-        client = async_openai(simulator, limiter)
+        client = async_openai(simulator, limiter, "generic")
 
         def chat() -> Awaitable[Any]:
             return client.chat.completions.create(model="m", messages=SAYS, max_tokens=1000)
@@ -243,12 +245,36 @@ def test_a_stream_has_its_place_until_it_ends(simulator: SimulatorProcess) -> No
     asyncio.run(run())
 
 
+@serve("--limits", "12_000 tokens/2s window", "--latency", "0.3")
+def test_what_a_stream_may_use_counts_although_it_uses_less(simulator: SimulatorProcess) -> None:
+    async def run() -> None:
+        async with scheduler_of() as scheduler:
+            client = async_openai(simulator, scheduler)
+
+            async def stream() -> None:
+                chunks = await client.chat.completions.create(
+                    model="m",
+                    messages=SAYS,
+                    max_tokens=1000,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+                assert [chunk.usage async for chunk in chunks][-1] is not None
+
+            await asyncio.gather(*(stream() for _ in range(36)))
+            await client.close()
+        stats = simulator.stats()
+        assert (stats["admitted"], stats["refused"]) == (36, 0)
+
+    asyncio.run(run())
+
+
 @serve("--limits", "900 requests/min bucket", "--limits", "100_000 tokens/min bucket")
 def test_tokens_are_settled_by_what_the_answer_says(simulator: SimulatorProcess) -> None:
     async def run() -> None:
         limits = ["900 requests/min", "100_000 tokens/31day bucket"]
         async with scheduler_of(limits=limits) as scheduler:
-            client = async_openai(simulator, scheduler)
+            client = async_openai(simulator, scheduler, "generic")
             asked = {"model": "m", "messages": SAYS, "max_tokens": 1000}
 
             def used() -> int:

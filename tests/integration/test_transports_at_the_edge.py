@@ -307,7 +307,7 @@ def test_a_stream_that_is_closed_at_its_last_event_has_come_to_its_end() -> None
         return 200, {"content-type": "text/event-stream"}, text.encode()
 
     with Server(say) as server, make(limits=["90_000 tokens/31day bucket"]) as scheduler:
-        http = openai.DefaultHttpxClient(transport=Transport(scheduler, provider="openai"))
+        http = openai.DefaultHttpxClient(transport=Transport(scheduler, provider="generic"))
         client = openai.OpenAI(api_key="k", base_url=server.url, http_client=http)
         options: Any = {"include_usage": True}
         for _ in client.chat.completions.create(
