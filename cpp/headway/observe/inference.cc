@@ -107,7 +107,16 @@ void Inference::JudgeShort(const Told& told) {
 bool Inference::Follow(const Inference& other) {
   if (period_said_ || shape_said_ || verdict_ != Verdict{} || other.verdict_.period >= kMinute)
     return false;
-  if (other.verdict_.shape == Shape::kBucket || ends_.least_foreign > 0) return false;
+  if (other.verdict_.shape == Shape::kBucket) {
+    // What fits a short period by chance fits none that another limit of the same answers has.
+    const auto* const period = std::find(kPeriods.begin(), kPeriods.end(), other.verdict_.period);
+    if (period == kPeriods.end()) return false;
+    const Run& run = bucket_[static_cast<std::size_t>(period - kPeriods.begin())];
+    if (run.count < kReadings) return false;
+    Become({Shape::kBucket, *period, 0}, run.count);
+    return true;
+  }
+  if (ends_.least_foreign > 0) return false;
   if (ends_.count < kReadings || other.ends_.count < kReadings) return false;
   if (!Meet(ends_from_, ends_by_, other.ends_from_, other.ends_by_)) return false;
   if (ends_.longest > other.verdict_.period + kMillisecond || ends_.last - doubted_ < kDoubts)
@@ -146,8 +155,10 @@ void Inference::NoteBucket(const Told& told) {
       run.Add(told);
       if (judged) Become(verdict_, run.count);
       const Nanos off = latency + most - least - 2 * (kSlack - slack);
-      // What fits a short one as time passes may do so by chance.
-      if ((period >= kMinute && run.Convinces(off)) || run.Spreads(off)) {
+      // What fits a short one as time passes may do so by chance; and a longer one than is known,
+      // until a reset is longer, too.
+      const bool longer = verdict_.shape == Shape::kWindow && verdict_.period < period;
+      if (!longer && ((period >= kMinute && run.Convinces(off)) || run.Spreads(off))) {
         Become({Shape::kBucket, period, 0}, run.count);
         return;
       }

@@ -98,8 +98,8 @@ class Inference {
   };
 
   // Of another limit of the same provider a period of seconds is known, whose end is this one's,
-  // too: so little of this one is used that it does not show. Returns whether the verdict has
-  // changed.
+  // too, or in which this one is refilled: so little of this one is used that it does not show.
+  // Returns whether the verdict has changed.
   bool Follow(const Inference& other);
   // What was found out before, by whoever was here then; readings that speak against it undo it.
   void Recall(const Verdict& verdict) { Become(verdict, 1); }

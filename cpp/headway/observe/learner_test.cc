@@ -675,6 +675,26 @@ TEST(Inference, AWindowThatHasBegunIsNoLongerTheOneBefore) {
   EXPECT_EQ(inference.verdict().period, 6 * kSecond);
 }
 
+// Where answers take seconds, the resets of a window of six look like those of a bucket of a
+// minute, of which as much is used each time. That would say longer ones, too.
+TEST(Inference, ALongerBucketIsNotSeenUntilAResetIsLonger) {
+  for (const bool longer : {false, true}) {
+    Inference inference;
+    inference.Recall({Shape::kWindow, 6 * kSecond, 0});
+    Reading reading;
+    reading.limit = 360;
+    for (int window = 0; window < 20; ++window) {
+      reading.remaining = longer && window > 10 ? 360 - 200 + window : 320;
+      reading.reset = (360 - reading.remaining) * kMinute / 360 - (longer ? 0 : 770 * kMillisecond);
+      const Nanos sent = kStart + window * 6 * kSecond;
+      inference.Note({reading, 360, sent, sent + 2 * kSecond, 0, 1},
+                     [](Nanos, Nanos) { return true; });
+    }
+    EXPECT_EQ(inference.verdict().shape, longer ? Shape::kBucket : Shape::kWindow);
+    EXPECT_EQ(inference.verdict().period, longer ? kMinute : 6 * kSecond);
+  }
+}
+
 // Where several more were tried before the first of them was known to be one too many, all of them
 // were: the amount is what was admitted before.
 TEST(RateSearch, TakesBackEachStepThatIsRefused) {
@@ -1206,6 +1226,41 @@ TEST(Learner, RecognisesAPeriodOfSecondsByABurstInTwoOfThem) {
   }
   EXPECT_EQ(said.learner->Findings().at(0).verdict.period, 6 * kSecond);
   for (Reservation& call : calls) call.Settle(said.now, {});
+}
+
+// The same where both are refilled continuously. Requests of a minute say that they take longer.
+TEST(Learner, TakesAPeriodOfSecondsFromABucketThatIsRefilledInIt) {
+  for (const Inference::Verdict& truth :
+       {Inference::Verdict{Shape::kBucket, 6 * kSecond, 0},
+        Inference::Verdict{Shape::kBucket, kMinute, 0}, Inference::Verdict{}}) {
+    Limit limit = Limit::Parse("1 requests/min").value();
+    limit.amount = Limit::kMaxAmount;
+    Limit tokens = limit;
+    tokens.resource = "tokens";
+    const std::vector<Limit> limits{limit, tokens};
+    const std::vector<std::uint8_t> resources{0, 1};
+    Bucket* const bucket = Bucket::Make(limits, resources, 0, nullptr, /*spare=*/8, /*width=*/2);
+    Learner learner(bucket, {"requests", "tokens"}, {});
+    const std::vector<std::int64_t> cost{1, 100};
+    Nanos now = kStart;
+    for (std::int64_t used = 1; used <= 40; ++used) {
+      Reservation call;
+      ASSERT_FALSE(bucket->TryReserve(now, cost, false, call));
+      call.Sent(now, 20 * kMillisecond);
+      std::array<Reading, 2> readings{Of(360, 360 - used), Of(6'000, 6'000 - 100 * used)};
+      readings[1].resource = 1;
+      readings[0].reset =
+          truth.shape == Shape::kBucket ? used * truth.period / 360 : kStart + truth.period - now;
+      readings[1].reset = used * 100 * 6 * kSecond / 6'000;
+      now += kMillisecond;
+      learner.Observe(now, 0, AnsweredCall::Of(call, now), readings);
+      call.Settle(now, {});
+    }
+    const std::vector<Finding> findings = learner.Findings();
+    EXPECT_EQ(findings.at(1).verdict, (Inference::Verdict{Shape::kBucket, 6 * kSecond, 0}));
+    EXPECT_EQ(findings.at(0).verdict, truth);
+    bucket->Unref();
+  }
 }
 
 // Of requests so little is used, where tokens bind, that their period would not show.
