@@ -430,7 +430,7 @@ def test_responses_of_httpx_are_counted_as_they_ended(simulator: SimulatorProces
 
     async def main() -> None:
         async with make(f"{AT_ONCE} concurrency") as scheduler:
-            transport = AsyncTransport(scheduler, Tap(Connections(), passed), "openai")
+            transport = AsyncTransport(scheduler, Tap(Connections(), passed), "generic")
             async with httpx.AsyncClient(transport=transport, timeout=30) as client:
 
                 async def consume(number: int, way: str) -> None:
@@ -470,7 +470,7 @@ def test_streams_of_openais_sdk_are_counted_as_they_ended(simulator: SimulatorPr
         async with make(f"{AT_ONCE} concurrency") as scheduler:
             limits = httpx2.Limits(max_connections=None)
             tap = Tap(httpx2.AsyncHTTPTransport(limits=limits), passed)
-            transport = AsyncTransport(scheduler, tap, "openai")
+            transport = AsyncTransport(scheduler, tap, "generic")
             http = openai.DefaultAsyncHttpxClient(transport=transport)
             whole = openai.AsyncOpenAI(
                 api_key="k", base_url=f"{simulator.url}/v1", http_client=http, max_retries=0
@@ -535,7 +535,7 @@ def test_streams_of_threads_are_counted_as_they_ended(simulator: SimulatorProces
     with Cutter(simulator) as cutter, make(f"{AT_ONCE} concurrency") as scheduler:
         limits = httpx.Limits(max_connections=None)
         tap = Tap(httpx.HTTPTransport(limits=limits), passed)
-        transport = Transport(scheduler, tap, "openai")
+        transport = Transport(scheduler, tap, "generic")
         with httpx.Client(transport=transport, timeout=30) as client:
             with ThreadPoolExecutor(50) as pool:
                 for done in [pool.submit(consume, number) for number in range(210)]:

@@ -119,3 +119,12 @@ def test_a_wrong_file_of_what_was_found_out(
     assert f"--learnt {learnt}: " in ended.stderr
     assert complaint in ended.stderr
     assert learnt.read_text() == text
+
+
+@pytest.mark.parametrize("learnt", ["", "/dev/null", "missing/learnt.json"])
+def test_what_was_found_out_goes_into_a_file_or_nowhere(tmp_path: Path, learnt: str) -> None:
+    requests = write_requests(tmp_path / "requests.jsonl", 1)
+    ended = run(requests, "http://127.0.0.1:9", "--learnt", learnt)
+    assert ended.status == 2
+    assert "--learnt" in ended.stderr
+    assert not Path("/dev/null").is_file()

@@ -13,6 +13,8 @@ namespace {
 // A sanitizer that looks for the use of what was let go of needs to see it go.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kKeeps = false;
+#elif defined(__has_feature)
+constexpr bool kKeeps = !__has_feature(address_sanitizer);
 #else
 constexpr bool kKeeps = true;
 #endif

@@ -112,7 +112,7 @@ bool Inference::Follow(const Inference& other) {
     const auto* const period = std::find(kPeriods.begin(), kPeriods.end(), other.verdict_.period);
     if (period == kPeriods.end()) return false;
     const Run& run = bucket_[static_cast<std::size_t>(period - kPeriods.begin())];
-    if (run.count < kReadings) return false;
+    if (run.count < kReadings || other.readings_ < kReadings) return false;
     Become({Shape::kBucket, *period, 0}, run.count);
     return true;
   }

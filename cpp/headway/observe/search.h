@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "headway/base/clock.h"
 #include "headway/observe/inference.h"
@@ -69,6 +70,8 @@ class RateSearch {
       return;
     }
     const bool was_step = IsStep(sent);
+    // A series may have begun long ago; by half at most, as below.
+    if (was_step) proven_ = std::max(proven_, amount_ / 2);
     const Nanos before = event_at_;
     const Nanos wait_before = wait_;
     if (!limits() && hidden.amount == 0 && !silent) return;
@@ -106,9 +109,10 @@ class RateSearch {
     if (!silent || now - good_at_ <= kProbes) amount_ = Counted();
   }
 
-  // Whether a request that was sent then may have been the latest step.
+  // Whether a request that was sent then may have been one of the latest steps.
   bool IsStep(Nanos sent) const {
-    return limits() && stepped_at_ > event_at_ && sent >= stepped_at_;
+    return limits() && (stepped_at_ > event_at_ || (steps_refused_ && sent < event_at_)) &&
+           sent >= first_step_at_;
   }
 
   // One was admitted that was sent at `sent`. `full`: no other fits now. Returns whether the amount
@@ -126,8 +130,11 @@ class RateSearch {
     }
     if (!full || now < quiet_until_ || sent < stepped_at_) return false;
     if (now - stepped_at_ >= period_ || stepped_at_ < event_at_) {
-      proven_ = amount_;
-      first_step_at_ = now;
+      proven_ = mark_ = amount_;
+      first_step_at_ = mark_at_ = now;
+    } else if (now - mark_at_ >= period_) {
+      proven_ = std::exchange(mark_, amount_);
+      first_step_at_ = std::exchange(mark_at_, now);
     }
     ++amount_;
     stepped_at_ = now;
@@ -186,10 +193,12 @@ class RateSearch {
   Nanos event_at_ = -kDay;    // when the latest refusal was known that is no part of another...
   Nanos wait_ = kNever;       // ... and how long it said to wait
   Nanos stepped_at_ = -kDay;  // when it last went up...
-  // ... and the first of the steps with no period between any two, from an amount that was admitted
-  // for at least one.
+  // ... and the first step of late, from an amount that was admitted for a period at least. In a
+  // series, another is marked once in each period.
   Nanos first_step_at_ = -kDay;
   std::int64_t proven_ = 1;
+  Nanos mark_at_ = -kDay;
+  std::int64_t mark_ = 1;
   bool steps_refused_ = false;  // the latest event is that such a step was refused
   Nanos quiet_until_ = 0;
   Nanos good_at_ = -kDay;  // when the latest was sent that was admitted

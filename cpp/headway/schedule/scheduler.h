@@ -198,7 +198,7 @@ class Scheduler final : public WaiterSignal {
   std::size_t dirty_buckets_ = 0;  // of them
   absl::btree_set<std::pair<Nanos, Place*>> timers_;
   absl::btree_set<std::pair<Nanos, Waiter*>> deadlines_;
-  // Finished waits on their way to one mailbox, newest first.
+  // Finished waits on their way to one mailbox, oldest first.
   Mailbox* batch_mailbox_ = nullptr;
   Waiter* batch_newest_ = nullptr;
   Waiter* batch_oldest_ = nullptr;

@@ -16,14 +16,14 @@ def read(path: str) -> dict[str, list[str]]:
 
     ValueError where it holds anything else, OSError where it cannot be read.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return {}
     try:
-        found = read_learnt(json.loads(text or "{}"))
-    except ValueError as error:  # of JSON, and of limits
+        if not os.path.isfile(path):  # what writes replaces it
+            raise ValueError("must be a regular file")
+        with open(path, encoding="utf-8") as file:
+            found = read_learnt(json.loads(file.read() or "{}"))
+    except (ValueError, RecursionError) as error:  # of UTF-8, JSON, limits
         raise ValueError(f"--learnt {path}: {error}") from error
     return {str(bucket): [str(limit) for limit in limits] for bucket, limits in found.items()}
 
@@ -31,11 +31,14 @@ def read(path: str) -> dict[str, list[str]]:
 def write(path: str, limits: Mapping[str, Sequence[str]]) -> None:
     """Replaces the file, whole or not at all. OSError where it cannot."""
     path = os.path.realpath(path)
+    mode = os.stat(path).st_mode if os.path.exists(path) else None
     handle, beside = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".headway-")
     try:
         with open(handle, "w", encoding="utf-8") as file:
             json.dump(limits, file, indent=2)
             file.write("\n")
+        if mode is not None:
+            os.chmod(beside, mode & 0o777)
         os.replace(beside, path)
     except BaseException:
         with suppress(FileNotFoundError):

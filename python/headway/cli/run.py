@@ -308,8 +308,10 @@ def _check_files(args: argparse.Namespace) -> None:
         if args.learnt and os.path.abspath(args.summary) == os.path.abspath(args.learnt):
             raise ValueError(f"--summary {args.summary}: is the file of --learnt")
         open(args.summary, "ab").close()
-    if args.learnt is not None and not os.access(os.path.dirname(args.learnt) or ".", os.W_OK):
-        raise ValueError(f"--learnt {args.learnt}: cannot be written there")
+    if args.learnt is not None:
+        where = os.path.dirname(os.path.realpath(args.learnt))
+        if not args.learnt or not os.access(where, os.W_OK | os.X_OK):
+            raise ValueError(f"--learnt {args.learnt!r}: cannot be written there")
 
 
 def _attempts(base_url: str) -> Attempts:
