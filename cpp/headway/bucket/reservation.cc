@@ -8,18 +8,6 @@
 #include "headway/bucket/bucket.h"
 
 namespace headway {
-namespace {
-
-// A sanitizer that looks for the use of what was let go of needs to see it go.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kKeeps = false;
-#elif defined(__has_feature)
-constexpr bool kKeeps = !__has_feature(address_sanitizer);
-#else
-constexpr bool kKeeps = true;
-#endif
-
-}  // namespace
 
 constinit Stack<Reservations::Memory, &Reservations::Memory::next> Reservations::kept;
 constinit std::atomic<int> Reservations::kept_count{0};
@@ -27,7 +15,8 @@ constinit std::atomic<int> Reservations::kept_count{0};
 void* Reservation::operator new(std::size_t size) { return ::operator new(size); }
 
 void Reservation::operator delete(void* memory) {
-  if (kKeeps && Reservations::kept_count.load(std::memory_order_relaxed) < Reservations::kKept) {
+  if (Reservations::kKeeps &&
+      Reservations::kept_count.load(std::memory_order_relaxed) < Reservations::kKept) {
     Reservations::kept_count.fetch_add(1, std::memory_order_relaxed);
     Reservations::kept.Push(new (memory) Reservations::Memory);
     return;

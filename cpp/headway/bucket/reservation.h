@@ -152,6 +152,15 @@ class Reservations {
 
   std::unique_ptr<Reservation> Make();
 
+  // A sanitizer that looks for the use of what was let go of needs to see it go.
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr bool kKeeps = false;
+#elif defined(__has_feature)
+  static constexpr bool kKeeps = !__has_feature(address_sanitizer);
+#else
+  static constexpr bool kKeeps = true;
+#endif
+
  private:
   friend class Reservation;
   struct Memory {

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -1229,71 +1230,60 @@ TEST(Learner, RecognisesAPeriodOfSecondsByABurstInTwoOfThem) {
   for (Reservation& call : calls) call.Settle(said.now, {});
 }
 
+// What is found out of 360 requests and 6,000 tokens by so many calls, one after another, of which
+// each uses a request and 100 tokens. `resets(used, now)`: what is said of both.
+template <typename Resets>
+std::vector<Finding> FindBoth(std::int64_t calls, Nanos apart, const Resets& resets) {
+  Limit limit = Limit::Parse("1 requests/min").value();
+  limit.amount = Limit::kMaxAmount;
+  Limit tokens = limit;
+  tokens.resource = "tokens";
+  const std::vector<Limit> limits{limit, tokens};
+  const std::vector<std::uint8_t> resources{0, 1};
+  Bucket* const bucket = Bucket::Make(limits, resources, 0, nullptr, /*spare=*/8, /*width=*/2);
+  Learner learner(bucket, {"requests", "tokens"}, {});
+  const std::vector<std::int64_t> cost{1, 100};
+  Nanos now = kStart;
+  for (std::int64_t used = 1; used <= calls; ++used) {
+    Reservation call;
+    EXPECT_FALSE(bucket->TryReserve(now, cost, false, call));
+    call.Sent(now, 20 * kMillisecond);
+    std::array<Reading, 2> readings{Of(360, 360 - used), Of(6'000, 6'000 - 100 * used)};
+    readings[1].resource = 1;
+    std::tie(readings[0].reset, readings[1].reset) = resets(used, now);
+    now += apart;
+    learner.Observe(now, 0, AnsweredCall::Of(call, now), readings);
+    call.Settle(now, {});
+  }
+  std::vector<Finding> findings = learner.Findings();
+  bucket->Unref();
+  return findings;
+}
+
 // The same where both are refilled continuously. Requests of a minute say that they take longer.
 TEST(Learner, TakesAPeriodOfSecondsFromABucketThatIsRefilledInIt) {
   for (const Inference::Verdict& truth :
        {Inference::Verdict{Shape::kBucket, 6 * kSecond, 0},
         Inference::Verdict{Shape::kBucket, kMinute, 0}, Inference::Verdict{}}) {
-    Limit limit = Limit::Parse("1 requests/min").value();
-    limit.amount = Limit::kMaxAmount;
-    Limit tokens = limit;
-    tokens.resource = "tokens";
-    const std::vector<Limit> limits{limit, tokens};
-    const std::vector<std::uint8_t> resources{0, 1};
-    Bucket* const bucket = Bucket::Make(limits, resources, 0, nullptr, /*spare=*/8, /*width=*/2);
-    Learner learner(bucket, {"requests", "tokens"}, {});
-    const std::vector<std::int64_t> cost{1, 100};
-    Nanos now = kStart;
-    for (std::int64_t used = 1; used <= 40; ++used) {
-      Reservation call;
-      ASSERT_FALSE(bucket->TryReserve(now, cost, false, call));
-      call.Sent(now, 20 * kMillisecond);
-      std::array<Reading, 2> readings{Of(360, 360 - used), Of(6'000, 6'000 - 100 * used)};
-      readings[1].resource = 1;
-      readings[0].reset =
-          truth.shape == Shape::kBucket ? used * truth.period / 360 : kStart + truth.period - now;
-      readings[1].reset = used * 100 * 6 * kSecond / 6'000;
-      now += kMillisecond;
-      learner.Observe(now, 0, AnsweredCall::Of(call, now), readings);
-      call.Settle(now, {});
-    }
-    const std::vector<Finding> findings = learner.Findings();
+    const auto findings = FindBoth(40, kMillisecond, [&](std::int64_t used, Nanos now) {
+      return std::pair(
+          truth.shape == Shape::kBucket ? used * truth.period / 360 : kStart + truth.period - now,
+          used * 100 * 6 * kSecond / 6'000);
+    });
     EXPECT_EQ(findings.at(1).verdict, (Inference::Verdict{Shape::kBucket, 6 * kSecond, 0}));
     EXPECT_EQ(findings.at(0).verdict, truth);
-    bucket->Unref();
   }
 }
 
 // Of requests so little is used, where tokens bind, that their period would not show.
 TEST(Learner, TakesAPeriodOfSecondsFromALimitThatEndsWithIt) {
+  const Nanos end = kStart + 5 * kSecond + 987 * kMillisecond;
   for (const bool together : {true, false}) {
-    Limit limit = Limit::Parse("1 requests/min").value();
-    limit.amount = Limit::kMaxAmount;
-    Limit tokens = limit;
-    tokens.resource = "tokens";
-    const std::vector<Limit> limits{limit, tokens};
-    const std::vector<std::uint8_t> resources{0, 1};
-    Bucket* const bucket = Bucket::Make(limits, resources, 0, nullptr, /*spare=*/8, /*width=*/2);
-    Learner learner(bucket, {"requests", "tokens"}, {});
-    const std::vector<std::int64_t> cost{1, 100};
-    Nanos now = kStart;
-    const Nanos end = kStart + 5 * kSecond + 987 * kMillisecond;
-    for (std::int64_t used = 1; used <= 30; ++used) {
-      Reservation call;
-      ASSERT_FALSE(bucket->TryReserve(now, cost, false, call));
-      call.Sent(now, 20 * kMillisecond);
-      std::array<Reading, 2> readings{Of(360, 360 - used), Of(6'000, 6'000 - 100 * used)};
-      readings[1].resource = 1;
-      readings[0].reset = end - now + (together ? 0 : 3 * kSecond);
-      readings[1].reset = end - now;
-      now += 20 * kMillisecond;
-      learner.Observe(now, 0, AnsweredCall::Of(call, now), readings);
-      call.Settle(now, {});
-    }
-    const std::vector<Finding> findings = learner.Findings();
+    const auto findings = FindBoth(30, 20 * kMillisecond, [&](std::int64_t, Nanos now) {
+      return std::pair(end - now + (together ? 0 : 3 * kSecond), end - now);
+    });
     EXPECT_EQ(findings.at(1).verdict.period, 6 * kSecond);
     EXPECT_EQ(findings.at(0).verdict.period, together ? 6 * kSecond : kMinute);
-    bucket->Unref();
   }
 }
 

@@ -85,13 +85,12 @@ class RateSearch {
       return;
     }
     quiet_until_ = now + kProbes;
+    counts_ = false;
     if (hidden.amount > 0 && !was_step && (!limits() || hidden.period < period_)) {
       amount_ = hidden.amount;
       period_ = hidden.period;
-      counts_ = false;
       return;
     }
-    counts_ = false;
     if (was_step) {
       amount_ = std::max<std::int64_t>(1, amount_ - 1);
       return;
