@@ -151,19 +151,23 @@ class Seen:
         """How it went by each of the limits."""
         ends = [*self.changes[1:], self.end]
         for number, (began, ended) in enumerate(zip(self.changes, ends, strict=True)):
-            settled = self._settled(began, ended, number)
+            told, settled = self._told(began, ended, number)
             refused = [each for at, each in self.refused if began <= at < ended]
             yield Step(
                 self.limits[number],
-                settled,
+                told,
                 ended,
-                self.use(number, settled, ended),
+                self.use(number, told, ended),
                 [each for each in refused if each.sent <= settled],
                 [each for each in refused if each.sent > settled],
             )
 
-    def _settled(self, began: float, ended: float, number: int) -> float:
-        """When all was answered that was on its way as the first answer told of this limit."""
+    def _told(self, began: float, ended: float, number: int) -> tuple[float, float]:
+        """When the first answer told of this limit, and all was answered that was sent until then.
+
+        From the first on all of the limit can be used, and where a machine is busy it may be used
+        up before the second.
+        """
         amount = str(Limit.parse(self.limits[number]).amount)
         told = min(
             each.answered
@@ -174,7 +178,7 @@ class Seen:
         answers = [each.answered for each in self.exchanges if each.sent <= told and each.answered]
         settled = max(answers)
         assert settled < ended, "this step was over before it could be judged"
-        return settled
+        return told, settled
 
     def use(self, number: int, begin: float, end: float) -> float:
         """The share that was used of what the server would have admitted from begin to end."""
@@ -212,10 +216,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Step:
-    """From `settled` to `ended` by one limit; refusals of what was sent until then, and after."""
+    """From `told` to `ended` by one limit; refusals of what was sent until all from before `told`
+    was answered, and after."""
 
     limit: str
-    settled: float
+    told: float
     ended: float
     use: float
     refused_before: Sequence[Exchange]
@@ -223,7 +228,7 @@ class Step:
 
     def __str__(self) -> str:
         return (
-            f"{self.limit}: use {self.use:.3f} in {self.ended - self.settled:.1f} s, refused "
+            f"{self.limit}: use {self.use:.3f} in {self.ended - self.told:.1f} s, refused "
             f"{len(self.refused_before)} on their way and {len(self.refused_after)} after"
         )
 
