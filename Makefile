@@ -20,9 +20,9 @@ run:            ## the main job on a sample, against the simulator
 	@tools/build
 	@tools/run-sample
 
-# The cheap checks first; then what is built once is used by what follows.
+# The cheap checks first. test-asan runs all that test-cpp does.
 CHECKS := format-check lint types stubs-check
-TESTS := test-cpp test-tsan test-asan test-fuzz test-python mutants-apply wheel fetch-deps
+TESTS := test-tsan test-asan test-fuzz test-python mutants-apply wheel fetch-deps
 test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
 

@@ -19,6 +19,6 @@ if(NOT HEADWAY_SANITIZE STREQUAL "")
     message(FATAL_ERROR "HEADWAY_SANITIZE builds C++ tests and fuzzers only: an interpreter that was not "
                         "built with the sanitizer cannot load the extension")
   endif()
-  add_compile_options(${HEADWAY_SANITIZE_FLAGS} -g1 -fno-omit-frame-pointer)
+  add_compile_options(${HEADWAY_SANITIZE_FLAGS} -O1 -g1 -fno-omit-frame-pointer)
   add_link_options(${HEADWAY_SANITIZE_FLAGS})
 endif()

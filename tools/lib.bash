@@ -76,6 +76,7 @@ make_venv() {
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_C_COMPILER_LAUNCHER=ccache
   export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1
+  export CCACHE_SLOPPINESS=pch_defines,time_macros  # or what uses a precompiled header is not kept
 fi
 
 # build_cpp VARIANT TARGET...: VARIANT is dev, thread, address, fuzz or bench; builds in build/VARIANT.
@@ -85,7 +86,8 @@ build_cpp() {
   case $variant in
     dev) ;;
     # The same storms as without, five to fifteen times slower.
-    thread | address) options+=("-DHEADWAY_SANITIZE=$variant" -DHEADWAY_TEST_TIMEOUT=600) ;;
+    thread | address) options+=("-DHEADWAY_SANITIZE=$variant" -DHEADWAY_TEST_TIMEOUT=600
+                                -DHEADWAY_UNITY=ON) ;;
     # With Debian 12's clang, whose run-time tools/setup installs.
     fuzz) options+=(-DHEADWAY_BUILD_TESTS=OFF -DHEADWAY_SANITIZE=fuzzer
                     -DCMAKE_CXX_COMPILER=clang++-14) ;;

