@@ -161,9 +161,14 @@ class Recorder(Own):
         return False, 0.001
 
 
-def make(backend: BaseBackend, at_once: int = 100, **options: Any) -> Scheduler:
+def make(
+    backend: BaseBackend, at_once: int = 100, refreshed: float = 30.0, **options: Any
+) -> Scheduler:
     config = RateLimiterConfig(
-        rate_limit_buffer_ratio=0.9, max_queue_size=10_000, max_concurrent_executions=at_once
+        rate_limit_buffer_ratio=0.9,
+        max_queue_size=10_000,
+        max_concurrent_executions=at_once,
+        health_check_interval=refreshed,
     )
     return create_scheduler(object(), config=config, backend=backend, **options)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from own_backend import Own, asks, call, make
+from users import Provider, until
 
 from headway import CapacityExceededError, Reservation
 from headway._core import WithReservation
@@ -50,6 +51,23 @@ def test_one_question_covers_many_requests(monkeypatch: pytest.MonkeyPatch) -> N
         assert sum(used for _, _, used in backend.told) == 5_000
 
     asyncio.run(run())
+
+
+def test_limits_that_its_provider_changes_reach_the_backend_but_no_given_one_is_changed() -> None:
+    async def run() -> None:
+        backend, provider = Own(), Provider()
+        async with make(
+            backend, refreshed=0.02, provider=provider, limits=["9_000 tokens/min"]
+        ) as scheduler:
+            await scheduler.submit_request(asks(), call)
+            assert backend.given == ({"rpm_limit": 1000, "tpm_limit": 9_000}, 0.9)
+            provider.rpm = 7
+            asked = provider.asked["discover_limits"]
+            await until(lambda: provider.asked["discover_limits"] >= asked + 2)
+            while backend.given != ({"rpm_limit": 7, "tpm_limit": 9_000}, 0.9):
+                await scheduler.submit_request(asks(), call)  # until it is asked again
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_it_never_lets_more_through_than_the_backend_grants() -> None:

@@ -131,6 +131,130 @@ def test_it_is_told_what_answers_say_and_a_refusal_cools_the_bucket_for_as_long_
     asyncio.run(run())
 
 
+class Property(RateLimitInfo):
+    """One of whose fields cannot even be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "tpm_reset":
+            raise LookupError("no reset")
+        return super().__getattribute__(name)
+
+
+class Neither:
+    def __bool__(self) -> bool:
+        raise ArithmeticError("neither true nor false")
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (RateLimitInfo(rpm_reset=10**400), "rpm_reset"),
+        (RateLimitInfo(rpm_limit=-1), "rpm_limit': -1"),
+        (RateLimitInfo(tpm_remaining="9"), "tpm_remaining': '9'"),  # type: ignore[arg-type]
+        (RateLimitInfo(retry_after=float("nan")), "retry_after': nan"),
+        (RateLimitInfo(is_rate_limited=Neither()), "is_rate_limited"),  # type: ignore[arg-type]
+        (RateLimitInfo(timestamp=None), None),  # type: ignore[arg-type]
+        (Property(), "raised LookupError: no reset"),
+    ],
+)
+def test_what_an_info_holds_is_contained_too(
+    info: RateLimitInfo, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Telling(Provider):
+        def parse_rate_limit_response(self, *told: Any) -> RateLimitInfo:
+            return info
+
+    async def run() -> None:
+        tries = 0
+
+        async def call() -> int:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise Refused(503, {"X-Mine": "1"})
+            return 42
+
+        async with make(provider=Telling(), max_backoff=0.01) as scheduler:
+            assert await scheduler.submit_request(asks(), call) == 42
+            assert tries == 2
+            assert scheduler.get_metrics()["user_code_errors"].get("provider", 0) == bool(said)
+
+    asyncio.run(run())
+    origin = "parse_rate_limit_response of provider 'mine'"
+    logged = [each for each in caplog.messages if origin in each]
+    assert len(logged) == bool(said)
+    assert said is None or said in logged[0]
+
+
+@pytest.mark.parametrize("status", [403, 200])
+def test_a_provider_decides_that_a_limit_was_reached_whatever_the_status(status: int) -> None:
+    class Telling(Provider):
+        def parse_rate_limit_response(self, *told: Any) -> RateLimitInfo:
+            self.told.append(told)
+            return RateLimitInfo(is_rate_limited=len(self.told) == 1, retry_after=0.3)
+
+    async def run() -> None:
+        provider = Telling()
+        sent: list[float] = []
+
+        async def call() -> Any:
+            sent.append(time.monotonic())
+            if len(sent) == 1 and status >= 400:
+                raise Refused(status, {"X-Mine": "1"})
+            return Refused(200, {"X-Mine": "1"})
+
+        async with make(provider=provider) as scheduler:
+            await scheduler.submit_request(asks(), call)
+            if status == 200:  # the next one is held up
+                await until(lambda: str(scheduler.explain(asks())).count("fits in") > 0)
+                await scheduler.submit_request(asks(), call)
+        assert sent[1] - sent[0] >= 0.29
+        assert len(sent) == 2
+
+    asyncio.run(run())
+
+
+def test_what_its_provider_does_not_call_a_limit_stays_final() -> None:
+    async def run() -> None:
+        sent = 0
+
+        async def call() -> Any:
+            nonlocal sent
+            sent += 1
+            raise Refused(403, {"X-Mine": "1"})
+
+        provider = Provider()
+        async with make(provider=provider) as scheduler:
+            with pytest.raises(Refused):
+                await scheduler.submit_request(asks(), call)
+            assert (sent, len(provider.told)) == (1, 1)
+            assert scheduler.get_metrics()["retries"] == 0
+
+    asyncio.run(run())
+
+
+def test_limited_without_a_time_backs_off() -> None:
+    class Telling(Provider):
+        def parse_rate_limit_response(self, *told: Any) -> RateLimitInfo:
+            return RateLimitInfo(is_rate_limited=told[2] == 400)
+
+    async def run() -> None:
+        sent = 0
+
+        async def call() -> int:
+            nonlocal sent
+            sent += 1
+            if sent <= 2:
+                raise Refused(400, {})
+            return 42
+
+        async with make(provider=Telling(), max_backoff=0.05) as scheduler:
+            assert await scheduler.submit_request(asks(), call) == 42
+            assert sent == 3
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

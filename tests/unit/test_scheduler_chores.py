@@ -381,6 +381,34 @@ def test_one_that_nobody_waits_for_any_more_is_finished_all_the_same() -> None:
     assert asyncio.run(run()).is_set()
 
 
+def test_those_that_hang_and_were_given_up_on_keep_no_others_from_being_called() -> None:
+    async def run() -> None:
+        threads = Threads(2, "headway-test-hang")
+        gate = threading.Event()
+        for _ in range(3):  # more than there are threads
+            hanging = [threading.Event() for _ in range(2)]
+            tasks = [
+                asyncio.ensure_future(threads.call(lambda each=each: (each.set(), gate.wait(20))))  # type: ignore[misc]
+                for each in hanging
+            ]
+            for each in hanging:
+                assert await asyncio.to_thread(each.wait, 10)
+            behind = asyncio.ensure_future(threads.call(lambda: 1))
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            assert await asyncio.wait_for(behind, 10) == 1
+        assert len(names("headway-test-hang")) > 6
+        gate.set()
+        # Those that were replaced end; the others serve.
+        for _ in range(10):
+            assert await threads.call(lambda: 1) == 1
+        while len(names("headway-test-hang")) > 2:  # noqa: ASYNC110 - a thread's end has no event
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_a_loop_that_was_closed_meanwhile_hurts_no_thread() -> None:
     threads = Threads(1, "headway-test-closed")
     gate = threading.Event()

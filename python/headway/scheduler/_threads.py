@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any, final
 
-_Work = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+_MOST_LOST = 8
+
+
+@final
+class _Work:
+    """One call. running: on a thread. lost: nobody waits for it any more, and it goes on."""
+
+    __slots__ = ("function", "future", "loop", "lost", "running")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.running = False
+        self.lost = False
 
 
 @final
 class Threads:
     """Up to `most` threads, made when they are needed, gone after a while without work.
+
+    One whose call was given up on and goes on is replaced, up to _MOST_LOST times as many: what
+    hangs for good is not to keep the others from being called.
 
     Not `concurrent.futures`: at exit that waits for its threads, and what these call is somebody
     else's and may never return.
@@ -26,56 +44,76 @@ class Threads:
         self._work: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
+        self._lost = 0
         self._waiting = 0
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """What `function()` gives, called on one of the threads."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._work.put((function, loop, future))
+        work = _Work(function)
+        self._work.put(work)
+        self._start()
+        try:
+            return await work.future
+        finally:
+            with self._lock:
+                lost = work.lost = work.running
+                self._lost += lost
+            if lost:
+                self._start()  # for those behind it
+
+    def _start(self) -> None:
         with self._lock:
-            start = self._waiting < self._work.qsize() and self._threads < self._most
+            most = self._most + min(self._lost, _MOST_LOST * self._most)
+            start = self._waiting < self._work.qsize() and self._threads < most
             if start:
                 self._threads += 1
-        if start:
-            try:
-                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
-            except RuntimeError:  # no more threads: let a later call try again
-                with self._lock:
-                    self._threads -= 1
-                    alone = self._threads == 0
-                if alone:
-                    raise
-        return await future
+        if not start:
+            return
+        try:
+            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+        except RuntimeError:  # no more threads: let a later call try again
+            with self._lock:
+                self._threads -= 1
+                alone = self._threads == self._lost
+            if alone:
+                raise
 
     def _serve(self) -> None:
         while True:
             with self._lock:
                 self._waiting += 1
             try:
-                function, loop, future = self._work.get(timeout=self._idle)
+                work = self._work.get(timeout=self._idle)
             except queue.Empty:
                 with self._lock:
                     self._waiting -= 1
                     # Put just now, by somebody who counted on this thread.
-                    if self._work.qsize() and self._threads <= self._most:
+                    if self._work.qsize() and self._threads - self._lost <= self._most:
                         continue
                     self._threads -= 1
                 return
             with self._lock:
                 self._waiting -= 1
-            if future.done():  # whoever waited has given up: those behind it need not wait as well
-                continue
+                # Whoever waited may have given up: those behind it need not wait as well.
+                if work.future.done():
+                    continue
+                work.running = True
             try:
-                result, error = function(), None
+                result, error = work.function(), None
             except BaseException as raised:  # handed to whoever awaits it
                 result, error = None, raised
-            try:
-                loop.call_soon_threadsafe(_resolve, future, result, error)
-            except RuntimeError:  # the loop was closed meanwhile: nobody awaits it any more
-                continue
-            finally:
-                del function, result, error
+            with self._lock:
+                work.running = False
+                self._lost -= work.lost
+                # It was replaced meanwhile.
+                surplus = self._threads - self._lost > self._most
+                self._threads -= surplus
+            # The loop may have been closed meanwhile: nobody awaits it any more.
+            with contextlib.suppress(RuntimeError):
+                work.loop.call_soon_threadsafe(_resolve, work.future, result, error)
+            del work, result, error
+            if surplus:
+                return
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

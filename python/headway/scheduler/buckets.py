@@ -374,6 +374,7 @@ class Buckets:
         bucket.guarded = True
         for limit in theirs:
             bucket.remote.limits[_THEIRS[limit.resource]] = limit.amount
+        bucket.remote.given = frozenset(bucket.remote.limits)
         found = self._discovered.get(bucket_id)
         if found is not None:
             self._learn(bucket_id, bucket, found)
@@ -391,8 +392,8 @@ class Buckets:
     def _learn(self, bucket_id: str, bucket: Bucket, found: DiscoveredBucket) -> None:
         if bucket.remote is not None:
             for name, said in (("rpm_limit", found.rpm_limit), ("tpm_limit", found.tpm_limit)):
-                if said is not None:
-                    bucket.remote.limits.setdefault(name, said)
+                if said is not None and name not in bucket.remote.given:
+                    bucket.remote.limits[name] = said
             return
         rpm = None if found.rpm_limit is None else self._part(found.rpm_limit)
         tpm = None if found.tpm_limit is None else self._part(found.tpm_limit)

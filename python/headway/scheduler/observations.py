@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from time import time
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
 from headway.retry import told_wait
-from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 from headway.scheduler.failures import REFUSED, is_refused, wait_told_by
@@ -100,18 +98,17 @@ class Observations:
             self._tell(bucket, record, readings, refused, wait, failed=failed)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
-        """What the user's own provider has made of an answer."""
+        """What the user's own provider has made of an answer; each field makes sense or is None."""
         readings: list[dict[str, Any]] = []
         for short, resource in (("rpm", "requests"), ("tpm", "tokens")):
             reading: dict[str, Any] = {"resource": resource}
             for name in ("limit", "remaining"):
                 value = getattr(info, f"{short}_{name}")
-                if rules.is_number(value) and 0 <= value <= 2**53:
+                if value is not None:
                     reading[name] = int(value)
             reset = getattr(info, f"{short}_reset")
-            made_at = info.timestamp if rules.is_number(info.timestamp) else time()
-            if rules.is_number(reset) and 0 <= reset - made_at <= 1e8:
-                reading["reset"] = reset - made_at
+            if reset is not None and 0 <= reset - info.timestamp <= 1e8:
+                reading["reset"] = reset - info.timestamp
             if len(reading) > 1:
                 readings.append(reading)
         if readings:

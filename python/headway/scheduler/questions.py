@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from headway.errors import ProviderError, RateLimiterError, TooManyFailedRequestsError
 from headway.providers import DiscoveredBucket, RateLimitInfo
+from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 from headway.scheduler.user_code import UserCode, method_of, told
@@ -91,8 +93,12 @@ class Questions:
                 raise self._scheduler._user_code.nonsense(origin, info, "must be a RateLimitInfo")
         except RateLimiterError:  # logged and counted
             return None
+        info = _sound(info, origin, self._scheduler._user_code)
         if answer.call is not None:
-            self._scheduler._observations.told(*answer.call, info)
+            call, record = answer.call
+            if record is not None:
+                self._scheduler._observations.told(call.bucket, record, info)
+            self._scheduler._verdicts.hold_up(call, answer, info)
         return info
 
     def read_later(self, answer: Answer) -> None:
@@ -100,7 +106,7 @@ class Questions:
 
         Where the provider is slower than its answers come, those in between are left out.
         """
-        if self._scheduler.provider is None or not answer.headers:
+        if not self.reads(answer):
             return
         if self._scheduler._chores.count >= _MOST_READINGS:
             self._scheduler._events["answers_not_read"] += 1
@@ -154,6 +160,45 @@ class Questions:
             await asyncio.sleep(interval)
             await self.refresh(force=True)
 
+
+def _sound(info: RateLimitInfo, origin: str, user_code: UserCode) -> RateLimitInfo:
+    """A copy with what of it makes sense; what does not is named and left out."""
+    good: dict[str, Any] = {}
+    wrong: dict[str, Any] = {}
+    for each in dataclasses.fields(RateLimitInfo):
+        try:
+            value = getattr(info, each.name)
+        except Exception as error:  # a property of a subclass
+            user_code.note(origin, error)
+            continue
+        rule, least, most = _FIELDS[each.name]
+        if value is None or (rule(value) and least <= value <= most):
+            good[each.name] = value
+        else:
+            wrong[each.name] = value
+    if wrong:
+        user_code.nonsense(
+            origin,
+            wrong,
+            "limits and what remains must be None or from 0 to 2**53, times None or seconds, "
+            "is_rate_limited a bool",
+        )
+    if good.get("timestamp") is None:
+        good.pop("timestamp", None)
+    good["is_rate_limited"] = good.get("is_rate_limited") or False
+    return RateLimitInfo(**good)
+
+
+_FIELDS: dict[str, tuple[Callable[[object], bool], float, float]] = {
+    **{
+        f"{short}_{name}": (rules.is_number, 0, rules.MOST_WHOLE)
+        for short in ("rpm", "tpm")
+        for name in ("limit", "remaining")
+    },
+    **{name: (rules.is_number, 0, 1e12) for name in ("rpm_reset", "tpm_reset", "timestamp")},
+    "retry_after": (rules.is_number, 0, rules.MOST),
+    "is_rate_limited": (lambda value: isinstance(value, bool), 0, 1),
+}
 
 _UNLIMITED = "until it gives good ones, requests go by given and earlier limits, or without any"
 

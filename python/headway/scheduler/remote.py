@@ -66,13 +66,15 @@ class RemoteBucket:
     that are under way. Which call went on which grant cannot be told, and does not matter: the
     oldest counts as used first, the youngest as given back first.
 
-    limits: as the backend is to know them, `rpm_limit` and `tpm_limit`, where they are known.
+    limits: as the backend is to know them, `rpm_limit` and `tpm_limit`, where they are known. given:
+    which of them the user has given.
     """
 
     def __init__(self, supply: Supply, name: str, words: _core.LimiterCore) -> None:
         self.name = name
         self.words = words
         self.limits: dict[str, int] = {}
+        self.given: frozenset[str] = frozenset()
         self.refused = 0
         self._supply = supply
         self._lock = threading.Lock()

@@ -75,6 +75,8 @@ class Verdicts:
                 self._cool(bucket, answer, call.attempt)
             if answer.kind in _FINAL:
                 self._say(_FINAL[answer.kind], error)
+            elif self._may_be_refused(answer):
+                return dataclasses.replace(answer, doubtful=True)
             self._scheduler._questions.read_later(answer)
             return None
         if refused:
@@ -125,10 +127,14 @@ class Verdicts:
         failed = isinstance(source, BaseException) or (answer.status or 0) >= 400
         self._scheduler._observations.read(call, answer, failed=failed)
         if self._scheduler._questions.reads(answer):
-            record = call.record()
-            if record is not None:
-                answer = dataclasses.replace(answer, call=(call.bucket, record))
+            answer = dataclasses.replace(answer, call=(call, call.record()))
         return answer
+
+    def _may_be_refused(self, answer: Answer) -> bool:
+        """Whether a failure that looks final is one that the user's own provider has a say in."""
+        told = answer.headers.get("x-should-retry", "").strip().lower() == "false"
+        failed = answer.status is not None and answer.status >= 400
+        return failed and not answer.final and not told and self._scheduler._questions.reads(answer)
 
     def _settled(self, call: Any, answer: Answer) -> dict[str, int]:
         """What an attempt has used, as its provider counts it."""
@@ -175,12 +181,12 @@ class Verdicts:
         info: what the provider makes of the answer.
         """
         bucket: Bucket = call.bucket
-        refused = is_refused(answer)
-        if info is not None and (info.is_rate_limited or info.retry_after):
-            wait = info.retry_after
-            if isinstance(wait, (int, float)) and 0 < wait < 1e9:
-                bucket.cool(float(wait))
-                refused = True
+        limited = info is not None and _is_limited(info)
+        if answer.doubtful:
+            if not limited:
+                return None
+            self._scheduler._events["failed_attempts"] += 1
+        refused = is_refused(answer) or limited
         if call.attempt > self._scheduler.config.max_retries or bucket.breaker.is_open:
             return None
         self._budget.at_least(sum(each.submitted for each in self._scheduler._buckets))
@@ -195,6 +201,15 @@ class Verdicts:
         pause = self.pause(call.attempt)
         return pause if told is None else max(told, pause)
 
+    def hold_up(self, call: Any, answer: Answer, info: RateLimitInfo) -> None:
+        """What the user's own provider makes of an answer holds up all of its bucket."""
+        if not _is_limited(info):
+            return
+        if info.retry_after:
+            call.bucket.cool(float(info.retry_after))
+        elif not is_refused(answer):  # or it is held up already
+            call.bucket.cool(self.pause(call.attempt))
+
     def pause(self, attempt: int) -> float:
         """Full jitter: anything up to a bound that grows with each attempt."""
         config = self._scheduler.config
@@ -206,3 +221,7 @@ class Verdicts:
         told = wait_told_by(answer)
         self._scheduler._events["cool_downs"] += 1
         bucket.cool(told if told is not None else self.pause(attempt))
+
+
+def _is_limited(info: RateLimitInfo) -> bool:
+    return info.is_rate_limited or bool(info.retry_after)
