@@ -28,8 +28,8 @@ class Answer:
     body: a mapping, of an error only. table: by which its headers are to be read, where a transport
     has said so. final: not to be tried again, by the same. kind, wait: of an error, what the table
     makes of it: its class, and how long its body asks to wait. call: the call, and what is known of
-    it, for whoever reads the answer later; None for the second where nobody knows any more. doubtful:
-    it is final unless the user's provider says that a limit was reached.
+    it, for whoever reads the answer later; None for the second where nobody knows any more.
+    doubtful: it is final unless the user's provider says that a limit was reached.
     """
 
     status: int | None = None

@@ -276,6 +276,10 @@ class Buckets:
     def _part(self, amount: int) -> int:
         return _share(amount, self._ratio * self._multiplier)
 
+    def _told(self, amount: int) -> int:
+        """What a user's own backend is told of a limit; the ratio it is told, too."""
+        return _share(amount, self._multiplier)
+
     def _make(self, bucket_id: str) -> Bucket:
         if not self._limited:
             words = _core.LimiterCore([], self._backend.clock, self._backend.resources)
@@ -373,7 +377,7 @@ class Buckets:
         bucket.remote = supply.take_on(bucket, words)
         bucket.guarded = True
         for limit in theirs:
-            bucket.remote.limits[_THEIRS[limit.resource]] = limit.amount
+            bucket.remote.limits[_THEIRS[limit.resource]] = self._told(limit.amount)
         bucket.remote.given = frozenset(bucket.remote.limits)
         found = self._discovered.get(bucket_id)
         if found is not None:
@@ -393,7 +397,7 @@ class Buckets:
         if bucket.remote is not None:
             for name, said in (("rpm_limit", found.rpm_limit), ("tpm_limit", found.tpm_limit)):
                 if said is not None and name not in bucket.remote.given:
-                    bucket.remote.limits[name] = said
+                    bucket.remote.limits[name] = self._told(said)
             return
         rpm = None if found.rpm_limit is None else self._part(found.rpm_limit)
         tpm = None if found.tpm_limit is None else self._part(found.tpm_limit)

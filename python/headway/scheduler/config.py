@@ -123,7 +123,10 @@ class RateLimiterConfig:
 
     def unused(self) -> list[str]:
         """The options that were set to something else than their default and mean nothing here."""
-        return _set_in_vain(self, _WITHOUT_MEANING)
+        vain = _set_in_vain(self, _WITHOUT_MEANING)
+        if not self.test_mode:
+            vain += _set_in_vain(self, frozenset({"test_rate_multiplier"}))
+        return vain
 
 
 @dataclass
@@ -132,8 +135,8 @@ class StateConfig:
 
     namespace: of the states' keys, and a scheduler's name in metrics.
     cache_policy: a CachePolicy, or its value. Every write goes to the backend at once, whatever it
-    says; WRITE_BACK in production must be acknowledged all the same, so that configurations mean
-    what they meant.
+    says, which is told where it says otherwise; WRITE_BACK in production must be acknowledged all
+    the same, so that configurations mean what they meant.
     is_production, acknowledge_write_back_risk: for that.
     reservation_ttl: a scheduler's stream that nobody reads for so long is settled.
 
@@ -219,6 +222,7 @@ _STATE_WITHOUT_MEANING = frozenset(
         "account_state_ttl",
         "batch_size",
         "batch_timeout",
+        "cache_policy",
         "cache_ttl",
         "cleanup_interval",
         "cleanup_task_cancel_timeout",

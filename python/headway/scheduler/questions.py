@@ -195,7 +195,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], float, float]] = {
         for short in ("rpm", "tpm")
         for name in ("limit", "remaining")
     },
-    **{name: (rules.is_number, 0, 1e12) for name in ("rpm_reset", "tpm_reset", "timestamp")},
+    **dict.fromkeys(("rpm_reset", "tpm_reset", "timestamp"), (rules.is_number, 0, 1e12)),
     "retry_after": (rules.is_number, 0, rules.MOST),
     "is_rate_limited": (lambda value: isinstance(value, bool), 0, 1),
 }

@@ -66,8 +66,8 @@ class RemoteBucket:
     that are under way. Which call went on which grant cannot be told, and does not matter: the
     oldest counts as used first, the youngest as given back first.
 
-    limits: as the backend is to know them, `rpm_limit` and `tpm_limit`, where they are known. given:
-    which of them the user has given.
+    limits: as the backend is to know them, `rpm_limit` and `tpm_limit`, where they are known.
+    given: which of them the user has given.
     """
 
     def __init__(self, supply: Supply, name: str, words: _core.LimiterCore) -> None:

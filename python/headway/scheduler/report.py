@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headway import _core
 from headway.receipts import VERDICTS
 from headway.scheduler.config import SchedulerMode
 
@@ -83,4 +84,22 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         }
         for bucket in buckets
     }
+    found["series"] = _series(scheduler._label()) if scheduler.metrics_enabled else {}
+    return found
+
+
+def _series(label: str) -> dict[str, list[dict[str, Any]]]:
+    """What Prometheus is given of the schedulers of that name, by metric: its labels and values."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, kind, _, samples in _core.collect_metrics():
+        for labels, value in samples:
+            if labels["scheduler"] != label:
+                continue
+            sample: dict[str, Any] = {k: v for k, v in labels.items() if k != "scheduler"}
+            if kind == "histogram":
+                counts, total, count = value
+                sample |= {"count": count, "sum": total, "le": dict(counts)}
+            else:
+                sample["value"] = value
+            found.setdefault(name, []).append(sample)
     return found

@@ -208,15 +208,20 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     def _label(self) -> str:
         """What it is called in metrics."""
-        namespace = getattr(self.state_config, "namespace", None)
+        namespace = getattr(self._states_options()[1], "namespace", None)
         return namespace if isinstance(namespace, str) else "default"
 
     def _stream_patience(self) -> float:
         """For how many seconds a stream may be left unread."""
-        config = self.state_config
-        if config is None:
-            config = getattr(self.state_manager, "config", None)
-        return config.reservation_ttl if isinstance(config, StateConfig) else STREAM_PATIENCE
+        config = self._states_options()[1]
+        return STREAM_PATIENCE if config is None else config.reservation_ttl
+
+    def _states_options(self) -> tuple[str, StateConfig | None]:
+        """Its own, or else its manager's, and whose they are."""
+        if self.state_config is not None:
+            return "state_config", self.state_config
+        config = getattr(self.state_manager, "config", None)
+        return "state_manager.config", config if isinstance(config, StateConfig) else None
 
     def _apply_options(self, warn: bool = True) -> None:
         config = self.config
@@ -233,8 +238,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             tells=self.scheduling_strategy is not None,
         )
         unused = list(config.unused())
-        if self.state_config is not None:
-            unused += [f"state_config.{name}" for name in self.state_config.unused()]
+        whose, states = self._states_options()
+        if states is not None:
+            unused += [f"{whose}.{name}" for name in states.unused()]
         if self._accounts and self.mode is not SchedulerMode.ACCOUNT:
             unused.append(f"accounts (in mode {self.mode.value})")
         if self.provider is not None and basic:
