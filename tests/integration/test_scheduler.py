@@ -692,8 +692,12 @@ def test_a_result_that_is_a_refusal_is_tried_again_and_given_in_the_end() -> Non
     assert attempts == 3
 
 
-def test_a_refusal_cools_its_bucket_down_for_as_long_as_told_and_no_other() -> None:
+def test_a_refusal_cools_its_bucket_down_for_as_long_as_told_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sent: list[float] = []
+    # A tenth more at most, by chance, or all who were told the same would come back at once.
+    monkeypatch.setattr("random.random", lambda: 0.5)
 
     async def run() -> None:
         clock = ManualClock()
@@ -711,15 +715,54 @@ def test_a_refusal_cools_its_bucket_down_for_as_long_as_told_and_no_other() -> N
             assert await scheduler.submit_request(asks("other"), at_once) == 42
             await asyncio.sleep(0.02)
             assert sent == [0.0]
-            clock.advance(6.9)
+            clock.advance(7.3)
             await asyncio.sleep(0.02)
             assert sent == [0.0]
             clock.advance(0.1)
             assert await asyncio.gather(first, second) == ["good", "good"]
-            assert sent == [0.0, 7.0, 7.0]
+            assert sent == pytest.approx([0.0, 7.4, 7.4])
             assert scheduler.get_metrics()["cool_downs"] == 1
 
     asyncio.run(run())
+
+
+def test_many_refusals_of_one_burst_wait_for_one_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def draw() -> float:
+        drawn.append(0.2 + 0.1 * len(drawn))
+        return drawn[-1]
+
+    async def run() -> None:
+        clock = ManualClock()
+        async with make(clock=clock) as scheduler:
+            for _ in range(2):
+                gate = asyncio.Event()
+                refused = 0
+
+                async def call() -> str:
+                    nonlocal refused
+                    await gate.wait()  # noqa: B023 - of this turn
+                    if refused < 5:
+                        refused += 1
+                        raise Refused(429, {"Retry-After": "20"})
+                    return "good"
+
+                tasks = [
+                    asyncio.ensure_future(scheduler.submit_request(asks(), call)) for _ in range(5)
+                ]
+                await asyncio.sleep(0.02)
+                monkeypatch.setattr("random.random", draw)
+                gate.set()
+                await asyncio.sleep(0.02)
+                monkeypatch.undo()
+                cooled = scheduler.get_metrics()["buckets"]["m"]["cooled_for"]
+                assert cooled == pytest.approx(20 + drawn[-1])
+                clock.advance(cooled + 0.001)
+                assert await asyncio.gather(*tasks) == ["good"] * 5
+
+    asyncio.run(run())
+    assert drawn == pytest.approx([0.2, 0.3])
 
 
 def test_spent_credit_is_not_waited_for() -> None:

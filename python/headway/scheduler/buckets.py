@@ -43,7 +43,7 @@ class Bucket(_core.BucketCore):
     stated: what a limit was before the buffer ratio, by its place in `_core.limits(bucket)`.
     searches: whether a limit is being found out that is never stated; then every answer tells.
     receipts: of the last refusals. verdicts_logged: those of them that were logged aloud. watch:
-    what was only watched.
+    what was only watched. jitter: of the latest cool-down, from 0 to 1.
     """
 
     breaker: Breaker
@@ -53,6 +53,7 @@ class Bucket(_core.BucketCore):
     watch: Watch
     remote: RemoteBucket | None = None
     searches = False
+    jitter = 0.0
     # When answers have changed what is stated, as of Scheduler._now, and what it was before.
     _changes: deque[tuple[int, dict[int, int]]]
 

@@ -199,14 +199,14 @@ class Verdicts:
             return 0.0  # it waits with its bucket
         told = wait_told_by(answer)
         pause = self.pause(call.attempt)
-        return pause if told is None else max(told, pause)
+        return pause if told is None else max(told + random.random() * _jitter_of(told), pause)
 
     def hold_up(self, call: Any, answer: Answer, info: RateLimitInfo) -> None:
         """What the user's own provider makes of an answer holds up all of its bucket."""
         if not _is_limited(info):
             return
         if info.retry_after:
-            call.bucket.cool(float(info.retry_after))
+            call.bucket.cool(_with_jitter(call.bucket, float(info.retry_after)))
         elif not is_refused(answer):  # or it is held up already
             call.bucket.cool(self.pause(call.attempt))
 
@@ -220,7 +220,19 @@ class Verdicts:
         """A refusal holds up all of its bucket, for as long as it has told."""
         told = wait_told_by(answer)
         self._scheduler._events["cool_downs"] += 1
-        bucket.cool(told if told is not None else self.pause(attempt))
+        bucket.cool(_with_jitter(bucket, told) if told is not None else self.pause(attempt))
+
+
+def _jitter_of(told: float) -> float:
+    """The most that is waited beyond what was told: who was told the same must not meet again."""
+    return min(0.1 * told, 1.0)
+
+
+def _with_jitter(bucket: Bucket, told: float) -> float:
+    """The same part of it for all refusals of one cool-down, or the longest of many would count."""
+    if not bucket.cooled_for:
+        bucket.jitter = random.random()
+    return told + bucket.jitter * _jitter_of(told)
 
 
 def _is_limited(info: RateLimitInfo) -> bool:
