@@ -99,7 +99,9 @@ class Explanation:
             f"{amount} {name}"
             for name, amount in zip(self.resources, self.amounts, strict=True)
             # The others are counted in case that a limit of them is learnt.
-            if amount or name in limited or name in ("requests", "tokens")
+            if name in limited
+            or name in ("requests", "tokens")
+            or (amount and name != "concurrency")
         )
         when = _when(self.ready_in)
         if self.ready_in is None and self.elsewhere:

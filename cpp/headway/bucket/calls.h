@@ -38,10 +38,12 @@ class Calls {
   static constexpr Nanos kLeastNetworkDelay = 20 * kMillisecond;
 
   // A call among the bucket's: its number, and how many at the most began within kCrowdSpan before
-  // it; kMostOthers before the first answer.
+  // it; kMostOthers before the first answer. out: how many had begun and not ended, this one with
+  // them.
   struct Call {
     std::uint64_t number = 0;
     int others = 0;
+    int out = 1;
   };
   static constexpr int kFewOthers = 16;
   static constexpr int kMostOthers = 64;
@@ -65,8 +67,13 @@ class Calls {
       });
     }
     Time(number).store(now);
-    return Call{number, others};
+    return Call{number, others, out()};
   }
+
+  // How many have begun and not ended.
+  int out() const { return static_cast<int>(begun_.load() - finished_.load()); }
+  // One that had begun has ended: with its answer's body, where that is a stream.
+  void Finish() { finished_.fetch_add(1); }
 
   // Returns whether nothing is in flight any more. `answered`: an answer came, rather than a
   // cancel.
@@ -159,6 +166,7 @@ class Calls {
 
   std::atomic<std::int64_t> in_flight_{0};
   std::atomic<std::uint64_t> begun_{0};
+  std::atomic<std::uint64_t> finished_{0};
   std::atomic<std::uint64_t> latest_answered_{0};
   std::atomic<Nanos> latest_answered_at_{0};
   std::atomic<Nanos> variation_{0};

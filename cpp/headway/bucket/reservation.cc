@@ -43,6 +43,11 @@ Calls* Reservation::calls() const {
   return bucket_ == nullptr || untimed_ ? nullptr : bucket_->calls_.get();
 }
 
+int Reservation::out_now() const {
+  const Calls* const calls = this->calls();
+  return calls == nullptr ? 1 : calls->out();
+}
+
 void Reservation::Begin(Nanos now) {
   if (begun_) return;
   begun_ = true;
@@ -155,7 +160,11 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
     AnsweredAs(counted_by == kNever ? now : std::max(now, counted_by), answered ? 0 : kLost);
     if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
   }
-  if (!begun_) bucket_->Forget(*this);  // nobody said that it began
+  if (!begun_) {
+    bucket_->Forget(*this);  // nobody said that it began
+  } else if (calls() != nullptr) {
+    calls()->Finish();
+  }
   const Debt debt = bucket_->debt_.load();
   bool signal = false;
   std::uint32_t remembered = 0;
@@ -217,6 +226,7 @@ bool Reservation::Cancel(Nanos now) {
   HEADWAY_PAUSE();
   const Debt debt = bucket_->debt_.load();
   bool signal = calls() != nullptr && calls()->End(/*answered=*/false);
+  if (begun_ && calls() != nullptr) calls()->Finish();
   for (int i = size() - 1; i >= 0; --i) {
     const Taken& taken = taken_[static_cast<std::size_t>(i)];
     Meter& meter = bucket_->meter(i);

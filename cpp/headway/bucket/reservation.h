@@ -95,6 +95,10 @@ class Reservation {
   Bucket* bucket() const { return bucket_; }
   Nanos began_at() const { return began_at_; }
   Nanos sent_at() const { return sent_at_.load(); }  // kNever: not told
+  // How many of its bucket's calls had begun and not ended as it began, itself with them, and now;
+  // 1 where nobody counts them.
+  int out_before() const { return call_.out; }
+  int out_now() const;
   // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
   Nanos counted_by() const { return counted_by_.load(); }
   // How many of the bucket's limits it was taken of: those that there were then. By whoever owns

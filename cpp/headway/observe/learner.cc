@@ -24,10 +24,13 @@ constexpr Nanos kLongestLook = 10 * kSecond;
 // as the slowest of late took, within these.
 constexpr Nanos kShortestLook = 100 * kMillisecond;
 constexpr Nanos kLongestSilentLook = 2 * kSecond;
+// Where so many at once are counted, a wait is a guess, of a second mostly.
+constexpr Nanos kLongWait = 2 * kSecond;
 // A second of the slowest answer's delay is forgotten in so many.
 constexpr Nanos kForgets = 32;
 
 constexpr absl::string_view kRequests = "requests";
+constexpr absl::string_view kConcurrency = "concurrency";
 
 }  // namespace
 
@@ -38,6 +41,8 @@ AnsweredCall AnsweredCall::Of(const Reservation& reservation, Nanos now) {
   call.answered = now;
   call.timed = reservation.counted_by() != kNever;
   call.ahead = reservation.alone();
+  call.out_before = reservation.out_before();
+  call.out_now = reservation.out_now();
   call.counted_by = std::min(now, reservation.counted_by());
   for (int i = 0; i < reservation.size(); ++i) call.taken.push_back(reservation.taken(i));
   return call;
@@ -405,7 +410,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     LookAhead(now, track, of);
   }
   // A failure says nothing of what is admitted.
-  if (refused || (search_.limits() && !failed))
+  if (refused || ((search_.limits() || at_once_.listens()) && !failed))
     Search(now, wall_offset, of, readings, refused, changes);
   return changes;
 }
@@ -463,9 +468,11 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
   searched_.resource = static_cast<std::uint8_t>(found - names_.begin());
   // Given limits win: then a refusal is somebody else's doing, and the cool-down after it is all.
   if (IsGiven(searched_.resource)) return;
+  RateSearch::Hidden hidden;
+  if (refused && !Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent))
+    return;
+  if (SearchAtOnce(now, wall_offset, of, refused, changes)) return;
   if (refused) {
-    RateSearch::Hidden hidden;
-    if (!Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent)) return;
     search_.Refused(now, of.sent, *refused, Silent(), hidden,
                     [&](Nanos since) { return bucket_->Good(since, now); });
     // Nothing is known of when anything fits again: one finds out.
@@ -476,25 +483,61 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
     if (!search_.Admitted(now, of.sent, full)) return;
   }
   if (!search_.limits()) return;
-  const Nanos period = search_.period();
-  const bool moves = searched_.meter < 0 || searched_.kept.period != period;
-  const int before = searched_.meter;
   Limit limit;
   limit.amount = std::min(search_.amount(), Limit::kMaxAmount - 1);
   limit.resource = std::string(kRequests);
-  limit.period = period;
+  limit.period = search_.period();
   limit.shape = Shape::kWindow;
-  if (moves) {
-    const int meter = MeterFor(now, wall_offset, searched_, limit, changes);
-    if (meter < 0) return;
-    // What was sent within the period is not in it; how much of that was admitted, nobody knows.
-    bucket_->Raise(meter, limit.amount, now);
-    searched_.meter = meter;
-    searched_.kept = {Shape::kWindow, period, 0};
-    if (before >= 0) Open(now, wall_offset, searched_, before, changes);
-  } else if (bucket_->meter(before).parameters().amount != limit.amount) {
-    Set(now, wall_offset, before, limit, changes);
+  KeepFound(now, wall_offset, searched_, limit, changes);
+}
+
+// The same for requests at once, before it is taken for a rate; whether that explains it.
+bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
+                           std::optional<Nanos> refused, std::vector<Change>& changes) {
+  const auto found = std::find(names_.begin(), names_.end(), kConcurrency);
+  if (found == names_.end() || search_.limits() || !Silent()) return false;
+  searched_at_once_.resource = static_cast<std::uint8_t>(found - names_.begin());
+  const int meter = searched_at_once_.meter;
+  const std::int64_t before = at_once_.amount();
+  const bool long_wait = refused && *refused != kNever && *refused > std::max(kLongWait, 2 * slowest_);
+  const bool explains =
+      refused ? at_once_.Refused(now, of.sent, of.out_before, of.out_now, long_wait)
+              : at_once_.Admitted(now, of.sent,
+                                  meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
+  // While more are out than that, one finds out when that is over.
+  if (refused && at_once_.limits() && of.out_now > at_once_.amount())
+    bucket_->LookAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
+  if (at_once_.amount() == before) return explains || (!refused && before > 0);
+  if (!at_once_.limits()) {
+    Open(now, wall_offset, searched_at_once_, meter, changes);
+    searched_at_once_.meter = -1;
+    return false;
   }
+  Limit limit;
+  limit.amount = std::min(at_once_.amount(), Limit::kMaxAmount - 1);
+  limit.resource = std::string(kConcurrency);
+  limit.shape = Shape::kConcurrency;
+  KeepFound(now, wall_offset, searched_at_once_, limit, changes);
+  return true;
+}
+
+// A limit that was found by refusals is kept to from now on, in the meter of `track`.
+void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit& limit,
+                        std::vector<Change>& changes) {
+  const int before = track.meter;
+  if (before >= 0 && track.kept.period == limit.period) {
+    if (bucket_->meter(before).parameters().amount != limit.amount)
+      Set(now, wall_offset, before, limit, changes);
+    return;
+  }
+  const int meter = MeterFor(now, wall_offset, track, limit, changes);
+  if (meter < 0) return;
+  // What was sent within the period is not in it; how much of that was admitted, nobody knows. What
+  // is under way at once will be back by the time that the refusal says to wait.
+  if (limit.shape == Shape::kWindow) bucket_->Raise(meter, limit.amount, now);
+  track.meter = meter;
+  track.kept = {limit.shape, limit.period, 0};
+  if (before >= 0) Open(now, wall_offset, track, before, changes);
 }
 
 // Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard
@@ -525,6 +568,9 @@ std::vector<Finding> Learner::Findings() const {
   if (searched_.meter >= 0)
     findings.push_back({searched_.resource, searched_.meter, false, search_.amount(),
                         searched_.kept, 0, 0, /*searched=*/true});
+  if (searched_at_once_.meter >= 0)
+    findings.push_back({searched_at_once_.resource, searched_at_once_.meter, false,
+                        at_once_.amount(), searched_at_once_.kept, 0, 0, /*searched=*/true});
   return findings;
 }
 

@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "headway/base/limit.h"
 #include "headway/bucket/bucket.h"
+#include "headway/observe/concurrency_search.h"
 #include "headway/observe/inference.h"
 #include "headway/observe/search.h"
 
@@ -38,9 +39,11 @@ struct AnsweredCall {
   Nanos sent = 0;  // or began, where nobody said
   Nanos answered = 0;
   bool ahead = false;                   // others wait for its answer
+  int out_before = 1;                   // see Reservation
+  int out_now = 1;
   Nanos counted_by = 0;                 // the server has counted it by then
   bool timed = false;                   // a transport said when it was sent
-  absl::InlinedVector<Taken, 2> taken;  // by meter
+  absl::InlinedVector<Taken, 4> taken;  // by meter
 };
 
 // A limit of the bucket that has changed, or come to it.
@@ -102,7 +105,7 @@ class Learner {
   // Whether a limit is being found out that is never stated: then every answer tells.
   bool searches() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return search_.limits();
+    return search_.limits() || at_once_.listens();
   }
 
  private:
@@ -125,6 +128,10 @@ class Learner {
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
               absl::Span<const Reading> readings, std::optional<Nanos> refused,
               std::vector<Change>& changes);
+  bool SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
+                    std::optional<Nanos> refused, std::vector<Change>& changes);
+  void KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit& limit,
+                 std::vector<Change>& changes);
   bool IsGiven(std::uint8_t resource) const;
   bool Silent() const;
   bool Unexplained(absl::Span<const Reading> readings, std::int64_t own,
@@ -157,6 +164,8 @@ class Learner {
   std::vector<Track> recalled_;  // until an answer speaks of them
   RateSearch search_;            // of requests, by refusals that nothing explains
   Track searched_;               // the meter that is kept to what it finds
+  ConcurrencySearch at_once_;    // of requests at once, likewise, where nothing is ever stated
+  Track searched_at_once_;
   // How long after its call began the slowest answer of late came. Where a client or server stalls,
   // calls that began that much earlier may still have to be counted. What this bound is too loose
   // by costs nothing: a bucket that is thought to owe more than it does refills as fast.

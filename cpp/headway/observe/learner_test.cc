@@ -139,6 +139,7 @@ struct Setting {
   bool tells_wait = true;        // with a refusal, in whole seconds
   const char* hidden = nullptr;  // a second limit, of which it says nothing
   bool silent = false;           // it says nothing at all
+  int at_once = 0;               // it admits no more than so many at once, either; 0: any number
   Nanos down_from = kNever;      // an outage: everything is refused, from then...
   Nanos down_to = 0;             // ... to then
 
@@ -159,8 +160,8 @@ class World {
     Limit limit = Limit::Parse(setting.given == nullptr ? "1 requests/min" : setting.given).value();
     if (setting.given == nullptr) limit.amount = Limit::kMaxAmount;
     const std::uint8_t requests = 0;
-    bucket_ = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/1);
-    learner = std::make_unique<Learner>(bucket_, std::vector<std::string>{"requests"},
+    bucket_ = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/2);
+    learner = std::make_unique<Learner>(bucket_, std::vector<std::string>{"requests", "concurrency"},
                                         Learner::Options{setting.ratio, Debt::kAbsolute});
     // The first goes alone: nothing is known before it is answered.
     if (setting.given == nullptr) bucket_->StartCold(kMinute);
@@ -189,9 +190,9 @@ class World {
           next = std::min(next, due_);
           break;
         }
-        const std::int64_t one = 1;
+        const std::array<std::int64_t, 2> one = {1, 1};
         auto call = std::make_shared<Reservation>();
-        if (const auto denial = bucket_->TryReserve(now, {&one, 1}, false, *call)) {
+        if (const auto denial = bucket_->TryReserve(now, one, false, *call)) {
           next = std::min(next, denial->ready_at);
           break;
         }
@@ -279,10 +280,19 @@ class World {
         answer.retry_after = other.retry_after;
       }
     }
+    if (!answer.refused && setting_.at_once > 0 && working_ == setting_.at_once) {
+      server.Uncount();
+      answer = server.Says(now);
+      answer.refused = true;
+    }
     if (!answer.refused) admitted.push_back(now);
     // A refusal needs no model.
     const Nanos back =
         answer.refused ? 5 * kMillisecond : setting_.latency + Chance(setting_.spread);
+    if (!answer.refused) {
+      ++working_;
+      At(now + back, [this] { --working_; });
+    }
     At(now + back + Chance(5 * kMillisecond) + Stalled(), [this, call, sent, answer] {
       Work([this, call, sent, answer] { Read(call, sent, answer); });
     });
@@ -318,6 +328,7 @@ class World {
   Bucket* bucket_;
   std::multimap<Nanos, std::function<void()>> events_;
   std::size_t in_flight_ = 0;
+  int working_ = 0;  // the server, on so many requests
   Nanos due_ = 0;
   Nanos busy_until_ = 0;
   int sent_ = 0;
@@ -460,6 +471,32 @@ TEST_P(Learns, ALimitThatIsNeverStated) {
     for (Nanos from = 3 * kMinute; from < 12 * kMinute; from += kMinute)
       EXPECT_LE(world.Refused(from, from + kMinute), bucket ? 300 : 60) << from / kSecond;
     EXPECT_GE(world.Admitted(kStart + 3 * kMinute, kStart + 12 * kMinute), 5'400 * 95 / 100);
+  }
+}
+
+// Of which no answer says anything, either: so many at once, however many a minute that makes.
+TEST_P(Learns, HowManyAtOnceThatIsNeverStated) {
+  for (const int at_once : {2, 12, 100}) {
+    for (std::uint64_t run = 0; run < 5; ++run) {
+      Setting setting = GetParam();
+      setting.silent = true;
+      setting.tells_wait = false;
+      setting.limit = 1'000'000;
+      setting.at_once = at_once;
+      const std::uint64_t seed = Random::Seed(run);
+      SCOPED_TRACE(setting.Describe() + ", " + std::to_string(at_once) +
+                   " at once, HEADWAY_SEED=" + std::to_string(seed));
+      World world(setting, seed);
+      world.RunUntil(kStart + 4 * kMinute);
+      for (Nanos from = kMinute; from < 4 * kMinute; from += RateSearch::kProbes)
+        EXPECT_LE(world.Refused(from, from + RateSearch::kProbes), 1 + at_once / 50) << from / kSecond;
+      // Each takes its time at the server, and what it needs to get there and back.
+      const Nanos takes = setting.latency + setting.spread / 2 + 12 * kMillisecond;
+      EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 4 * kMinute),
+                at_once * (3 * kMinute / takes) * 90 / 100);
+      ASSERT_EQ(world.learner->Findings().size(), 1U);
+      EXPECT_EQ(world.Found().verdict.shape, Shape::kConcurrency);
+    }
   }
 }
 

@@ -16,8 +16,9 @@ UNLIMITED = 2**53
 """The amount of a limit that is not known: counts everything and refuses nothing."""
 
 _FIRST = ("requests", "tokens")
-LEARNT_BESIDE = ("input_tokens", "output_tokens")
-"""Of what limits are learnt from answers, too, where none is given."""
+_STATED_BESIDE = ("input_tokens", "output_tokens")
+LEARNT_BESIDE = (*_STATED_BESIDE, "concurrency")
+"""Of what limits are learnt, too, where none is given: from answers, the last from refusals."""
 _PERIOD = 60.0
 # A word is 32 resources wide.
 _MOST_RESOURCES = 32
@@ -74,7 +75,7 @@ class KeyWords(_core.LimiterCore):
     ) -> None:
         limited = {each.resource for each in limits}
         # Whatever is learnt of later is counted from the start.
-        counted = _FIRST if not learns else (*_FIRST, *LEARNT_BESIDE)
+        counted = _FIRST if not learns else (*_FIRST, *_STATED_BESIDE)
         free = [name for name in counted if name not in limited]
         super().__init__(
             [*limits, *(Limit(UNLIMITED, name, _PERIOD) for name in free)],
