@@ -12,6 +12,7 @@ from collections.abc import Generator
 from typing import Any
 
 from headway import _core
+from headway._log import fields
 
 _logger = logging.getLogger("headway")
 
@@ -94,6 +95,7 @@ def _after_fork_in_child() -> None:
             "fork; two processes then share no limit",
             len(_limiters),
             os.getpid(),
+            extra=fields("forked", limiters=len(_limiters)),
         )
 
 

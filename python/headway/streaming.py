@@ -13,6 +13,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from headway._log import fields
+
 __all__ = ["RateLimitedAsyncIterator", "StreamingReservationContext"]
 
 _logger = logging.getLogger("headway")
@@ -176,6 +178,9 @@ async def _release(context: StreamingReservationContext, end: _End) -> None:
             context.bucket_id,
             context.request_id,
             type(error).__name__,
+            extra=fields(
+                "stream_not_released", bucket=context.bucket_id, error=type(error).__name__
+            ),
         )
     try:
         if end is _End.FAILED:
@@ -189,8 +194,14 @@ async def _release(context: StreamingReservationContext, end: _End) -> None:
                 context.bucket_id,
                 context.duration_seconds,
             )
-    except Exception:
-        _logger.warning("a metrics callback of a stream has failed", exc_info=True)
+    except Exception as error:
+        _logger.warning(
+            "a metrics callback of a stream has failed",
+            exc_info=True,
+            extra=fields(
+                "stream_callback_raised", bucket=context.bucket_id, error=type(error).__name__
+            ),
+        )
 
 
 class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):

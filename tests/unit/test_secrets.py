@@ -129,12 +129,14 @@ def test_redacting_takes_time_in_proportion_to_the_text(part: str) -> None:
 
 @pytest.fixture
 def records(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    """Whatever the tree of `headway` has logged, tracebacks too."""
+    """Whatever the tree of `headway` has logged: tracebacks, and the fields for programs, too."""
     shown: list[str] = []
     with caplog.at_level(logging.DEBUG, logger="headway"):
         yield shown
     formatter = logging.Formatter("%(message)s %(exc_text)s %(args)s")
-    shown += [formatter.format(record) for record in caplog.get_records("call")]
+    for record in caplog.get_records("call"):
+        fields = [value for name, value in vars(record).items() if name.startswith("headway_")]
+        shown.append(f"{formatter.format(record)} {fields}")
     assert shown, "something was logged"
     assert not [text for text in shown if KEY in text or PASSWORD in text]
 

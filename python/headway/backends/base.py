@@ -11,6 +11,7 @@ from time import time
 from typing import Any
 
 from headway import _values
+from headway._log import fields
 from headway.errors import ConfigurationError
 
 _logger = logging.getLogger("headway")
@@ -224,7 +225,11 @@ class BaseBackend(ABC):
             elif header not in self._told:
                 # Once for each: a provider that errs does so in every response.
                 self._told.add(header)
-                _logger.warning("header %s has a value that is none and is ignored", header)
+                _logger.warning(
+                    "header %s has a value that is none and is ignored",
+                    header,
+                    extra=fields("header_ignored", header=header),
+                )
 
         for key, header in _COUNTS.items():
             take(key, header, _values.whole)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway._core import Limit
+from headway._log import fields
 from headway.backends._words import LEARNT_BESIDE
 from headway.errors import BucketNotFoundError, ConfigurationError
 from headway.limiter import UNLIMITED
@@ -311,6 +312,7 @@ class Buckets:
                 bucket_id,
                 ", ".join(str(each) for each in holding if each.amount < UNLIMITED) or "none",
                 ", ".join(map(str, others)),
+                extra=fields("limits_differ", bucket=bucket_id),
             )
         self._dress(bucket, stated)
         found = self._discovered.get(bucket_id)
@@ -349,6 +351,7 @@ class Buckets:
             "bucket %r has no limits: they were given for %s only; more such are not logged",
             bucket_id,
             ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else ""),
+            extra=fields("no_limits", bucket=bucket_id),
         )
 
     def first_seen(self, bucket: Bucket, metadata: Any) -> None:
@@ -365,6 +368,7 @@ class Buckets:
                 "counts only what answers say was used; more such are not logged",
                 bucket.name,
                 limit,
+                extra=fields("no_estimate", bucket=bucket.name, limit=str(limit)),
             )
             return
 
@@ -418,4 +422,8 @@ class Buckets:
                 del self._buckets[name]
         self._forget_at = max(MOST_BUCKETS, 2 * len(self._buckets))
         self._scheduler._forget_routes()
-        _logger.info("forgot the buckets that nobody uses; %d are left", len(self._buckets))
+        _logger.info(
+            "forgot the buckets that nobody uses; %d are left",
+            len(self._buckets),
+            extra=fields("buckets_forgotten", left=len(self._buckets)),
+        )

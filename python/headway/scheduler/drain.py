@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, final
 
+from headway._log import fields
 from headway.scheduler.chores import until_set
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ class Drain:
         yield from self._until(lambda: grace, forget)
         if unfinished := self._scheduler._unfinished():
             _logger.warning(
-                "stopped, with %d request(s) that do not end though they were told to", unfinished
+                "stopped, with %d request(s) that do not end though they were told to",
+                unfinished,
+                extra=fields("stopped_unfinished", requests=unfinished),
             )
 
     def _until(self, end: Callable[[], float], forget: Callable[[], object]) -> Iterator[float]:

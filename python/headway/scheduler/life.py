@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
+from headway._log import fields
 from headway.errors import ConfigurationError, ProviderError
 from headway.scheduler.choice import Choice
 from headway.scheduler.chores import Chores, LoopEnded, running_loop
@@ -156,7 +157,13 @@ class Life:
         if not config.start_prometheus_server or self._server is not None:
             return
         self._server = _core.MetricsServer(config.prometheus_host, config.prometheus_port)
-        _logger.info("metrics at http://%s:%d/metrics", config.prometheus_host, self._server.port)
+        host, port = config.prometheus_host, self._server.port
+        _logger.info(
+            "metrics at http://%s:%d/metrics",
+            host,
+            port,
+            extra=fields("metrics_served", host=host, port=port),
+        )
 
     async def _end(self) -> None:
         """Where the provider and the backend live. Whoever is cancelled in it sees it through.

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
+from headway._log import fields
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
 from headway.retry import told_wait
@@ -134,8 +135,10 @@ class Observations:
                 bucket.stated[found["meter"]] = found["limit"]
         if bucket.stated != before:
             bucket.restated(self._scheduler._now(), before)
+        limits = [str(each) for each in bucket.limits()]
         _logger.info(
             "bucket %r: its provider's limits are %s",
             bucket.name,
-            ", ".join(str(each) for each in bucket.limits()) or "none",
+            ", ".join(limits) or "none",
+            extra=fields("limits_learnt", bucket=bucket.name, limits=limits),
         )

@@ -8,6 +8,7 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, final
 
+from headway._log import fields
 from headway.scheduler.chores import running_loop
 
 if TYPE_CHECKING:
@@ -112,4 +113,5 @@ class OpenStreams:
             "more such are only counted",
             name,
             self.patience,
+            extra=fields("idle_stream_settled", bucket=name),
         )

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
+from headway._log import fields
 from headway.errors import ProviderError, RateLimiterError, TooManyFailedRequestsError
 from headway.providers import DiscoveredBucket, RateLimitInfo
 from headway.scheduler import _rules as rules
@@ -145,6 +146,9 @@ class Questions:
                     "provider %r has failed %d times in a row; requests go on with what is known",
                     self.provider_name(),
                     self._failed_refreshes,
+                    extra=fields(
+                        "provider_keeps_failing", origin=origin, failures=self._failed_refreshes
+                    ),
                 )
             return False
         self._scheduler._buckets.discovered(good)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway._core import Limit
+from headway._log import fields
 from headway._secrets import redact
 from headway.limiter import UNLIMITED
 from headway.receipts import (
@@ -69,6 +70,7 @@ class Refusals:
             bucket.name,
             receipt,
             "; more of the same are logged at level debug" if first else "",
+            extra=fields("refused", bucket=bucket.name, verdict=verdict),
         )
 
     def _uses(

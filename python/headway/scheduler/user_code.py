@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 from headway import _core
+from headway._log import fields
 from headway._secrets import redact
 from headway.errors import ProviderError, RateLimiterError
 from headway.scheduler._threads import Threads
@@ -98,7 +99,12 @@ class UserCode:
                 return
             if len(self._told) < 1000:
                 self._told.add(kind)
-        _logger.warning("%s raised %s; more of the same is counted only", origin, told(error))
+        _logger.warning(
+            "%s raised %s; more of the same is counted only",
+            origin,
+            told(error),
+            extra=fields("user_code_raised", origin=origin, error=_name(error)),
+        )
 
     def nonsense(self, origin: str, given: object, rule: str) -> ProviderError:
         """Counts and logs that `origin` gave something that it must not; the error to raise."""
@@ -150,12 +156,16 @@ def _seen(task: asyncio.Future[Any]) -> None:
 
 def told(error: BaseException) -> str:
     """Its name and text, without what looks like a secret."""
-    name = "CancelledError" if isinstance(error, _GaveUp) else type(error).__name__
+    name = _name(error)
     try:
         text = _short(str(error), 500)
     except Exception:  # as below
         return name
     return f"{name}: {text}" if text else name
+
+
+def _name(error: BaseException) -> str:
+    return "CancelledError" if isinstance(error, _GaveUp) else type(error).__name__
 
 
 def _shown(value: object) -> str:

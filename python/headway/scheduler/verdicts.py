@@ -9,6 +9,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, final
 
+from headway._log import fields
 from headway.errors import RequestTimeoutError
 from headway.providers import RateLimitInfo
 from headway.retry import RetryBudget
@@ -74,7 +75,7 @@ class Verdicts:
             elif refused or answer.status == REFUSED:
                 self._cool(bucket, answer, call.attempt)
             if answer.kind in _FINAL:
-                self._say(_FINAL[answer.kind], error)
+                self._say(answer.kind, _FINAL[answer.kind], error)
             elif self._may_be_refused(answer):
                 return dataclasses.replace(answer, doubtful=True)
             self._scheduler._questions.read_later(answer)
@@ -88,6 +89,7 @@ class Verdicts:
                 bucket.name,
                 self._scheduler.config.max_failures,
                 self._scheduler.config.failure_window,
+                extra=fields("breaker_opened", bucket=bucket.name),
             )
         self._scheduler._events["failed_attempts"] += 1
         return answer
@@ -151,13 +153,21 @@ class Verdicts:
         bucket: Bucket = call.bucket
         if bucket.guarded and bucket.breaker.succeeded(call):
             bucket.guarded = bucket.remote is not None
-            _logger.info("bucket %r: a probe went well; its calls go out again", bucket.name)
+            _logger.info(
+                "bucket %r: a probe went well; its calls go out again",
+                bucket.name,
+                extra=fields("breaker_closed", bucket=bucket.name),
+            )
 
-    def _say(self, why: str, error: BaseException | None) -> None:
+    def _say(self, reason: str, why: str, error: BaseException | None) -> None:
         """Why a request is not tried again: once in the log, and on its exception."""
         if why not in self._logged:
             self._logged.add(why)
-            _logger.warning("%s; more of the same is not logged", why)
+            _logger.warning(
+                "%s; more of the same is not logged",
+                why,
+                extra=fields("not_retried", reason=reason),
+            )
         add_note = look(error, "add_note")  # from Python 3.11 on
         # One that is raised again and again needs it once.
         if add_note is not None and why not in (look(error, "__notes__") or ()):
@@ -192,7 +202,7 @@ class Verdicts:
         self._budget.at_least(sum(each.submitted for each in self._scheduler._buckets))
         if not self._budget.take():
             self._scheduler._events["retry_budget_used_up"] += 1
-            self._say(_USED_UP, error)
+            self._say("retry_budget", _USED_UP, error)
             return None
         self._scheduler._events["retries"] += 1
         if refused:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 from headway import GENERIC, TEXT, Limit, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
+from headway._log import fields
 from headway.errors import CapacityExceededError, ConfigurationError
 from headway.providers.table import ProviderTable, table_for, table_named
 from headway.scheduler.answers import FINAL, TABLE, USED
@@ -233,7 +234,9 @@ class _Governor:
         self._started_in = os.getpid()
         if begins and self._observes:
             _logger.warning(
-                "observes only: requests go out at once, and nothing is refused or tried again here"
+                "observes only: requests go out at once, and nothing is refused or tried again "
+                "here",
+                extra=fields("observes_only"),
             )
 
     def _watch(self, scheduler: Scheduler, asked: Asked, table: ProviderTable) -> WatchedCall:

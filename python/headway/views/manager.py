@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from time import monotonic
 from typing import Any
 
+from headway._log import fields
 from headway.backends._failures import Failures
 from headway.backends.base import BaseBackend
 from headway.errors import (
@@ -61,7 +62,10 @@ class StateManager:
                     "acknowledge_write_back_risk=True, or use WRITE_THROUGH"
                 )
             if self.config.warn_write_back_production:
-                _logger.warning("cache_policy WRITE_BACK writes at once, as WRITE_THROUGH does")
+                _logger.warning(
+                    "cache_policy WRITE_BACK writes at once, as WRITE_THROUGH does",
+                    extra=fields("write_back_ignored"),
+                )
         self._running = False
         self._lock = threading.Lock()
         self._failures = Failures(_MOST_FAILURES, _FAILURE_WINDOW)
@@ -201,7 +205,11 @@ class StateManager:
         try:
             healthy = bool((await self.backend.health_check()).healthy)
         except Exception as error:
-            _logger.warning("health_check of the backend failed: %s", type(error).__name__)
+            _logger.warning(
+                "health_check of the backend failed: %s",
+                type(error).__name__,
+                extra=fields("health_check_failed", error=type(error).__name__),
+            )
             healthy = False
         return {
             "healthy": healthy,
