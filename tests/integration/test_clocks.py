@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from users import Refused, asks, idle, make, until
+from users import Provider, Refused, asks, idle, make, until
 
 from headway import ManualClock
 from headway.scheduler import Account, Scheduler
@@ -87,11 +88,15 @@ def test_a_jump_of_an_hour_and_back_admits_no_more_than_time_allows() -> None:
         async def call() -> None:
             ran.append(clock.now())
 
-        limits = {"w": ["10 requests/min"], "b": ["60 requests/min bucket burst 5"]}
+        limits = {
+            "w": ["10 requests/min"],
+            "b": ["60 requests/min bucket burst 5"],
+            "f": ["10 requests/min fixed"],
+        }
         async with make(limits=limits, clock=clock) as scheduler:
             tasks = [
                 asyncio.ensure_future(scheduler.submit_request(asks(name), call))
-                for name in "wb"
+                for name in limits
                 for _ in range(40)
             ]
 
@@ -100,15 +105,15 @@ def test_a_jump_of_an_hour_and_back_admits_no_more_than_time_allows() -> None:
                     await asyncio.sleep(0.002)
                 return len(ran)
 
-            assert await count() == 10 + 5
+            assert await count() == 10 + 5 + 10
             clock.advance(3600)
-            assert await count() == 2 * (10 + 5), "an hour of sleep is not an hour of credit"
+            assert await count() == 2 * (10 + 5 + 10), "an hour of sleep is not an hour of credit"
             clock.advance(-3600)
-            assert await count() == 2 * (10 + 5)
+            assert await count() == 2 * (10 + 5 + 10)
             clock.advance(3600)
-            assert await count() == 2 * (10 + 5)
+            assert await count() == 2 * (10 + 5 + 10)
             clock.advance(60)
-            assert await count() == 3 * (10 + 5)
+            assert await count() == 3 * (10 + 5 + 10)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -243,3 +248,62 @@ def test_both_sides_of_a_fork_in_mid_flight_work_and_no_request_runs_twice(
     expected = {f"{os.getpid()} parent {i}" for i in range(100)}
     expected |= {f"{child} child {i}" for i in range(30)}
     assert set(ran) == expected
+
+
+def descriptors() -> set[int]:
+    """Those by which loops and threads are woken: eventfds, sockets and epolls."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that the folder was read through
+            kind = os.readlink(f"/proc/self/fd/{name}")
+            if kind.startswith(("anon_inode:[event", "socket:")):
+                found.add(int(name))
+    return found
+
+
+def test_a_forked_child_uses_no_descriptor_of_its_parents() -> None:
+    scheduler = make(
+        limits=["200 requests/s bucket burst 1"], provider=Provider(), health_check_interval=0.01
+    )
+
+    async def nothing() -> None:
+        pass
+
+    async def on_a_loop() -> None:
+        await asyncio.gather(*(scheduler.submit_request(asks(), nothing) for _ in range(3)))
+
+    def work() -> None:
+        """Waits in this thread and on a loop, while the chores go on."""
+        for _ in range(2):
+            scheduler.submit_sync(asks(), lambda: None)
+        loop.run_until_complete(on_a_loop())
+
+    before = descriptors()
+    loop = asyncio.new_event_loop()
+    scheduler.start_sync()
+    work()
+    theirs = descriptors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        status = 9
+        try:
+            signal.alarm(30)
+            # Whatever is read from one of them, or written to it, changes this.
+            mark = os.eventfd(7, os.EFD_NONBLOCK)
+            for each in theirs:
+                os.dup2(mark, each)
+            loop = asyncio.new_event_loop()
+            scheduler.start_sync()
+            work()
+            scheduler.stop_sync()
+            status = 0 if os.eventfd_read(mark) == 7 else 3
+        finally:
+            os._exit(status)
+    _, code = os.waitpid(child, 0)
+    work()  # nobody has woken its loops, nor kept what was to wake them
+    scheduler.stop_sync()
+    loop.close()
+    assert len(theirs - before) >= 6, "of two loops, this thread, and whoever wakes them"
+    assert os.waitstatus_to_exitcode(code) == 0

@@ -255,22 +255,6 @@ def test_what_is_on_its_way_to_a_loop_that_they_leave_goes_with_them() -> None:
     asyncio.run(run())
 
 
-def test_after_a_fork_the_parents_loop_is_forgotten() -> None:
-    async def run() -> None:
-        chores = Chores()
-        chores.on_this_loop()
-        chores.start(lambda: asyncio.sleep(60))
-        task = next(iter(chores._tasks))
-        chores.forget()
-        assert chores.loop_is_gone
-        chores.stop()
-        await asyncio.sleep(0)
-        assert not task.cancelled()
-        task.cancel()
-
-    asyncio.run(run())
-
-
 # -- threads --------------------------------------------------------------------------------------
 
 

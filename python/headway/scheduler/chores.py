@@ -293,15 +293,6 @@ class Chores:
         if own is not None and own is not threading.current_thread():
             own.join(timeout=5.0)
 
-    def forget(self) -> None:
-        """After a fork: loop and thread are the parent's."""
-        self._loop = None
-        self._own = None
-        self._tasks = {}
-        self._errands = set()
-        self._wanted = False
-        self._lock = threading.Lock()
-
 
 def fail(over: Future[Any], error: BaseException) -> None:
     """Ends it so, unless it has ended."""
