@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -17,14 +20,20 @@ from typing import Any
 
 import prometheus_client
 import pytest
+from users import until
 
 from headway import (
     CapacityExceededError,
+    DeadlineExceededError,
     ManualClock,
+    ProviderError,
+    ProviderInterface,
     QueueOverflowError,
     RateLimiterConfig,
     RequestMetadata,
+    RequestTimeoutError,
     SchedulerStoppedError,
+    TooManyFailedRequestsError,
     create_scheduler,
     metrics,
 )
@@ -34,7 +43,8 @@ from headway.scheduler import Scheduler, StateConfig
 def make(**options: Any) -> tuple[Scheduler, str]:
     """A scheduler, and the name that its metrics bear: each test has its own."""
     name = uuid.uuid4().hex
-    given = {each: options.pop(each) for each in ("limits", "clock", "mode") if each in options}
+    own = ("limits", "clock", "mode", "provider", "classifier")
+    given = {each: options.pop(each) for each in own if each in options}
     config = RateLimiterConfig(rate_limit_buffer_ratio=1.0, max_backoff=0.001, **options)
     state_config = StateConfig(namespace=name)
     return create_scheduler(object(), config=config, state_config=state_config, **given), name
@@ -54,6 +64,15 @@ def samples(text: str, scheduler: str) -> dict[str, float]:
             labels = ",".join(each for each in match[2].split(",") if each != own)
             found[f"{match[1]}{{{labels}}}" if labels else match[1]] = float(match[3])
     return found
+
+
+def sorted_labels(found: dict[str, float]) -> dict[str, float]:
+    """The same where each way out writes labels in an order of its own; without histograms."""
+    return {
+        re.sub(r"\{(.*)\}", lambda match: f"{{{','.join(sorted(match[1].split(',')))}}}", each): n
+        for each, n in found.items()
+        if not re.search(r"_(bucket|sum|count)\b", each)
+    }
 
 
 async def call() -> int:
@@ -197,23 +216,8 @@ def test_everything_is_counted_and_all_ways_out_tell_the_same() -> None:
     scheduler, name = lived()
     text = samples(metrics.exposition(), name)
     assert {each: text.get(each) for each in EXPECTED} == EXPECTED
-    by_client = samples(prometheus_client.generate_latest().decode(), name)
-    order = {  # the two write labels in orders of their own
-        re.sub(
-            r"\{(.*)\}", lambda match: "{" + ",".join(sorted(match[1].split(","))) + "}", each
-        ): n
-        for each, n in text.items()
-    }
-    theirs = {
-        re.sub(
-            r"\{(.*)\}", lambda match: "{" + ",".join(sorted(match[1].split(","))) + "}", each
-        ): n
-        for each, n in by_client.items()
-    }
-    histogram = re.compile(r"_(bucket|sum|count)\b")
-    assert {each: n for each, n in order.items() if not histogram.search(each)} == {
-        each: n for each, n in theirs.items() if not histogram.search(each)
-    }
+    theirs = samples(prometheus_client.generate_latest().decode(), name)
+    assert sorted_labels(text) == sorted_labels(theirs)
     assert theirs['headway_wait_seconds_count{bucket="m"}'] == 5
     found = scheduler.get_metrics()
     assert (found["attempts"], found["retries"], found["requests_completed"]) == (6, 1, 4)
@@ -236,6 +240,116 @@ def test_everything_is_counted_and_all_ways_out_tell_the_same() -> None:
     assert max(waits["le"].values()) <= 5
     silent = create_scheduler(None, config=RateLimiterConfig(metrics_enabled=False))
     assert silent.get_metrics()["series"] == {}
+
+
+def test_what_goes_wrong_and_what_is_out_is_told_over_http_and_by_prometheus_client() -> None:
+    class Provider(ProviderInterface):
+        name = "none"
+
+        async def discover_limits(self, *_: Any, **__: Any) -> Any:
+            return {}
+
+        def parse_rate_limit_response(self, *_: Any, **__: Any) -> Any:
+            raise ValueError
+
+        async def get_bucket_for_model(self, model_id: str, *_: Any, **__: Any) -> str:
+            return model_id
+
+    class Breaker:
+        async def can_execute(self, model_id: str) -> bool:
+            raise ValueError
+
+    class Classifier:
+        async def classify(self, request: dict[str, Any]) -> Any:
+            raise ValueError
+
+    class Unavailable(Exception):
+        status_code = 503
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+    async def unavailable() -> None:
+        raise Unavailable
+
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/metrics"
+    clock = ManualClock()
+    scheduler, name = make(
+        limits={"m": ["60 requests/min bucket burst 2"]},
+        clock=clock,
+        provider=Provider(),
+        classifier=Classifier(),
+        max_queue_size=1,
+        overflow_policy="drop_oldest",
+        max_failures=1,
+        max_retries=0,
+        start_prometheus_server=True,
+        prometheus_port=port,
+    )
+
+    async def run() -> None:
+        async with scheduler:
+            assert await scheduler.submit_request(asks(), call) == 1  # its bucket is known now
+            out = asyncio.ensure_future(scheduler.submit_request(asks(), hangs))
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineExceededError):
+                await scheduler.submit_request(asks(deadline=0.5), call)
+            oldest = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            await asyncio.sleep(0)
+            late = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            with pytest.raises(QueueOverflowError):
+                await oldest
+            # Admitted when it is due, and handed over 4 ms later.
+            clock.advance(2)  # it is admitted now, and handed over 4 ms later
+            clock.advance(0.004)
+            assert await late == 1
+            with pytest.raises(RequestTimeoutError):
+                await scheduler.submit_request(asks(model="slow", timeout=0.01), hangs)
+            with pytest.raises(Unavailable):
+                await scheduler.submit_request(asks(model="down"), unavailable)
+            with pytest.raises(TooManyFailedRequestsError):
+                await scheduler.submit_request(asks(model="down"), call)
+            with pytest.raises(ProviderError):
+                await scheduler.submit_request({}, call)  # type: ignore[arg-type]
+            scheduler.circuit_breaker = Breaker()
+            waits = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            await until(lambda: scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 1)
+
+            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+            found = samples(text, name)
+            expected = {
+                'headway_requests_total{bucket="m",outcome="succeeded"}': 2,
+                'headway_requests_total{bucket="slow",outcome="timed_out"}': 1,
+                'headway_requests_total{bucket="m",outcome="deadline"}': 1,
+                'headway_requests_total{bucket="m",outcome="dropped"}': 1,
+                'headway_requests_total{bucket="down",outcome="failed"}': 1,
+                'headway_requests_total{bucket="down",outcome="breaker"}': 1,
+                'headway_queue_depth{bucket="m"}': 1,
+                'headway_in_flight{bucket="m"}': 1,
+                'headway_in_flight{bucket="down"}': 0,
+                'headway_lateness_seconds_count{bucket="m"}': 1,
+                'headway_lateness_seconds_sum{bucket="m"}': 0.004,
+                'headway_lateness_seconds_bucket{bucket="m",le="0.0025"}': 0,
+                'headway_lateness_seconds_bucket{bucket="m",le="0.005"}': 1,
+                'headway_user_code_errors_total{origin="provider"}': 1,
+                'headway_user_code_errors_total{origin="classifier"}': 1,
+                'headway_user_code_errors_total{origin="callback"}': 1,
+            }
+            assert {each: found.get(each) for each in expected} == pytest.approx(expected)
+            theirs = samples(prometheus_client.generate_latest().decode(), name)
+            assert sorted_labels(found) == sorted_labels(theirs)
+            for task in (out, waits):
+                task.cancel()
+            await asyncio.gather(out, waits, return_exceptions=True)
+
+    asyncio.run(run())
+    found = samples(metrics.exposition(), name)
+    assert found['headway_in_flight{bucket="m"}'] == found['headway_queue_depth{bucket="m"}'] == 0
+    assert found['headway_requests_total{bucket="m",outcome="cancelled"}'] == 2
 
 
 def test_what_a_stream_has_used_is_settled_however_it_ends() -> None:
@@ -292,20 +406,42 @@ def test_a_bucket_whose_limits_are_not_known_shows_none() -> None:
     asyncio.run(run())
 
 
+# Prints what is served at a URL, once it is told to.
+FETCH = """
+import sys, urllib.request
+sys.stdin.readline()
+sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())
+"""
+
+
 def test_it_is_served_without_the_gil_while_the_scheduler_runs() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/metrics"
-    scheduler, name = make(start_prometheus_server=True, prometheus_port=port)
-
-    async def run() -> None:
-        async with scheduler:
-            await scheduler.submit_request(asks(), call)
-            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
-            assert samples(text, name)['headway_attempts_total{bucket="m"}'] == 1
-
-    asyncio.run(run())
+    scheduler, name = make(
+        limits=["60 requests/min"], start_prometheus_server=True, prometheus_port=port
+    )
+    scheduler.start_sync()
+    scheduler.submit_sync(asks(), lambda: 1)
+    fetching = subprocess.Popen(
+        [sys.executable, "-c", FETCH, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert fetching.stdin is not None
+    assert fetching.stdout is not None
+    # What is called so keeps the GIL: nobody else here has it until the other process, which begins
+    # only now, has its answer or has given up.
+    libc, first = ctypes.PyDLL(None), ctypes.create_string_buffer(1)
+    libc.write(fetching.stdin.fileno(), b"\n", 1)
+    length = libc.read(fetching.stdout.fileno(), first, 1)
+    text = (first.raw + fetching.communicate()[0]).decode()
+    assert length == 1
+    found = samples(text, name)
+    assert found['headway_attempts_total{bucket="m"}'] == 1
+    assert (
+        found['headway_remaining_units{bucket="m",limit="requests/min",resource="requests"}'] == 59
+    )
+    scheduler.stop_sync()
     with pytest.raises(OSError):
         urllib.request.urlopen(url)
 
