@@ -206,6 +206,121 @@ def test_while_a_provider_hangs_other_buckets_do_not_notice(
     asyncio.run(run())
 
 
+class Turns:
+    """Counts the turns of the running event loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._loop = asyncio.get_running_loop()
+        self._turn()
+
+    def _turn(self) -> None:
+        self.count += 1
+        self._next = self._loop.call_soon(self._turn)
+
+    def stop(self) -> None:
+        self._next.cancel()
+
+
+async def turns_each(scheduler: Scheduler, model: str) -> list[int]:
+    """How many turns each of some requests takes."""
+    turns, found = Turns(), []
+    for _ in range(50):
+        before = turns.count
+        assert await scheduler.submit_request(asks(model), at_once) == 42
+        found.append(turns.count - before)
+        await asyncio.sleep(0.001)
+    turns.stop()
+    return found
+
+
+WORST: dict[str, Any] = {
+    "raises": None,
+    "hangs": None,
+    "blocks": None,
+    "gives nothing": None,
+    "gives a number": 10**30,
+    "gives negative limits": {"good": DiscoveredBucket("good", -1)},
+    "gives what no limit is": {"good": DiscoveredBucket("good", 10**30)},
+    "gives texts": {"good": DiscoveredBucket("good", "60")},  # type: ignore[arg-type]
+}
+"""What each of a provider's methods does; and gives, where it gives something."""
+
+
+@pytest.mark.parametrize("how", WORST)
+def test_while_all_of_a_provider_misbehaves_other_buckets_go_as_if_there_was_none(
+    how: str,
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ours = UserCode.call
+
+    async def impatient(self: UserCode, origin: str, method: Any, *args: Any, **_: Any) -> Any:
+        return await ours(self, origin, method, *args, patience=0.2)
+
+    monkeypatch.setattr(UserCode, "call", impatient)
+    ran_on: set[int] = set()
+    own = threading.get_ident()
+
+    async def run() -> None:
+        async with make() as alone:
+            await alone.submit_request(asks("good"), at_once)
+            expected = await turns_each(alone, "good")
+
+        provider = Provider()
+        provider.rpm = 100_000
+
+        def misbehaves(method: str) -> Any:
+            def wrong(*_: Any, **__: Any) -> Any:
+                provider.asked[method] += 1
+                ran_on.add(threading.get_ident())
+                if how == "raises":
+                    raise Unspeakable
+                if how != "blocks":
+                    return WORST[how]
+                return threading.get_ident() != own and gate.wait(30)
+
+            async def hangs(*_: Any, **__: Any) -> Any:
+                provider.asked[method] += 1
+                await asyncio.Event().wait()
+
+            return hangs if how == "hangs" else wrong
+
+        async with make(provider=provider, health_check_interval=0.01) as scheduler:
+            await scheduler.submit_request(asks("good"), at_once)
+            provider.asked.clear()
+            for method in METHODS:
+                setattr(provider, method, misbehaves(method))
+
+            async def bad() -> int:
+                refused = False
+
+                async def call() -> int:
+                    nonlocal refused
+                    if not refused:
+                        refused = True
+                        raise Refused(429, {})
+                    return 42
+
+                return await scheduler.submit_request(asks("bad"), call)
+
+            tasks = [asyncio.ensure_future(bad()) for _ in range(5)]
+            while not all(provider.asked[method] for method in METHODS):
+                assert await turns_each(scheduler, "good") == expected
+            assert await turns_each(scheduler, "good") == expected
+            assert await asyncio.wait_for(asyncio.gather(*tasks), 20) == [42] * 5
+            explanation = scheduler.explain(asks("good"))
+            assert explanation is not None
+            assert [each.limit.amount for each in explanation.limits] == [100_000]
+            gate.set()
+        assert own not in ran_on, "what it does without `async` holds up no loop"
+
+    asyncio.run(run())
+    for method in METHODS:
+        assert f"{method} of provider 'mine'" in caplog.text
+
+
 # -- classifiers and breakers ---------------------------------------------------------------------
 
 
