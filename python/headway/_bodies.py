@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import cache
 from time import monotonic
-from typing import Any, final
+from typing import Any, Generic, TypeVar, final
 
-from headway._tokens import read_usage
+from headway._tokens import ChunkReader, read_usage
 
 PACKAGES = ("httpx", "httpx2")
 _HEAD = 2**14
@@ -23,6 +23,7 @@ _TAIL = 2**16
 _NAMES = ("usage", "usageMetadata")
 _ENDS = frozenset(("message_stop", "response.completed", "response.incomplete", "response.failed"))
 _TELLING = (b'"usage', b'"message_stop"')
+_Reader = TypeVar("_Reader", "UsageReader", ChunkReader)
 
 
 @final
@@ -207,7 +208,9 @@ Settle = Callable[[dict[str, int]], object]
 """Ends a reservation with what was used by resource; what is not named stays as reserved."""
 
 
-def settle_with_body(response: Any, settle: Settle, reserved: Mapping[str, int]) -> BodyEnd:
+def settle_with_body(
+    response: Any, settle: Settle, reserved: Mapping[str, int]
+) -> BodyEnd[UsageReader]:
     """Has `settle` called once, when the body has ended, is closed, fails, or is collected.
 
     response: is_unread. Where it does not come to its end, what it said bounds its use from below
@@ -222,19 +225,19 @@ def settle_with_body(response: Any, settle: Settle, reserved: Mapping[str, int])
 
 
 @final
-class BodyEnd:
-    """Settles once. Apart from the body, whose iterator may outlive it.
+class BodyEnd(Generic[_Reader]):
+    """Settles once. Apart from the body, or another stream, whose iterator may outlive it.
 
     unread_since: the monotonic second since which nobody reads the body; inf while somebody does.
     """
 
     __slots__ = ("__weakref__", "_reserved", "_settle", "reader", "unread_since")
 
-    def __init__(self, settle: Settle, reserved: Mapping[str, int], reader: UsageReader) -> None:
+    def __init__(self, settle: Settle, reserved: Mapping[str, int], reader: _Reader) -> None:
         # Whoever pops it settles: one step, so it needs no lock between threads.
         self._settle = [settle]
         self._reserved = reserved
-        self.reader = reader
+        self.reader: _Reader = reader
         self.unread_since = monotonic()
 
     @property
@@ -271,7 +274,7 @@ def _classes(package: str) -> tuple[Any, Any]:
     synchronous: Any = module.SyncByteStream
 
     class AsyncBody(asynchronous):  # type: ignore[misc]
-        def __init__(self, inner: Any, end: BodyEnd) -> None:
+        def __init__(self, inner: Any, end: BodyEnd[UsageReader]) -> None:
             self._inner = inner
             self._end = end
 
@@ -297,7 +300,7 @@ def _classes(package: str) -> tuple[Any, Any]:
                 self._end.come(whole=False)
 
     class Body(synchronous):  # type: ignore[misc]
-        def __init__(self, inner: Any, end: BodyEnd) -> None:
+        def __init__(self, inner: Any, end: BodyEnd[UsageReader]) -> None:
             self._inner = inner
             self._end = end
 

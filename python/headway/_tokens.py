@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, final
 
 RESOURCES = ("requests", "tokens", "concurrency")
 """What is known of a request's cost."""
@@ -19,6 +20,20 @@ _NO_TEXT = frozenset(
 _MOST = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _COMPLETIONS_DEFAULT = 16
 _LARGEST = 2**53
+
+_IN = ("input_tokens", "prompt_tokens", "promptTokenCount", "prompt_token_count")
+_OUT = ("output_tokens", "completion_tokens", "candidatesTokenCount", "candidates_token_count")
+_THOUGHTS = ("thoughtsTokenCount", "thoughts_token_count")
+_TOTAL = ("total_tokens", "totalTokenCount", "total_token_count")
+_CACHED = ("cache_read_input_tokens", "cachedContentTokenCount", "cached_content_token_count")
+# OpenAI's, which hold `cached_tokens`; Gemini's of the same name say other things.
+_DETAILS = ("input_tokens_details", "prompt_tokens_details")
+_WRITTEN = "cache_creation_input_tokens"
+_AMOUNTS = (*_IN, *_OUT, *_THOUGHTS, *_TOTAL, *_CACHED, *_DETAILS, _WRITTEN)
+
+_USAGES = ("usage", "usage_metadata", "usageMetadata")
+# Parts of a chunk that may say it for all: of Anthropic's, of OpenAI's, and of OpenAI's helpers.
+_PARTS = ("message", "response", "chunk")
 
 
 def estimate_tokens(url: str, body: Mapping[str, Any]) -> int:
@@ -39,25 +54,123 @@ def read_usage(usage: Mapping[str, Any]) -> dict[str, int]:
     """Tokens by resource, as an answer's `usage` says: of OpenAI, Anthropic or Gemini.
 
     Of what went in, Anthropic tells apart what it writes to its cache, which counts, and what it
-    reads from it, which does not: https://platform.claude.com/docs/en/api/rate-limits. Gemini tells
-    thoughts apart from answers, and both count.
+    reads from it, which does not: https://platform.claude.com/docs/en/api/rate-limits. OpenAI and
+    Gemini have what was read from a cache within what went in, and it counts. In both ways it is
+    `cached_tokens`, too. Gemini tells thoughts apart from answers, and both count.
     """
 
-    def first(*names: str) -> int | None:
+    def first(names: tuple[str, ...]) -> int | None:
         return next((n for n in (_told(usage.get(name)) for name in names) if n is not None), None)
 
-    went_in = first("input_tokens", "prompt_tokens", "promptTokenCount")
+    went_in = first(_IN)
     if went_in is not None:
-        went_in += first("cache_creation_input_tokens") or 0
-    came_out = first("output_tokens", "completion_tokens", "candidatesTokenCount")
-    thoughts = first("thoughtsTokenCount")
+        went_in += _told(usage.get(_WRITTEN)) or 0
+    came_out = first(_OUT)
+    thoughts = first(_THOUGHTS)
     if thoughts is not None:
         came_out = (came_out or 0) + thoughts
-    total = first("total_tokens", "totalTokenCount")
+    total = first(_TOTAL)
     if total is None and went_in is not None and came_out is not None:
         total = went_in + came_out
-    found = {"tokens": total, "input_tokens": went_in, "output_tokens": came_out}
+    cached = first(_CACHED)
+    if cached is None:
+        told = (_cached_in(usage.get(name)) for name in _DETAILS)
+        cached = next((n for n in told if n is not None), None)
+    found = {
+        "tokens": total,
+        "input_tokens": went_in,
+        "output_tokens": came_out,
+        "cached_tokens": cached,
+    }
     return {resource: amount for resource, amount in found.items() if amount is not None}
+
+
+@final
+class ChunkReader:
+    """Finds what the chunks of a stream say it used: an SDK's objects, or dicts.
+
+    As UsageReader finds it in bytes: at the top of a chunk, or in its `message` or `response`. Of
+    what is told several times, the last counts.
+    """
+
+    __slots__ = ("_found", "whole")
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+        self.whole = False
+        """Whether nothing comes any more."""
+
+    def hear(self, chunk: Any) -> bool:
+        """Whether it says anything of the use. Never raises for what it holds."""
+        heard = False
+        try:
+            keyed, usages, parts, _ = _names_of(type(chunk))
+            for name in usages:
+                usage = chunk.get(name) if keyed else getattr(chunk, name, None)
+                if usage is not None:
+                    heard = True
+                    self._take(usage)
+            for name in parts:
+                inner = chunk.get(name) if keyed else getattr(chunk, name, None)
+                if inner is not None:
+                    for usage in _usages_in(inner):
+                        heard = True
+                        self._take(usage)
+        except Exception:  # a property of somebody else's chunk may raise anything
+            return heard
+        return heard
+
+    def read(self) -> dict[str, int]:
+        """Tokens by resource; empty where nothing is said of them."""
+        return read_usage(self._found)
+
+    @property
+    def total(self) -> object:
+        """All of them in the words of the stream; None where it has no word for that."""
+        found = self._found
+        for name in _TOTAL:
+            if name in found:
+                return found[name]
+        return None
+
+    def _take(self, usage: Any) -> None:
+        found = self._found
+        keyed, _, _, names = _names_of(type(usage))
+        for name in names:
+            amount = usage.get(name) if keyed else getattr(usage, name, None)
+            if amount is not None:
+                found[name] = amount
+
+
+def _usages_in(inner: Any) -> Iterator[Any]:
+    keyed, names, _, _ = _names_of(type(inner))
+    for name in names:
+        usage = inner.get(name) if keyed else getattr(inner, name, None)
+        if usage is not None:
+            yield usage
+
+
+def _find_names(kind: type) -> tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Whether a type's objects have keys; of the usages, parts and amounts, which they may have.
+
+    A pydantic model is asked for its fields only: to be told that it has none of a name takes long.
+    """
+    if issubclass(kind, Mapping):
+        return True, _USAGES, _PARTS, _AMOUNTS
+    fields = getattr(kind, "model_fields", None)
+    if not isinstance(fields, Mapping):
+        if kind.__dictoffset__ or hasattr(kind, "__getattr__"):
+            return False, _USAGES, _PARTS, _AMOUNTS
+        fields = {}
+    had = [
+        tuple(name for name in names if name in fields or hasattr(kind, name))
+        for names in (_USAGES, _PARTS, _AMOUNTS)
+    ]
+    return False, had[0], had[1], had[2]
+
+
+_names_of: Callable[[Any], tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
+_names_of = lru_cache(256)(_find_names)
 
 
 def used_tokens(body: object) -> int:
@@ -105,6 +218,15 @@ def _amount(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return 0
     return min(value, _LARGEST)
+
+
+def _cached_in(details: Any) -> int | None:
+    try:
+        if isinstance(details, Mapping):
+            return _told(details.get("cached_tokens"))
+        return _told(getattr(details, "cached_tokens", None))
+    except Exception:  # somebody else's object
+        return None
 
 
 def _told(value: object) -> int | None:

@@ -6,21 +6,37 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from time import monotonic
-from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from types import FunctionType, MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from headway._log import fields
+from headway._tokens import ChunkReader
 
-__all__ = ["RateLimitedAsyncIterator", "StreamingReservationContext"]
+if TYPE_CHECKING:
+    from headway._bodies import BodyEnd
+
+__all__ = ["RateLimitedAsyncIterator", "RateLimitedIterator", "StreamingReservationContext"]
 
 _logger = logging.getLogger("headway")
 _Chunk = TypeVar("_Chunk")
 
 _MOST_TOKENS = 2**53
+# Methods of the SDKs' helpers that read their stream to its end.
+_READ_TO_THE_END = frozenset(
+    (
+        *("until_done", "get_final_message", "get_final_text"),
+        *("get_final_completion", "get_final_response"),
+    )
+)
+# What Python looks for in an object's class: what has it may be asked for it.
+_PROTOCOLS = (
+    *("__aiter__", "__anext__", "__aenter__", "__await__"),
+    *("__iter__", "__next__", "__enter__", "__len__", "__getitem__"),
+)
 # A loop holds its tasks weakly; a release that nobody awaits must not be collected half-way.
 _releasing: set[asyncio.Task[None]] = set()
 
@@ -56,6 +72,7 @@ class StreamingReservationContext:
         default=None, repr=False
     )
     error_metrics_callback: Callable[[str], object] | None = field(default=None, repr=False)
+    _reader: ChunkReader = field(default_factory=ChunkReader, init=False, repr=False, compare=False)
 
     def record_chunk(self) -> None:
         """Another chunk has come."""
@@ -67,6 +84,25 @@ class StreamingReservationContext:
         counted = _whole(tokens)
         if counted is not None:
             self.final_tokens = counted
+
+    def read_chunk(self, chunk: object) -> None:
+        """Another chunk has come, and may say what was used."""
+        self.chunk_count += 1
+        self.last_chunk_at = monotonic()
+        if self._reader.hear(chunk):
+            total = _whole(self._reader.total)
+            if total is None:
+                total = self.used.get("tokens")
+            if total is not None:
+                self.final_tokens = total
+
+    @property
+    def used(self) -> dict[str, int]:
+        """What the chunks have said: tokens, input_tokens, output_tokens and cached_tokens.
+
+        The latter were read from a cache. With Anthropic they are no part of the others.
+        """
+        return self._reader.read()
 
     @property
     def actual_tokens_for_release(self) -> int:
@@ -164,7 +200,8 @@ def _begin_again(context: StreamingReservationContext, end: _End, attempts: int)
 
 async def _release(context: StreamingReservationContext, end: _End) -> None:
     reserved, actual = context.reserved_tokens, context.actual_tokens_for_release
-    if end is not _End.EXHAUSTED:
+    context._reader.whole = end is _End.EXHAUSTED
+    if not context._reader.whole:
         # What was said half-way bounds the use from below only: nothing is given back for it.
         actual = max(reserved, actual)
     try:
@@ -208,14 +245,16 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
     """Passes a stream through, reads the use from its chunks and releases its reservation once.
 
     inner: an async iterator, or anything with `__aiter__`; its other attributes are reached through
-    this object. The reservation is released when the stream ends (with what the provider said was
-    used), and with no refund when it fails, is closed, cancelled or collected.
+    this object, and `isinstance` takes it for an object of that class, too. The reservation is
+    released when the stream ends (with what the provider said was used), and with no refund when it
+    fails, is closed, cancelled or collected.
 
         async with stream:  # or just `async for`; then `await stream.aclose()` if left early
             async for chunk in stream:
                 ...
 
-    For one task at a time, as async iterators are; releasing is safe from anywhere.
+    `close()` is there where `inner` has it, and to be awaited if that one is. For one task at a
+    time, as async iterators are; releasing is safe from anywhere.
     """
 
     __slots__ = (
@@ -270,8 +309,7 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
             await settlement.make(_End.FAILED)
             raise
         settlement.unread_since = monotonic()
-        self._context.record_chunk()
-        self._context.set_final_tokens(_total_tokens(chunk))
+        self._context.read_chunk(chunk)
         return chunk
 
     async def aclose(self) -> None:
@@ -287,6 +325,34 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
             if self._source is not self._inner:
                 await _close(self._source)
             await _close(self._inner)
+        finally:
+            await self._settlement.make(_End.CLOSED)
+
+    @property
+    def close(self) -> Callable[..., Any]:
+        """The stream's own `close`, and releases; there is none where it has none."""
+        close = self._inner.close
+
+        def closing(*arguments: Any, **options: Any) -> Any:
+            settlement = self._settlement
+            try:
+                result = close(*arguments, **options)
+            except BaseException:
+                settlement.make_later(_End.CLOSED)
+                raise
+            self._closed = True
+            if hasattr(result, "__await__"):
+                return self._close_with(result)
+            settlement.make_later(_End.CLOSED)
+            return result
+
+        return closing
+
+    async def _close_with(self, closing: Awaitable[Any]) -> Any:
+        try:
+            if self._source is not self._inner:
+                await _close(self._source)
+            return await closing
         finally:
             await self._settlement.make(_End.CLOSED)
 
@@ -324,12 +390,15 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         finally:
             await self._settlement.make(_End.CLOSED)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return _shown(self._inner, RateLimitedAsyncIterator)
+
     def __getattr__(self, name: str) -> Any:
-        # Only for what this object has not. Protocols are not passed on: copies of a stream, or its
-        # pickles, would settle twice.
+        # Only for what this object has not.
         if name.startswith("__") or name in RateLimitedAsyncIterator.__slots__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._inner, name)
+            raise _lacking(self, name)
+        return _reach(self, self._inner, name)
 
     def __del__(self) -> None:
         try:
@@ -337,6 +406,119 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         except AttributeError:  # was never made
             return
         settlement.make_later(_End.CLOSED)
+
+
+class RateLimitedIterator(Iterator[_Chunk], Generic[_Chunk]):
+    """As RateLimitedAsyncIterator, of an iterator that is not asynchronous. A scheduler makes it.
+
+    end: settles, once, by what its reader has heard. `close()` does nothing the second time.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_end", "_entered", "_inner")
+
+    def __init__(self, inner: Any, end: BodyEnd[ChunkReader]) -> None:
+        self._end = end
+        self._closed = False
+        self._inner = inner
+        self._entered: Any = None
+
+    def __iter__(self) -> RateLimitedIterator[_Chunk]:
+        return self
+
+    def __next__(self) -> _Chunk:
+        end = self._end
+        if self._closed:
+            raise StopIteration
+        end.unread_since = math.inf
+        try:
+            chunk: _Chunk = next(self._inner)
+        except StopIteration:
+            end.come(whole=True)
+            raise
+        except BaseException:
+            end.come(whole=False)
+            raise
+        end.unread_since = monotonic()
+        end.reader.hear(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Closes the stream, where that can be closed, and settles."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            close = getattr(self._inner, "close", None)
+            if callable(close):
+                close()
+        finally:
+            self._end.come(whole=False)
+
+    def __enter__(self) -> RateLimitedIterator[_Chunk]:
+        enter = getattr(type(self._inner), "__enter__", None)
+        if enter is None:
+            return self
+        try:
+            entered = enter(self._inner)
+        except BaseException:
+            self._end.come(whole=False)
+            raise
+        self._entered = self._inner
+        if entered is not None:
+            self._inner = entered
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        entered, self._entered = self._entered, None
+        if entered is None:
+            self.close()
+            return None
+        self._closed = True
+        try:
+            left: bool | None = type(entered).__exit__(entered, kind, error, trace)
+            return left
+        finally:
+            self._end.come(whole=False)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return _shown(self._inner, RateLimitedIterator)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in RateLimitedIterator.__slots__:
+            raise _lacking(self, name)
+        return _reach(self, self._inner, name)
+
+
+def _shown(inner: Any, own: type) -> type:
+    """The class that `isinstance` sees: that of `inner`, but where it promises what `own` lacks."""
+    kind = type(inner)
+    lacks = any(hasattr(kind, name) and not hasattr(own, name) for name in _PROTOCOLS)
+    return own if lacks else kind
+
+
+def _lacking(stream: object, name: str) -> AttributeError:
+    """Protocols are not passed on: copies of a stream, or its pickles, would settle twice."""
+    return AttributeError(f"{type(stream).__name__!r} object has no attribute {name!r}")
+
+
+def _reach(stream: Any, inner: Any, name: str) -> Any:
+    """An attribute of the wrapped stream; what reads all of that reads `stream` instead."""
+    kind = type(inner)
+    if name == "text_stream":  # Anthropic's, made with the wrapped one
+        texts = getattr(kind, "__stream_text__", None)
+        if isinstance(texts, FunctionType):
+            return texts(stream)
+    elif name in _READ_TO_THE_END:
+        method = getattr(kind, name, None)
+        if isinstance(method, FunctionType):
+            return MethodType(method, stream)
+    return getattr(inner, name)
 
 
 def _iterator_of(inner: Any) -> Any:
@@ -349,22 +531,6 @@ async def _close(stream: Any) -> None:
         result = close()
         if hasattr(result, "__await__"):
             await result
-
-
-def _total_tokens(chunk: object) -> object:
-    """`usage.total_tokens` of a chunk, as attributes or as keys; None where there is none."""
-    try:
-        usage = _part(chunk, "usage")
-        return None if usage is None else _part(usage, "total_tokens")
-    except Exception:  # a property of somebody else's chunk may raise anything
-        return None
-
-
-def _part(whole: object, name: str) -> object:
-    part: object = getattr(whole, name, None)
-    if part is None and isinstance(whole, Mapping):
-        part = whole.get(name)
-    return part
 
 
 def _whole(tokens: object) -> int | None:

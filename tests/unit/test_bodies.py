@@ -34,7 +34,7 @@ GEMINI = (
 )
 FOUND = {
     CHAT: {"tokens": 42, "input_tokens": 12, "output_tokens": 30},
-    CLAUDE: {"tokens": 45, "input_tokens": 30, "output_tokens": 15},
+    CLAUDE: {"tokens": 45, "input_tokens": 30, "output_tokens": 15, "cached_tokens": 900},
     GEMINI: {"tokens": 20, "input_tokens": 4, "output_tokens": 16},
     'data: {"usage": null}\n\ndata: [DONE]\n\n': {},
     'data: {"usage": null}\n\ndata: {"usage": {"total_tokens": 7}}\n\n': {"tokens": 7},

@@ -128,6 +128,109 @@ def test_the_last_valid_word_on_use_counts(given: list[Any], actual: int) -> Non
     run(main())
 
 
+def gemini(**counts: int | None) -> SimpleNamespace:
+    """A chunk as google-genai has it."""
+    names = ("prompt", "candidates", "thoughts", "cached_content", "total")
+    told = {f"{name}_token_count": counts.get(name) for name in names}
+    usage = SimpleNamespace(**told, prompt_tokens_details=[SimpleNamespace(token_count=4)])
+    return SimpleNamespace(text="hi", usage_metadata=usage)
+
+
+def started(**usage: int) -> SimpleNamespace:
+    return SimpleNamespace(type="message_start", message=SimpleNamespace(usage=usage))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([1, "text", b"text", None, {}, SimpleNamespace(message="hi", response=7)], {}),
+        (
+            [gemini(prompt=4, total=4), gemini(prompt=4, candidates=6, thoughts=10, total=20)],
+            {"tokens": 20, "input_tokens": 4, "output_tokens": 16},
+        ),
+        (
+            [gemini(prompt=9, candidates=1, cached_content=8, total=10), gemini(total=11)],
+            {"tokens": 11, "input_tokens": 9, "output_tokens": 1, "cached_tokens": 8},
+        ),
+        (
+            [{"usageMetadata": {"promptTokenCount": 9, "cachedContentTokenCount": 8}}],
+            {"input_tokens": 9, "cached_tokens": 8},
+        ),
+        (
+            [
+                started(input_tokens=25, cache_read_input_tokens=900, output_tokens=1),
+                SimpleNamespace(type="message_delta", usage={"output_tokens": 15}),
+            ],
+            {"tokens": 40, "input_tokens": 25, "output_tokens": 15, "cached_tokens": 900},
+        ),
+        (
+            [
+                {"type": "message_start", "message": {"usage": {"input_tokens": 3}}},
+                {"type": "message_delta", "usage": {"input_tokens": None, "output_tokens": 2}},
+                {"type": "message_stop"},
+            ],
+            {"tokens": 5, "input_tokens": 3, "output_tokens": 2},
+        ),
+        (
+            [
+                {
+                    "response": {
+                        "usage": {
+                            "input_tokens": 9,
+                            "input_tokens_details": {"cached_tokens": 7},
+                            "output_tokens": 1,
+                            "total_tokens": 10,
+                        }
+                    }
+                }
+            ],
+            {"tokens": 10, "input_tokens": 9, "output_tokens": 1, "cached_tokens": 7},
+        ),
+        (
+            # A model may write such a thing.
+            [{"choices": [{"delta": {"usage": {"total_tokens": 5}}}], "content": {"usage": {}}}],
+            {},
+        ),
+    ],
+)
+def test_use_is_told_by_resource(given: list[Any], told: dict[str, int]) -> None:
+    async def main() -> None:
+        backend = Backend()
+        stream = RateLimitedAsyncIterator[Any](chunks(*given), context_of(backend))
+        assert [chunk async for chunk in stream] == given
+        assert stream.context.used == told
+        assert stream.context.final_tokens == told.get("tokens")
+        assert backend.released == kept(told.get("tokens", 100))
+
+    run(main())
+
+
+def test_a_model_is_asked_for_its_fields_only() -> None:
+    asked: list[str] = []
+
+    class Model:
+        """As pydantic's: what it has not is looked for at length."""
+
+        model_fields = {"text": str, "usage": object}  # noqa: RUF012
+
+        def __init__(self, usage: object) -> None:
+            self.usage = usage
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            raise AttributeError(name)
+
+    async def main() -> None:
+        backend = Backend()
+        given = chunks(Model(None), Model({"total_tokens": 7}))
+        async for _ in RateLimitedAsyncIterator[Any](given, context_of(backend)):
+            pass
+        assert backend.released == kept(7)
+        assert asked == []
+
+    run(main())
+
+
 def test_a_chunk_whose_attributes_raise_is_passed_on() -> None:
     class Odd:
         @property
@@ -221,6 +324,50 @@ def test_an_error_of_closing_is_raised_after_the_release() -> None:
         with pytest.raises(OSError, match="stuck"):
             await stream.aclose()
         assert backend.released == kept()
+
+    run(main())
+
+
+def test_its_own_close_releases_as_it_does() -> None:
+    class Stream:
+        closed = 0
+
+        async def __anext__(self) -> int:
+            return 1
+
+    class Awaited(Stream):
+        async def close(self, code: int) -> int:
+            await asyncio.sleep(0)
+            self.closed += 1
+            return code
+
+    class Plain(Stream):
+        def close(self) -> str:
+            self.closed += 1
+            return "closed"
+
+    class Stubborn(Stream):
+        def close(self) -> None:
+            raise OSError("stuck")
+
+    async def main() -> None:
+        backend = Backend()
+        stream = RateLimitedAsyncIterator[int](Awaited(), context_of(backend))
+        assert await anext(stream) == 1
+        assert await stream.close(7) == 7
+        assert (stream.closed, backend.released) == (1, kept())
+        await stream.aclose()
+        assert stream.closed == 1
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        plain = RateLimitedAsyncIterator[int](Plain(), context_of(backend))
+        assert plain.close() == "closed"
+        stubborn = RateLimitedAsyncIterator[int](Stubborn(), context_of(backend))
+        with pytest.raises(OSError, match="stuck"):
+            stubborn.close()
+        await asyncio.sleep(0.01)
+        assert backend.released == kept() * 3
+        assert not hasattr(RateLimitedAsyncIterator[int](endless(), context_of(backend)), "close")
 
     run(main())
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
-from headway._bodies import is_unread, settle_with_body
+from headway._bodies import BodyEnd, is_unread, settle_with_body
 from headway._core import Call, Reservation, resources
+from headway._tokens import ChunkReader
 from headway.scheduler.answers import USED
 from headway.scheduler.buckets import Bucket
-from headway.streaming import RateLimitedAsyncIterator, StreamingReservationContext
+from headway.streaming import (
+    RateLimitedAsyncIterator,
+    RateLimitedIterator,
+    StreamingReservationContext,
+)
 
 if TYPE_CHECKING:
     from headway.scheduler.blocking import BlockingCall
@@ -21,32 +27,43 @@ if TYPE_CHECKING:
 class _Ends:
     """Settles the reservation of one stream: all that a stream's context asks of its backend.
 
-    reserved: by number of the resource. counts: the resource of the tokens that a stream says it
-    has used. kept: of what nothing is given back.
+    reserved: by number of the resource. kept: of what nothing is given back. reader: what has heard
+    the stream's chunks.
     """
 
-    __slots__ = ("_bucket", "_counts", "_kept", "_reservation", "_reserved")
+    __slots__ = ("_bucket", "_kept", "_reader", "_reservation", "_reserved")
 
     def __init__(
         self,
         bucket: Bucket,
         reservation: Reservation,
         reserved: tuple[int, ...],
-        counts: str | None,
         kept: frozenset[str],
+        reader: ChunkReader,
     ) -> None:
         self._bucket = bucket
         self._reservation = reservation
         self._reserved = reserved
-        self._counts = counts
         self._kept = kept
+        self._reader = reader
 
     async def release_streaming_reservation(
         self, key: str, reservation_id: str, reserved_tokens: int, actual_tokens: int
     ) -> bool:
         """Requests stay spent; of the tokens, what was not used is given back."""
-        used = {} if self._counts is None else {self._counts: actual_tokens}
+        used = self._reader.read()
+        if not self._reader.whole:
+            used = at_least(used, self.reserved, frozenset(used))
+        place = self._bucket.tokens_place
+        # Where only what goes in is counted, the sum says nothing of it.
+        if place >= 0 and resources(self._bucket)[place] == "tokens":
+            used["tokens"] = actual_tokens
         return self.settle(used)
+
+    @property
+    def reserved(self) -> dict[str, int]:
+        """By resource."""
+        return dict(zip(resources(self._bucket), self._reserved, strict=False))
 
     def settle(self, used: dict[str, int]) -> bool:
         """Ends it with what was used by resource; of what is not named, the estimate."""
@@ -92,6 +109,11 @@ def _is_stream(kind: type) -> bool:
     return hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_private__")
 
 
+def _is_sync_stream(kind: type) -> bool:
+    """The same, without awaiting. What has `__iter__` only is a list; a file is read otherwise."""
+    return hasattr(kind, "__next__") and not issubclass(kind, io.IOBase)
+
+
 def wrap_stream(
     call: Call | BlockingCall, result: Any, streams: OpenStreams, kept: frozenset[str]
 ) -> Any:
@@ -106,38 +128,61 @@ def wrap_stream(
         return _wrap_response(call, result, streams, kept)
     kind = type(result)
     replaced = hasattr(kind, "get_iterator") and hasattr(kind, "set_iterator")
-    # What awaits cannot be followed from a thread: it settles as it is returned.
-    if not isinstance(call, Call) or not (replaced or _is_stream(kind)):
-        return None
     inner: Any = result
     if replaced:
         try:
             inner = result.get_iterator()
         except Exception:  # its own affair: whoever asks it again meets the same
             return None
-    reservation = call.detach()
-    if reservation is None:
+        kind = type(inner)
+    # What awaits cannot be followed from a thread: it settles as it is returned.
+    if isinstance(call, Call) and _is_stream(kind):
+        stream = _wrap(call, inner, streams, kept)
+    elif _is_sync_stream(kind):
+        stream = _wrap_sync(call, inner, streams, kept)
+    else:
         return None
-    reservation.answered()
-    place = call.bucket.tokens_place
-    tokens = call.amounts[place] if place >= 0 else 0
-    # Where only what goes in is counted, what came out says nothing of it.
-    counts = "tokens" if place >= 0 and resources(call.bucket)[place] == "tokens" else None
-    metadata = call.metadata
-    context = StreamingReservationContext(
-        reservation_id=str(metadata.request_id),
-        bucket_id=call.bucket.name,
-        request_id=str(metadata.request_id),
-        reserved_tokens=tokens,
-        backend=_Ends(call.bucket, reservation, call.amounts, counts, kept),
-    )
-    stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
-    streams.watch(stream._settlement, call.bucket)
-    if not replaced:
+    if stream is None or not replaced:
         return stream
     with contextlib.suppress(Exception):  # it ends with the estimate then
         result.set_iterator(stream)
     return result
+
+
+def _wrap(call: Call, inner: Any, streams: OpenStreams, kept: frozenset[str]) -> Any:
+    reservation = call.detach()
+    if reservation is None:
+        return None
+    reservation.answered()
+    bucket = call.bucket
+    reader = ChunkReader()
+    place = bucket.tokens_place
+    metadata = call.metadata
+    context = StreamingReservationContext(
+        reservation_id=str(metadata.request_id),
+        bucket_id=bucket.name,
+        request_id=str(metadata.request_id),
+        reserved_tokens=call.amounts[place] if place >= 0 else 0,
+        backend=_Ends(bucket, reservation, call.amounts, kept, reader),
+    )
+    context._reader = reader
+    stream: RateLimitedAsyncIterator[Any] = RateLimitedAsyncIterator(inner, context)
+    streams.watch(stream._settlement, bucket)
+    return stream
+
+
+def _wrap_sync(
+    call: Call | BlockingCall, inner: Any, streams: OpenStreams, kept: frozenset[str]
+) -> Any:
+    reservation = call.detach()
+    if reservation is None:
+        return None
+    reservation.answered()
+    reader = ChunkReader()
+    ends = _Ends(call.bucket, reservation, call.amounts, kept, reader)
+    end = BodyEnd(ends.settle, ends.reserved, reader)
+    streams.watch(end, call.bucket)
+    return RateLimitedIterator[Any](inner, end)
 
 
 def _wrap_response(
@@ -148,9 +193,7 @@ def _wrap_response(
         return None
     # Its headers are in, so it has been counted.
     reservation.answered()
-    amounts = call.amounts
-    ends = _Ends(call.bucket, reservation, amounts, None, kept)
-    reserved = dict(zip(resources(call.bucket), amounts, strict=False))
+    ends = _Ends(call.bucket, reservation, call.amounts, kept, ChunkReader())
     told = response.extensions.get(USED)
 
     def settle(used: dict[str, int]) -> None:
@@ -158,5 +201,5 @@ def _wrap_response(
             told(used)
         ends.settle(used)
 
-    streams.watch(settle_with_body(response, settle, reserved), call.bucket)
+    streams.watch(settle_with_body(response, settle, ends.reserved), call.bucket)
     return response
