@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import random
+import resource
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,11 +51,11 @@ def way_of(number: int) -> str:
     return FAILING if place < 16 else WHOLE
 
 
-def make(*limits: str) -> Scheduler:
+def make(*limits: str, at_once: int = AT_ONCE) -> Scheduler:
     config = RateLimiterConfig(
         rate_limit_buffer_ratio=1.0,
         max_queue_size=10_000,
-        max_concurrent_executions=AT_ONCE + 30,
+        max_concurrent_executions=at_once + 30,
         max_retries=0,
         max_failures=10_000,
     )
@@ -390,9 +391,10 @@ def estimate_of(body: dict[str, Any]) -> int:
 
 
 @pytest.fixture
-def simulator() -> Iterator[SimulatorProcess]:
+def simulator(request: pytest.FixtureRequest) -> Iterator[SimulatorProcess]:
+    at_once = 2 * getattr(request, "param", AT_ONCE)
     # What it would count itself is not told: it gives nothing back, and would be believed.
-    limits = ("--limits", "5_000 requests/31day window", "--limits", f"{2 * AT_ONCE} concurrency")
+    limits = ("--limits", "5_000 requests/31day window", "--limits", f"{at_once} concurrency")
     options = ("--no-headers", "--decisions", "--latency", "0.1", "--jitter", "0.05")
     with SimulatorProcess(*limits, *options) as running:
         yield running
@@ -460,6 +462,89 @@ def test_responses_of_httpx_are_counted_as_they_ended(simulator: SimulatorProces
 
     with Cutter(simulator) as cutter:
         asyncio.run(main())
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """As many open files as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("simulator", [STREAMS], indirect=True, ids=[""])
+def test_a_thousand_that_are_open_at_once_are_counted_as_they_ended(
+    simulator: SimulatorProcess,
+) -> None:
+    lives = [Lived(estimate_of(body_of(number))) for number in range(STREAMS)]
+    opened = 0
+
+    async def main() -> None:
+        all_open = asyncio.Event()
+        http = httpx.AsyncClient(transport=Connections(), timeout=60)
+        limit = f"{STREAMS} concurrency"
+        async with http as client, make(limit, at_once=STREAMS) as scheduler:
+
+            async def chunks(number: int) -> AsyncIterator[Any]:
+                life = lives[number]
+                url = (cutter if way_of(number) == FAILING else simulator).url
+                path = f"{url}/v1/chat/completions"
+                async with client.stream("POST", path, json=body_of(number)) as response:
+                    yield None
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: {"):
+                            chunk = json.loads(line[6:])
+                            if chunk.get("usage"):
+                                life.said = chunk["usage"]["total_tokens"]
+                            yield chunk
+                life.exhausted = True
+
+            async def consume(number: int, way: str) -> None:
+                nonlocal opened
+                life = lives[number]
+
+                async def call() -> AsyncIterator[Any]:
+                    life.begun = monotonic()
+                    return chunks(number)
+
+                request = asks(estimated_tokens=life.estimate)
+                stream = await scheduler.submit_request(request, call)
+                assert await anext(stream) is None
+                opened += 1
+                if opened == STREAMS:
+                    assert used(scheduler)["concurrency"] == STREAMS
+                    assert scheduler._under_way == STREAMS
+                    all_open.set()
+                await all_open.wait()
+                try:
+                    for place in range(number % 3 if way == ABANDONED else 1000):
+                        if way == CANCELLED and place == number % 4:
+                            task = asyncio.current_task()
+                            assert task is not None
+                            task.cancel()
+                        await anext(stream)
+                except StopAsyncIteration:
+                    assert life.exhausted
+                except httpx.RemoteProtocolError:
+                    assert way == FAILING
+
+            ended = await all_of(scheduler, consume)
+            check(scheduler, *count(lives))
+        stats = simulator.stats()
+        assert (stats["admitted"], stats["refused"], opened) == (STREAMS, 0, STREAMS)
+        for way in (WHOLE, FAILING, ABANDONED):
+            assert ended.count(way) == sum(way_of(number) == way for number in range(STREAMS))
+
+    with Cutter(simulator) as cutter:
+        asyncio.run(main())
+    left = dict.fromkeys((WHOLE, CANCELLED, ABANDONED, FAILING), 0)
+    for number, life in enumerate(lives):
+        left[way_of(number)] += not life.exhausted
+    assert left[WHOLE] == 0
+    assert min(left[way] for way in (CANCELLED, ABANDONED, FAILING)) >= STREAMS // 20
 
 
 @pytest.mark.long
