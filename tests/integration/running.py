@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ def request(custom_id: str, **body: Any) -> dict[str, Any]:
 
 def write_requests(path: Path, number: int) -> Path:
     """A file of that many requests, named r-0, r-1, …"""
-    path.write_text("".join(json.dumps(request(f"r-{i}")) + "\n" for i in range(number)))
+    return write_lines(path, [request(f"r-{i}") for i in range(number)])
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
+    """A file of these requests."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import request, run, write_requests
+from running import environment, request, run, write_lines, write_requests
 
 from headway.simulate.process import SimulatorProcess
 
@@ -25,8 +25,7 @@ def test_limits_that_nobody_gave_are_found_out_and_kept_to(tmp_path: Path) -> No
 
 def test_each_model_has_its_own_and_given_ones_stay(tmp_path: Path) -> None:
     lines = [request(f"r-{i}", model=f"m-{i % 3}") for i in range(30)]
-    requests = tmp_path / "requests.jsonl"
-    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    requests = write_lines(tmp_path / "requests.jsonl", lines)
     limits = [
         part for n in range(3) for part in ("--model-limits", f"m-{n}", "10 requests/min window")
     ]
@@ -43,12 +42,68 @@ def test_each_model_has_its_own_and_given_ones_stay(tmp_path: Path) -> None:
 
 
 def test_tokens_are_found_out_too(tmp_path: Path) -> None:
-    requests = write_requests(tmp_path / "requests.jsonl", 8)
-    limits = ("--limits", "900 requests/min", "--limits", "600_000 tokens/min", "--latency", "0")
-    with SimulatorProcess(*limits) as simulator:
+    lines = [request(f"r-{i}", max_tokens=100) for i in range(70)]
+    requests = write_lines(tmp_path / "requests.jsonl", lines)
+    limits = ("--limits", "900 requests/min", "--limits", "6_000 tokens/min bucket")
+    with SimulatorProcess(*limits, "--latency", "0.02") as simulator:
         ended = run(requests, simulator.url)
+        stats = simulator.stats()
     assert ended.status == 0, ended.stderr
-    assert "900 requests/min" in ended.stdout or "600000 tokens/min" in ended.stdout
+    assert (stats["admitted"], stats["refused"]) == (70, 0)
+    # The last ten, one a second.
+    assert 9.0 <= ended.summary["elapsed_s"] < 14.0
+    assert "6000 tokens/min bucket of m" in ended.stdout
+
+
+def through(simulator: SimulatorProcess) -> dict[str, str]:
+    """An environment in which every host's requests get to the simulator."""
+    return environment(http_proxy=simulator.url, HTTP_PROXY=simulator.url)
+
+
+def test_input_and_output_tokens_are_kept_to_where_they_are_counted_apart(tmp_path: Path) -> None:
+    lines = [request(f"r-{i}", max_tokens=48) for i in range(1400)]
+    requests = write_lines(tmp_path / "requests.jsonl", [{**line, "url": "/v1/messages"} for line in lines])
+    limits = ("--limits", "30_000 output_tokens/min", "--limits", "90_000 requests/min")
+    with SimulatorProcess("--dialect", "anthropic", *limits, "--latency", "0.02") as simulator:
+        ended = run(requests, "http://api.anthropic.com/v1", env=through(simulator))
+        stats = simulator.stats()
+    assert ended.status == 0, ended.stderr
+    assert (stats["admitted"], stats["refused"]) == (1400, 0)
+    (rule,) = (each for each in stats["by_rule"] if each["resource"] == "output_tokens")
+    # What is reserved for a request, and not used, is used by others.
+    assert rule["used"] > max(0.9 * rule["most"], 32_000)
+    assert "30000 output_tokens/min bucket of m" in ended.stdout
+    assert 0.9 < ended.summary["use"] < 1.05
+
+
+@pytest.mark.parametrize(
+    ("dialect", "base_url", "path"),
+    [
+        ("openrouter", "http://openrouter.ai/api/v1", "/v1/chat/completions"),
+        (
+            "gemini",
+            "http://generativelanguage.googleapis.com",
+            "/v1beta/models/m:generateContent",
+        ),
+    ],
+)
+def test_a_want_of_capacity_is_no_limit(
+    tmp_path: Path, dialect: str, base_url: str, path: str
+) -> None:
+    requests = write_lines(tmp_path / "requests.jsonl", [{**request(f"r-{i}"), "url": path} for i in range(400)])
+    learnt = tmp_path / "learnt.json"
+    learnt.write_text('{"m": ["600 requests/min window"]}')
+    # Of which it says nothing, but that it had no more just then.
+    limits = ("--hidden", "385 requests/s window", "--latency", "0.02")
+    with SimulatorProcess("--dialect", dialect, *limits) as simulator:
+        options = ("--learnt", str(learnt), "--max-retries", "30")
+        ended = run(requests, base_url, *options, env=through(simulator))
+        stats = simulator.stats()
+    assert ended.status == 0, ended.stderr
+    assert (stats["admitted"], ended.summary["refusals"]) == (400, stats["refused"])
+    assert stats["refused"] >= 2
+    assert json.loads(learnt.read_text()) == {"m": ["600 requests/min window"]}
+    assert "600 requests/min window of m" in ended.stdout
 
 
 def test_a_server_that_says_nothing_is_sent_everything(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Run:
         **plan: Any,
     ) -> None:
         self.said: list[str] = []
-        texts = limits or (PLENTY,)
+        texts = limits or (() if "learnt" in plan else (PLENTY,))
         self.plan = Plan(tuple(Limit.parse(text) for text in texts), **plan)
         self.tally = Tally(total=0, plan=self.plan)
         self.call = Call(make_one)
@@ -257,6 +257,15 @@ def test_what_can_never_fit_fails_at_once_with_both_numbers_and_holds_up_nobody(
         assert "100" in error[1]
         assert run.outcomes["small"] is OK
         assert run.call.lines == [2]
+
+    asyncio.run(main())
+
+
+def test_an_estimate_makes_nothing_impossible_where_limits_are_found_out() -> None:
+    async def main() -> None:
+        run = Run(answer, learnt={"": ["100 tokens/s bucket"]})
+        await run([Line(1, "big", "/v1/chat/completions", {"max_tokens": 480})])
+        assert run.outcomes == {"big": OK}
 
     asyncio.run(main())
 

@@ -140,6 +140,27 @@ def test_models_that_share_limits_are_found_out_together() -> None:
     assert plan.metadata_of(line("claude-opus-4-8"), {}).model_id == "claude-opus-4"
 
 
+def test_what_is_found_out_is_estimated_and_settled_by_resource() -> None:
+    plan = Plan(by_model={"own": TOKENS}, table=provider_tables()["openai"])
+    asked = line()
+    asked.body["max_tokens"] = 500
+    assert plan.amounts_of(asked) == {
+        "requests": 1,
+        "concurrency": 1,
+        "tokens": 500,
+        "input_tokens": 100,
+        "output_tokens": 256,
+    }
+    assert plan.metadata_of(asked, plan.amounts_of(asked)).cost == plan.amounts_of(asked)
+    answer = {"usage": {"prompt_tokens": 90, "completion_tokens": 20, "total_tokens": 110}}
+    used = plan.used_by(asked, answer, plan.amounts_of(asked))
+    assert used == {"input_tokens": 90, "output_tokens": 20}, "of tokens nothing is given back"
+    assert plan.amounts_of(asked)["output_tokens"] == 20
+    assert plan.used_by(asked, "no JSON", {}) == {}
+    own = line("own")
+    assert plan.metadata_of(own, plan.amounts_of(own)).cost is None
+
+
 def test_tokens_are_estimated_as_the_provider_counts_them() -> None:
     asked = line()
     asked.body["max_tokens"] = 500

@@ -14,7 +14,6 @@ from headway import Reservation
 from headway.batch.endpoint import Endpoint
 from headway.batch.lines import Line
 from headway.batch.results import Outcome
-from headway.scheduler.failures import REFUSED
 from headway.transports import NetworkDelays
 from headway.transports._httpx import send_untold
 
@@ -30,21 +29,20 @@ class Attempts:
         self._endpoint = endpoint
         self._transport = endpoint.transport()
         self._delays = NetworkDelays()
-        self.table = endpoint.table()
 
     async def make(
         self,
         line: Line,
         reservation: Reservation,
         on_sent: Callable[[], None],
-        hear: Callable[[Mapping[str, str], int], None] | None = None,
+        hear: Callable[[Mapping[str, str]], None] | None = None,
     ) -> Outcome:
         """Makes one attempt, for which `reservation` was taken, and marks it there.
 
-        on_sent: called when the request has gone out, if it does. hear: gets the answer's headers
-        and its status, before anything else is admitted because of it. Time is not
-        bounded here, and what was asked stays spent: providers count it when it arrives, and give
-        nothing back for an answer that turned out shorter.
+        on_sent: called when the request has gone out, if it does. hear: gets the headers of a good
+        answer, before anything else is admitted because of it. What a failure says is for whoever
+        reads its outcome, whose body tells what kind it is. Time is not bounded here, and what was
+        asked stays spent.
         """
         sent_at = 0.0
 
@@ -58,9 +56,10 @@ class Attempts:
             response = await send_untold(
                 self._transport.handle_async_request, request, reservation, self._delays, sent
             )
-            if hear is not None:
-                hear(response.headers, response.status_code)
-            reservation.answered(refused=response.status_code == REFUSED)
+            if 200 <= response.status_code <= 299:
+                if hear is not None:
+                    hear(response.headers)
+                reservation.answered()
             latency = monotonic() - sent_at
             try:
                 content = await response.aread()

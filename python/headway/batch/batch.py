@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import final
 
 from headway import CapacityExceededError, RequestTimeoutError, Reservation
@@ -17,6 +18,8 @@ from headway.batch.plan import Plan
 from headway.batch.results import Outcome, Results
 from headway.batch.summary import Tally
 from headway.scheduler import Scheduler
+from headway.scheduler.buckets import Bucket
+from headway.transports._requests import CLAMPS, HOLD, clamp
 
 _START_AT_ONCE = 4
 """Lines taken, or started, in one turn of the event loop.
@@ -173,7 +176,6 @@ class Batch:
         task = asyncio.current_task()
         assert task is not None
         amounts = self._plan.amounts_of(turn.line)
-        metadata = self._plan.metadata_of(turn.line, amounts)
 
         # Gives nothing: of what an attempt gives, a scheduler looks for failures to try again.
         async def attempt(reservation: Reservation) -> None:
@@ -186,7 +188,7 @@ class Batch:
             self._tally.in_flight += 1
             self._watch_files()
             try:
-                outcome = await self._make(turn, reservation)
+                outcome = await self._make(turn, reservation, amounts)
             except asyncio.CancelledError:
                 # Its time was over, or it is abandoned, and then nobody asks for this.
                 turn.outcome = self._timed_out()
@@ -198,11 +200,11 @@ class Batch:
                 self._waiting.add(task)
             turn.outcome = outcome
             self._tally.attempt(outcome)
-            if not outcome.succeeded and not self._closing:
-                raise (MayPass if outcome.may_pass else Failed)(outcome)
+            if not outcome.succeeded:
+                raise (MayPass if outcome.may_pass else Failed)(outcome, final=self._closing)
 
         try:
-            await self._scheduler.submit_request(metadata, WithReservation(attempt))
+            await self._submit(turn.line, amounts, WithReservation(attempt))
         except (Failed, RequestTimeoutError):
             pass  # the outcome says it
         except CapacityExceededError as error:
@@ -216,36 +218,57 @@ class Batch:
         assert turn.outcome is not None
         self._end(turn.line, turn.outcome)
 
-    async def _make(self, turn: _Turn, reservation: Reservation) -> Outcome:
+    async def _submit(
+        self, line: Line, amounts: dict[str, int], function: WithReservation
+    ) -> None:
+        """Has it done in its turn. Where limits are found out, none of them makes it impossible."""
+        for tries in range(CLAMPS):
+            bucket = self._bucket_of(line)
+            if bucket is not None:
+                clamp(amounts, bucket.limits())
+            metadata = self._plan.metadata_of(line, amounts)
+            try:
+                await self._scheduler.submit_request(metadata, function)
+                return
+            except CapacityExceededError:
+                # A limit was learnt while it waited.
+                if tries + 1 == CLAMPS or not self._plan.finds_out(line):
+                    raise
+
+    async def _make(
+        self, turn: _Turn, reservation: Reservation, amounts: Mapping[str, int]
+    ) -> Outcome:
+        line = turn.line
+        bucket = self._bucket_of(line)
+        hear = None
+
         def sent() -> None:
             turn.leave()
             self._change.set()
 
+        if bucket is not None:
+            hear = partial(self._scheduler._observations.hear, bucket, reservation)
+            reservation._let_others_wait(HOLD)
         try:
-            return await self._attempts.make(
-                turn.line, reservation, sent, self._listener(turn.line, reservation)
-            )
+            outcome = await self._attempts.make(line, reservation, sent, hear)
         except Exception as error:
             return _internal(error)
+        if bucket is not None and outcome.succeeded:
+            used = self._plan.used_by(line, outcome.body, amounts)
+            reservation.settle_used(used)
+            self._tally.settle(line, amounts, used)
+        return outcome
 
-    def _listener(
-        self, line: Line, reservation: Reservation
-    ) -> Callable[[Mapping[str, str], int], None] | None:
-        """What learns from the headers of the line's answer, where its limits are not given."""
-        if not self._plan.discovers or line.model in self._plan.by_model:
+    def _bucket_of(self, line: Line) -> Bucket | None:
+        """What counts it, once that is there, where its limits are found out."""
+        if not self._plan.finds_out(line):
             return None
-        bucket = self._scheduler._buckets.get(self._plan.bucket_of(line))
-        if bucket is None:
-            return None
-        table = self._attempts.table
-
-        def hear(headers: Mapping[str, str], status: int) -> None:
-            self._scheduler._observations.hear(bucket, reservation, headers, table, status)
-            self._plan.found[bucket.name] = tuple(bucket.limits())
-
-        return hear
+        return self._scheduler._buckets.get(self._plan.bucket_of(line))
 
     def _end(self, line: Line, outcome: Outcome) -> None:
+        bucket = self._bucket_of(line)
+        if bucket is not None:
+            self._plan.found[bucket.name] = tuple(bucket.limits())
         self._results.write(line.custom_id, outcome)
         self._tally.end(line, outcome)
 

@@ -7,7 +7,6 @@ import json
 import httpx
 
 from headway.batch.lines import Line
-from headway.providers.table import ProviderTable, table_for
 from headway.transports._ways import make_way, proxy_for
 
 _MOST_PATHS = 1000
@@ -71,10 +70,6 @@ class Endpoint:
             content=json.dumps(line.body, separators=(",", ":")).encode(),
             extensions={"timeout": {}},
         )
-
-    def table(self) -> ProviderTable:
-        """By which its headers are read."""
-        return table_for(self._base)
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """As many connections as requests need, through the environment's proxy if it names one."""

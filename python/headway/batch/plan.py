@@ -8,14 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway import Limit
-from headway._tokens import estimate_tokens, input_tokens, most_output_tokens
 from headway.batch.failures import MayPass
 from headway.batch.ideal import Work, least_seconds
 from headway.batch.keys import Keys
 from headway.batch.lanes import MOST_HELD
 from headway.batch.lines import Broken, Line
 from headway.providers import ProviderTable
+from headway.providers.table import table_named
 from headway.scheduler import RateLimiterConfig, Scheduler, SchedulerMode
+from headway.scheduler.answers import read_usage
+from headway.scheduler.streams import at_least
+from headway.transports._requests import Outputs, asked_of_model, cost_of
 from headway.types import TEXT, RequestMetadata
 
 _MOST_AT_ONCE = 2**53
@@ -30,7 +33,7 @@ class Plan:
     model are found out from answers; basic mode finds out nothing, and such a line fails there.
     by_model: those of a model alone. concurrency: how many may be under way at once over all.
     weights: by account. found: by bucket, what has been found out. table: of the provider. learnt:
-    by bucket, what had been found out before.
+    by bucket, what had been found out before. outputs: how long answers are.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -40,13 +43,18 @@ class Plan:
     keys: Keys = field(default_factory=Keys)
     weights: Mapping[str, float] = field(default_factory=dict)
     found: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
-    table: ProviderTable | None = None
+    table: ProviderTable = field(default_factory=lambda: table_named("generic"))
     learnt: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    outputs: Outputs = field(default_factory=Outputs)
 
     @property
     def discovers(self) -> bool:
         """Whether limits of models that have none of their own are found out."""
         return not self.limits and self.mode is not SchedulerMode.BASIC
+
+    def finds_out(self, line: Line) -> bool:
+        """Whether the limits of its model are found out."""
+        return self.discovers and line.model not in self.by_model
 
     @property
     def shared(self) -> str:
@@ -69,7 +77,7 @@ class Plan:
             return line.model
         if not self.discovers:
             return self.shared
-        return line.model if self.table is None else self.table.bucket_for(line.model)
+        return self.table.bucket_for(line.model)
 
     def check(self, lines: Iterable[Line | Broken]) -> Iterator[Line | Broken]:
         """The lines; those that no limit holds for are wrong."""
@@ -100,12 +108,23 @@ class Plan:
         """What `line` costs, by resource."""
         amounts = {"requests": 1, "concurrency": 1}
         limits = self.by_model.get(line.model, self.limits)
-        unknown = self.discovers and line.model not in self.by_model
+        unknown = self.finds_out(line)
         if unknown or any(limit.resource == "tokens" for limit in limits):
-            amounts["tokens"] = estimate_tokens(line.url, line.body)
-            if self.table is not None and self.table.reserves("tokens") == "sum":
-                amounts["tokens"] = input_tokens(line.body) + most_output_tokens(line.body)
+            asked = asked_of_model(line.model, line.url, line.body)
+            cost = cost_of(asked, self.table, self.outputs)
+            amounts.update(cost if unknown else {"tokens": cost["tokens"]})
         return amounts
+
+    def used_by(self, line: Line, body: object, amounts: Mapping[str, int]) -> dict[str, int]:
+        """Of what was taken for `line`, what its answer says was used, by resource.
+
+        Of tokens that are counted as one, what was asked stays spent: providers count it when it
+        arrives, and give nothing back for an answer that turned out shorter.
+        """
+        used = read_usage(body)
+        self.outputs.note(line.model, used.get("output_tokens"))
+        used.pop("tokens", None)
+        return at_least(used, amounts, self.table.kept)
 
     def metadata_of(self, line: Line, amounts: Mapping[str, int]) -> RequestMetadata:
         """`line` as a scheduler sees it."""
@@ -114,6 +133,7 @@ class Plan:
             model_id=self.bucket_of(line),
             resource_type=TEXT,
             estimated_tokens=amounts.get("tokens"),
+            cost=amounts if self.finds_out(line) else None,
             priority=line.priority,
             timeout=None,
             client_id=line.account,

@@ -96,6 +96,11 @@ class Tally:
             group.waits.append(wait)
         self._taken.setdefault(self._plan.bucket_of(line), Counter()).update(amounts)
 
+    def settle(self, line: Line, amounts: Mapping[str, int], used: Mapping[str, int]) -> None:
+        """Of the amounts that it took, so much is what `line` has used."""
+        taken = self._taken[self._plan.bucket_of(line)]
+        taken.update({name: amount - amounts.get(name, 0) for name, amount in used.items()})
+
     def attempt(self, outcome: Outcome) -> None:
         """An attempt has ended."""
         self.refusals += outcome.status == 429

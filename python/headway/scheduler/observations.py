@@ -9,10 +9,9 @@ from headway import _core
 from headway._log import fields
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
-from headway.retry import told_wait
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
-from headway.scheduler.failures import REFUSED, is_refused, wait_told_by
+from headway.scheduler.failures import is_refused, wait_told_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,25 +60,11 @@ class Observations:
         )
 
     def hear(
-        self,
-        bucket: Bucket,
-        reservation: Reservation,
-        headers: Mapping[str, str],
-        table: ProviderTable,
-        status: int,
+        self, bucket: Bucket, reservation: Reservation, headers: Mapping[str, str]
     ) -> None:
-        """What the answer to a request says for which `reservation` was made, before it ends."""
+        """What a good answer's headers say, of which `reservation` is; before that ends."""
         by_name = {name.lower(): value for name, value in headers.items()}
-        refused = status == REFUSED
-        self._learn(
-            bucket,
-            reservation._record,
-            table,
-            by_name,
-            refused=refused,
-            wait=told_wait(by_name) if refused else None,
-            failed=status >= 400,
-        )
+        self._learn(bucket, reservation._record, self.table, by_name)
 
     def _learn(
         self,

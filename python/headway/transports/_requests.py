@@ -5,20 +5,29 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 from urllib.parse import unquote
 
+from headway import Limit
 from headway._tokens import estimate_tokens, input_tokens, most_output_tokens
+from headway.providers.table import ProviderTable
 from headway.types import AUDIO, EMBEDDING, GENERIC, IMAGE, TEXT, ResourceType
 
 READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 LARGEST = 2**25
 """Bytes of a body that are read; a larger one is passed on as it comes."""
+CLAMPS = 3
+"""How often a request is made to fit, where a limit was learnt while it waited."""
+HOLD = 60.0
+"""Seconds for which others wait for the first answer: a request of HTTP waits for none of them."""
 _FORM = 2**16
 # A form's fields come before its files in what clients write.
 _MODEL_FIELD = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 _KINDS = (("/embeddings", EMBEDDING), ("/images/", IMAGE), ("/audio/", AUDIO))
+# How each is estimated where a table does not say.
+_RESERVED = {"tokens": "largest", "input_tokens": "input", "output_tokens": "expected"}
 _FIRST_GUESS = 256
 _WEIGHT = 0.1
 
@@ -56,6 +65,11 @@ def read_request(method: str, path: str, content: bytes) -> Asked | None:
         model = None if field is None else field.group(1).decode(errors="replace")
     if model is None:
         return None
+    return asked_of_model(model, path, body)
+
+
+def asked_of_model(model: str, path: str, body: Mapping[str, Any]) -> Asked:
+    """What a JSON body asks of a model."""
     kind = next((kind for part, kind in _KINDS if part in f"{path}/"), TEXT)
     return Asked(
         model, kind, input_tokens(body), estimate_tokens(path, body), most_output_tokens(body)
@@ -104,3 +118,27 @@ class Outputs:
                 self._mean.clear()  # names come from outside
             mean = self._mean.get(model)
             self._mean[model] = tokens if mean is None else mean + _WEIGHT * (tokens - mean)
+
+
+def cost_of(asked: Asked, table: ProviderTable, outputs: Outputs) -> dict[str, int]:
+    """What a request is likely to count, by resource, as its provider's table says."""
+    comes_out = outputs.expected(asked) if asked.kind == TEXT else 0
+    ways = {
+        "largest": asked.counted,
+        "sum": asked.text + asked.most,
+        "input": asked.text,
+        "output": asked.most or comes_out,
+        "expected": comes_out,
+    }
+    return {
+        "requests": 1,
+        **{name: ways[table.reserves(name) or way] for name, way in _RESERVED.items()},
+    }
+
+
+def clamp(cost: dict[str, int], limits: Iterable[Limit]) -> None:
+    """What is only an estimate makes no request impossible: its provider is asked."""
+    for limit in limits:
+        most = limit.amount if limit.burst is None else limit.burst
+        if limit.resource in cost and limit.shape != "concurrency":
+            cost[limit.resource] = min(cost[limit.resource], most)

@@ -8,14 +8,14 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
-from headway import GENERIC, TEXT, Limit, Limiter, RequestMetadata, Reservation, Scheduler
+from headway import GENERIC, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
 from headway._log import fields
@@ -28,11 +28,15 @@ from headway.scheduler.watching import WatchedCall, check_watching
 from headway.transports._httpx import send_untold, send_untold_sync
 from headway.transports._network import NetworkDelays
 from headway.transports._requests import (
+    CLAMPS,
+    HOLD,
     LARGEST,
     READ_ONLY,
     Asked,
     Outputs,
     asked_of_host,
+    clamp,
+    cost_of,
     read_request,
 )
 from headway.transports._ways import make_way, proxy_for
@@ -40,9 +44,6 @@ from headway.transports._ways import make_way, proxy_for
 _logger = logging.getLogger("headway.scheduler")
 
 _IDEMPOTENT = READ_ONLY | {"PUT"}
-_CLAMPS = 3
-_HOLD = 60.0
-"""Seconds for which others wait for the first answer: a request of HTTP waits for none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,6 @@ def asking(
         yield
     finally:
         _wishes.reset(before)
-
-
-# How each is estimated where a table does not say.
-_RESERVED = {"tokens": "largest", "input_tokens": "input", "output_tokens": "expected"}
 
 
 @dataclass
@@ -137,23 +134,9 @@ class _Governor:
             return asked_of_host(request.url.host)
         return asked
 
-    def _cost(self, asked: Asked, table: ProviderTable) -> dict[str, int]:
-        comes_out = self._outputs.expected(asked) if asked.kind == TEXT else 0
-        ways = {
-            "largest": asked.counted,
-            "sum": asked.text + asked.most,
-            "input": asked.text,
-            "output": asked.most or comes_out,
-            "expected": comes_out,
-        }
-        return {
-            "requests": 1,
-            **{name: ways[table.reserves(name) or way] for name, way in _RESERVED.items()},
-        }
-
     def _metadata(self, scheduler: Scheduler, asked: Asked, table: ProviderTable) -> _Metadata:
         wishes = _wishes.get()
-        cost = self._cost(asked, table)
+        cost = cost_of(asked, table, self._outputs)
         metadata = _Metadata(
             request_id=uuid.uuid4().hex,
             model_id=asked.model,
@@ -167,12 +150,12 @@ class _Governor:
         )
         bucket = scheduler._find.known(metadata)
         if bucket is not None:
-            _clamp(cost, bucket.limits())
+            clamp(cost, bucket.limits())
         return metadata
 
     def _amounts(self, limiter: Limiter, asked: Asked, table: ProviderTable) -> tuple[int, ...]:
-        cost = {**self._cost(asked, table), "concurrency": 1}
-        _clamp(cost, limiter.limits)
+        cost = {**cost_of(asked, table, self._outputs), "concurrency": 1}
+        clamp(cost, limiter.limits)
         return tuple(cost.get(name, 0) for name in limiter.resources)
 
     def _prepare(self, response: Any, request: Any, asked: Asked, table: ProviderTable) -> None:
@@ -241,14 +224,6 @@ class _Governor:
 
     def _watch(self, scheduler: Scheduler, asked: Asked, table: ProviderTable) -> WatchedCall:
         return WatchedCall(scheduler, self._metadata(scheduler, asked, table))
-
-
-def _clamp(cost: dict[str, int], limits: Iterable[Limit]) -> None:
-    """What is only an estimate makes no request impossible: its provider is asked."""
-    for limit in limits:
-        most = limit.amount if limit.burst is None else limit.burst
-        if limit.resource in cost and limit.shape != "concurrency":
-            cost[limit.resource] = min(cost[limit.resource], most)
 
 
 def _is_read(request: Any) -> bool:
@@ -357,7 +332,7 @@ class AsyncTransport(_Governor, _AsyncBase):
             return await self._send_watched(send, request, asked, scheduler, table)
 
         async def attempt(reservation: Reservation) -> Any:
-            reservation._let_others_wait(_HOLD)
+            reservation._let_others_wait(HOLD)
             try:
                 response = await send_untold(send, request, reservation, self._delays)
                 self._prepare(response, request, asked, table)
@@ -374,13 +349,13 @@ class AsyncTransport(_Governor, _AsyncBase):
 
         function = WithReservation(attempt)
         try:
-            for tries in range(_CLAMPS):
+            for tries in range(CLAMPS):
                 metadata = self._metadata(scheduler, asked, table)
                 try:
                     return _said_last(await scheduler.submit_request(metadata, function))
                 except CapacityExceededError:
                     # A limit was learnt while it waited.
-                    if tries + 1 == _CLAMPS:
+                    if tries + 1 == CLAMPS:
                         raise
         except _Unsaid as unsaid:
             raise unsaid.error from unsaid.error.__cause__
@@ -459,7 +434,7 @@ class Transport(_Governor, _Base):
             return self._send_watched(send, request, asked, scheduler, table)
 
         def attempt(reservation: Reservation) -> Any:
-            reservation._let_others_wait(_HOLD)
+            reservation._let_others_wait(HOLD)
             try:
                 response = send_untold_sync(send, request, reservation, self._delays)
                 self._prepare(response, request, asked, table)
@@ -475,12 +450,12 @@ class Transport(_Governor, _Base):
 
         function = WithReservation(attempt)
         try:
-            for tries in range(_CLAMPS):
+            for tries in range(CLAMPS):
                 metadata = self._metadata(scheduler, asked, table)
                 try:
                     return _said_last(scheduler.submit_sync(metadata, function))
                 except CapacityExceededError:
-                    if tries + 1 == _CLAMPS:
+                    if tries + 1 == CLAMPS:
                         raise
         except _Unsaid as unsaid:
             raise unsaid.error from unsaid.error.__cause__
