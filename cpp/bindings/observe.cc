@@ -316,12 +316,13 @@ bool Observe(const py::object& limiter, const AnsweredCall& call, const Readings
 }
 
 // What was learnt of limits before, by another one.
-bool Recall(const py::object& limiter, const std::vector<Limit>& limits, double hold) {
+bool Recall(const py::object& limiter, const std::vector<Limit>& limits, double hold,
+            const std::optional<Limit>& searched) {
   State* const state = StateOfLimiter(limiter.ptr());
   if (state == nullptr) throw py::error_already_set();
   if (state->learner == nullptr) return false;
   return TakeOver(*state, state->learner->Recall(state->Now(), state->WallOffset(), limits,
-                                                 static_cast<Nanos>(hold * 1e9)));
+                                                 static_cast<Nanos>(hold * 1e9), searched));
 }
 
 }  // namespace
@@ -369,8 +370,10 @@ void AddObserve(py::module_& m) {
         "for want of what comes back, in `wait` seconds if it said so. failed: for any other "
         "reason.");
   m.def("recall", &Recall, py::arg("limiter"), py::arg("limits"), py::arg("hold"),
+        py::arg("searched") = py::none(),
         "Limits that were learnt before, as stated, hold until answers say otherwise. Before it is "
-        "used. hold: for so many seconds the others wait for the answer of the first.");
+        "used. hold: for so many seconds the others wait for the answer of the first. searched: "
+        "what refusals had shown, which is searched on.");
   m.def(
       "searches",
       [](const py::object& limiter) {

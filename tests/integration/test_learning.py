@@ -201,10 +201,47 @@ def test_what_was_learnt_can_be_saved_and_begun_with(ratio: float) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("limit", [20, 30, 12])
+def test_what_refusals_have_shown_is_saved_and_searched_on(limit: int) -> None:
+    """As one that is stated, it would be kept to for ever by a server that says nothing."""
+
+    async def run() -> None:
+        clock = ManualClock(1000.0)
+        server = Window(20, clock)
+
+        async def call() -> SimpleNamespace:
+            return SimpleNamespace(status_code=server.say()[0], headers={})
+
+        async def last(seconds: float, **options: Any) -> tuple[int, str]:
+            async with make(clock=clock, max_retries=0, **options) as scheduler:
+                tasks = [scheduler.submit(asks(), call) for _ in range(2000)]
+                await settle(clock, clock.now() + seconds)
+                for task in tasks:
+                    task.cancel()
+                return server.refused, json.dumps(scheduler.learnt_limits())
+
+        refused, saved = await last(400)
+        assert re.fullmatch(r'\{"\w+": \["(19|20|21) requests/min window by refusals"\]\}', saved)
+        await settle(clock, clock.now() + 60)
+        server.limit = limit
+        begun = len(server.counted)
+        refused_again, _ = await last(30, learnt_limits=json.loads(saved))
+        assert len(server.counted) - begun == min(limit, 20)
+        if limit >= 20:
+            assert refused_again - refused <= 1
+        _, saved = await last(1800, learnt_limits=json.loads(saved))
+        (found,) = next(iter(json.loads(saved).values()))
+        assert limit - 1 <= int(found.split()[0]) <= limit + 2
+        assert found.endswith(" requests/min window by refusals")
+
+    asyncio.run(run())
+
+
 def test_learnt_limits_that_are_none_are_refused_by_name() -> None:
     for learnt, what in [
         (["20 requests/min"], "must be a dict"),
         ({"a": ["20 rpm"]}, "learnt_limits 'a'"),
+        ({"a": ["20 requests/min by hearsay"]}, "learnt_limits 'a'"),
         ({1: ["20 requests/min"]}, "learnt_limits 1: a bucket id must be a str"),
     ]:
         with pytest.raises(ConfigurationError, match=re.escape(what)):

@@ -24,7 +24,8 @@ def asks(model: str = "m", **fields: Any) -> RequestMetadata:
 
 
 def make(mode: str = "intelligent", **options: Any) -> Scheduler:
-    names = ("limits", "provider", "classifier", "clock", "accounts", "backend", "retry_on")
+    names = ("limits", "learnt_limits", "provider", "classifier", "clock", "accounts", "backend")
+    names = (*names, "retry_on")
     client = options.pop("client", Client())
     given = {name: options.pop(name) for name in names if name in options}
     options.setdefault("rate_limit_buffer_ratio", 1.0)

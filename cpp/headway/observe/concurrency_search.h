@@ -35,6 +35,9 @@ class ConcurrencySearch {
   bool limits() const { return amount_ > 0; }
   std::int64_t amount() const { return amount_; }
 
+  // Goes on from what another one has found.
+  void Recall(std::int64_t amount) { amount_ = proven_ = amount; }
+
   // Whether it is to be told of all that is admitted.
   bool listens() const { return limits() || event_at_ > -kDay; }
 

@@ -117,7 +117,7 @@ void Learner::Recognise(const Reading& reading, Track& track) {
 }
 
 std::vector<Change> Learner::Recall(Nanos now, Nanos wall_offset, absl::Span<const Limit> limits,
-                                    Nanos hold) {
+                                    Nanos hold, const std::optional<Limit>& searched) {
   std::vector<Change> changes;
   const std::lock_guard<std::mutex> lock(mutex_);
   for (const Limit& limit : limits) {
@@ -135,6 +135,16 @@ std::vector<Change> Learner::Recall(Nanos now, Nanos wall_offset, absl::Span<con
     if (used.shape == Shape::kBucket && limit.burst) used.burst = Used(*limit.burst);
     track.meter = MeterFor(now, wall_offset, track, used, changes);
     if (track.meter >= 0) recalled_.push_back(track);
+  }
+  if (searched && searched->amount >= 1 && Searches()) {
+    const std::int64_t amount = std::min(searched->amount, Limit::kMaxAmount - 1);
+    if (searched->resource == kRequests && searched->period > 0) {
+      search_.Recall(now, amount, searched->period);
+      KeepSearched(now, wall_offset, /*used=*/false, changes);
+    } else if (searched->resource == kConcurrency && NumbersAtOnce()) {
+      at_once_.Recall(amount);
+      KeepAtOnce(now, wall_offset, changes);
+    }
   }
   if (!recalled_.empty() && hold > 0) {
     bucket_->EndCold();  // something is known, if not what is left of it
@@ -458,16 +468,21 @@ bool Learner::Unexplained(absl::Span<const Reading> readings, std::int64_t own,
   return true;
 }
 
+// Whether there is anything to search for: requests, of which no rate is given. Given limits win:
+// then a refusal is somebody else's doing, and the cool-down after it is all.
+bool Learner::Searches() {
+  const auto found = std::find(names_.begin(), names_.end(), kRequests);
+  if (found == names_.end()) return false;
+  searched_.resource = static_cast<std::uint8_t>(found - names_.begin());
+  return !IsGiven(searched_.resource);
+}
+
 // What refusals show that nothing stated explains. One request counts as one: of others' tokens
 // nothing is known.
 void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                      absl::Span<const Reading> readings, std::optional<Nanos> refused,
                      std::vector<Change>& changes) {
-  const auto found = std::find(names_.begin(), names_.end(), kRequests);
-  if (found == names_.end()) return;
-  searched_.resource = static_cast<std::uint8_t>(found - names_.begin());
-  // Given limits win: then a refusal is somebody else's doing, and the cool-down after it is all.
-  if (IsGiven(searched_.resource)) return;
+  if (!Searches()) return;
   RateSearch::Hidden hidden;
   if (refused && !Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent))
     return;
@@ -482,21 +497,23 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
     const bool full = searched_.meter >= 0 && bucket_->ReadyAt(searched_.meter, now, 1) > now;
     if (!search_.Admitted(now, of.sent, full)) return;
   }
-  if (!search_.limits()) return;
+  if (search_.limits()) KeepSearched(now, wall_offset, /*used=*/true, changes);
+}
+
+// Makes a meter what the search has found. `used`: calls were sent before this meter counts them.
+void Learner::KeepSearched(Nanos now, Nanos wall_offset, bool used, std::vector<Change>& changes) {
   Limit limit;
   limit.amount = std::min(search_.amount(), Limit::kMaxAmount - 1);
   limit.resource = std::string(kRequests);
   limit.period = search_.period();
   limit.shape = Shape::kWindow;
-  KeepFound(now, wall_offset, searched_, limit, changes);
+  KeepFound(now, wall_offset, searched_, limit, used, changes);
 }
 
 // The same for requests at once, before it is taken for a rate; whether that explains it.
 bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                            std::optional<Nanos> refused, std::vector<Change>& changes) {
-  const auto found = std::find(names_.begin(), names_.end(), kConcurrency);
-  if (found == names_.end() || search_.limits() || !Silent()) return false;
-  searched_at_once_.resource = static_cast<std::uint8_t>(found - names_.begin());
+  if (search_.limits() || !Silent() || !NumbersAtOnce()) return false;
   const int meter = searched_at_once_.meter;
   const std::int64_t before = at_once_.amount();
   const bool long_wait = refused && *refused != kNever && *refused > std::max(kLongWait, 2 * slowest_);
@@ -513,16 +530,29 @@ bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
     searched_at_once_.meter = -1;
     return false;
   }
+  KeepAtOnce(now, wall_offset, changes);
+  return true;
+}
+
+// Whether requests at once have a number among the resources.
+bool Learner::NumbersAtOnce() {
+  const auto found = std::find(names_.begin(), names_.end(), kConcurrency);
+  if (found == names_.end()) return false;
+  searched_at_once_.resource = static_cast<std::uint8_t>(found - names_.begin());
+  return true;
+}
+
+void Learner::KeepAtOnce(Nanos now, Nanos wall_offset, std::vector<Change>& changes) {
   Limit limit;
   limit.amount = std::min(at_once_.amount(), Limit::kMaxAmount - 1);
   limit.resource = std::string(kConcurrency);
   limit.shape = Shape::kConcurrency;
-  KeepFound(now, wall_offset, searched_at_once_, limit, changes);
-  return true;
+  KeepFound(now, wall_offset, searched_at_once_, limit, /*used=*/false, changes);
 }
 
-// A limit that was found by refusals is kept to from now on, in the meter of `track`.
-void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit& limit,
+// A limit that was found by refusals is kept to from now on, in the meter of `track`. `used`: as
+// above; what is under way at once will be back by the time that the refusal says to wait.
+void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit& limit, bool used,
                         std::vector<Change>& changes) {
   const int before = track.meter;
   if (before >= 0 && track.kept.period == limit.period) {
@@ -532,9 +562,8 @@ void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit&
   }
   const int meter = MeterFor(now, wall_offset, track, limit, changes);
   if (meter < 0) return;
-  // What was sent within the period is not in it; how much of that was admitted, nobody knows. What
-  // is under way at once will be back by the time that the refusal says to wait.
-  if (limit.shape == Shape::kWindow) bucket_->Raise(meter, limit.amount, now);
+  // How much of what was sent within the period was admitted, nobody knows.
+  if (used) bucket_->Raise(meter, limit.amount, now);
   track.meter = meter;
   track.kept = {limit.shape, limit.period, 0};
   if (before >= 0) Open(now, wall_offset, track, before, changes);

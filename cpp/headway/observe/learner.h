@@ -96,10 +96,10 @@ class Learner {
   // What was learnt before, of another bucket of the same name: `limits` as they are stated, of
   // which the same part is used. They hold until an answer says otherwise, which is not far: one
   // request goes ahead, and the others wait for its answer, for `hold` at most; 0: none does.
-  // Before anybody uses the bucket. Limits of resources that have a given one, or no number, are
-  // left out.
+  // `searched`: what refusals had shown, which is searched on. Before anybody uses the bucket.
+  // Limits of resources that have a given one, or no number, are left out.
   std::vector<Change> Recall(Nanos now, Nanos wall_offset, absl::Span<const Limit> limits,
-                             Nanos hold);
+                             Nanos hold, const std::optional<Limit>& searched = std::nullopt);
 
   std::vector<Finding> Findings() const;
   // Whether a limit is being found out that is never stated: then every answer tells.
@@ -130,7 +130,11 @@ class Learner {
               std::vector<Change>& changes);
   bool SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                     std::optional<Nanos> refused, std::vector<Change>& changes);
-  void KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit& limit,
+  bool NumbersAtOnce();
+  void KeepAtOnce(Nanos now, Nanos wall_offset, std::vector<Change>& changes);
+  bool Searches();
+  void KeepSearched(Nanos now, Nanos wall_offset, bool used, std::vector<Change>& changes);
+  void KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit& limit, bool used,
                  std::vector<Change>& changes);
   bool IsGiven(std::uint8_t resource) const;
   bool Silent() const;

@@ -925,6 +925,40 @@ TEST(Learner, RecallsEachLimitByWhatIsSaidOfIt) {
   EXPECT_TRUE(given.learner->Recall(given.now, 0, limits, 0).empty());
 }
 
+// What refusals have shown another one is kept to from the first second on, and searched on: it
+// rises where the server admits more, and falls where it admits less.
+TEST(Learner, SearchesOnFromWhatIsRecalled) {
+  const Limit found = Limit::Parse("600 requests/min window").value();
+  for (const std::int64_t limit : {500, 600, 700}) {
+    SCOPED_TRACE(limit);
+    Setting setting;
+    setting.silent = true;
+    setting.limit = limit;
+    World world(setting, Random::Seed(0));
+    world.learner->Recall(world.now, 0, {}, kSecond, found);
+    EXPECT_TRUE(world.learner->searches());
+    EXPECT_TRUE(world.Found().searched);
+    world.RunUntil(kStart + kSecond);
+    EXPECT_EQ(world.admitted.size(), static_cast<std::size_t>(std::min<std::int64_t>(600, limit)));
+    EXPECT_LE(world.refused.size(), static_cast<std::size_t>(std::max<std::int64_t>(0, 600 - limit)));
+    world.RunUntil(kStart + 60 * kMinute);
+    EXPECT_NEAR(static_cast<double>(world.Found().limit), static_cast<double>(limit), 10);
+  }
+  // Begun anew while the server still counts what another one has sent: that lowers nothing.
+  Setting setting;
+  setting.silent = true;
+  setting.limit = 600;
+  World world(setting, Random::Seed(0));
+  for (int i = 0; i < 590; ++i) world.server.Count(world.now);
+  world.learner->Recall(world.now, 0, {}, kSecond, found);
+  world.RunUntil(kStart + kMinute - kSecond);
+  EXPECT_GT(world.refused.size(), 0U);
+  EXPECT_EQ(world.Found().limit, 600);
+  // Given limits win.
+  Said given("100 requests/min window");
+  EXPECT_TRUE(given.learner->Recall(given.now, 0, {}, 0, found).empty());
+}
+
 TEST(Learner, TakesNothingOfAnotherPeriodForAGivenLimit) {
   Said said("30 requests/min window");
   Reading of_a_day = Of(14'400, 10);

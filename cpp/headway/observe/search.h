@@ -51,6 +51,14 @@ class RateSearch {
   std::int64_t amount() const { return amount_; }
   Nanos period() const { return period_; }
 
+  // Goes on from what another one has found. It may rise and fall as if found here, but that until
+  // `now` as much may have been used already: for a period, refusals say nothing.
+  void Recall(Nanos now, std::int64_t amount, Nanos period) {
+    amount_ = amount;
+    period_ = period;
+    event_at_ = now + period;
+  }
+
   // What of a limit that it states, of which plenty is left, falls to a shorter period, so that it
   // would explain a refusal; of amount 0: nothing does.
   struct Hidden {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import floor
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from headway import _core
 from headway._core import Limit
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from headway.scheduler.remote import RemoteBucket, Supply
     from headway.scheduler.scheduler import Scheduler
 
+_T = TypeVar("_T")
 _logger = logging.getLogger("headway.scheduler")
 
 MOST_BUCKETS = 10_000
@@ -32,6 +34,9 @@ MOST_BUCKETS = 10_000
 
 MOST_RECEIPTS = 16
 """Of each bucket, so many refusals are remembered."""
+
+_SEARCHED = " by refusals"
+"""Behind the text of a learnt limit that no answer has stated."""
 
 LearntLimits = Mapping[str, Iterable["Limit | str"]]
 GivenLimits = Mapping[str, "Iterable[Limit | str] | Limit | str"] | Iterable["Limit | str"]
@@ -86,17 +91,18 @@ class Bucket(_core.BucketCore):
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
 
     def learnt(self) -> list[str]:
-        """Those that answers have told of, as the provider states them."""
+        """Those that answers have told of, as the provider states them, or refusals."""
         present = _core.limits(self)
-        found = [
-            (present[each["meter"]], each["limit"])
-            for each in _core.findings(self)
-            if not (each["given"] or each["searched"]) and each["meter"] >= 0 and each["limit"]
-        ]
-        return [
-            str(Limit(stated, limit.resource, limit.per, limit.shape, None, limit.anchor))
-            for limit, stated in found
-        ]
+        found = []
+        for each in _core.findings(self):
+            if each["given"] or each["meter"] < 0 or not each["limit"]:
+                continue
+            limit = present[each["meter"]]
+            stated = Limit(
+                each["limit"], limit.resource, limit.per, limit.shape, None, limit.anchor
+            )
+            found.append(f"{stated}{_SEARCHED if each['searched'] else ''}")
+        return found
 
 
 _THEIRS = {"requests": "rpm_limit", "tokens": "tpm_limit"}
@@ -120,11 +126,22 @@ def read_limits(given: GivenLimits | None) -> dict[str | None, list[Limit]]:
     if isinstance(given, (str, Limit)):
         return {None: [as_limit(given, "limits")]}
     if isinstance(given, Mapping):
-        return _by_bucket(given, "limits")
-    return {None: _list(given, "limits")}
+        return _by_bucket(given, "limits", as_limit)
+    return {None: _list(given, "limits", as_limit)}
 
 
-def read_learnt(learnt: LearntLimits | None) -> dict[str | None, list[Limit]]:
+@dataclass(frozen=True)
+class Learnt:
+    """A limit that was learnt before. searched: refusals have shown it, and no answer stated it."""
+
+    limit: Limit
+    searched: bool
+
+    def __str__(self) -> str:
+        return f"{self.limit}{_SEARCHED if self.searched else ''}"
+
+
+def read_learnt(learnt: LearntLimits | None) -> dict[str | None, list[Learnt]]:
     """What Scheduler.learnt_limits gave, perhaps by way of a JSON file."""
     if learnt is None:
         return {}
@@ -132,11 +149,21 @@ def read_learnt(learnt: LearntLimits | None) -> dict[str | None, list[Limit]]:
         raise ConfigurationError(
             f"learnt_limits {learnt!r}: must be a dict of lists of limits by bucket id"
         )
-    return _by_bucket(learnt, "learnt_limits")
+    return _by_bucket(learnt, "learnt_limits", _as_learnt)
 
 
-def _by_bucket(given: Mapping[str, Any], what: str) -> dict[str | None, list[Limit]]:
-    return {_name(name, what): _list(each, f"{what} {name!r}") for name, each in given.items()}
+def _as_learnt(limit: Limit | str, what: str) -> Learnt:
+    searched = isinstance(limit, str) and limit.endswith(_SEARCHED)
+    text = limit[: -len(_SEARCHED)] if isinstance(limit, str) and searched else limit
+    return Learnt(as_limit(text, what), searched)
+
+
+def _by_bucket(
+    given: Mapping[str, Any], what: str, read: Callable[[Any, str], _T]
+) -> dict[str | None, list[_T]]:
+    return {
+        _name(name, what): _list(each, f"{what} {name!r}", read) for name, each in given.items()
+    }
 
 
 def _name(name: object, what: str) -> str:
@@ -145,11 +172,13 @@ def _name(name: object, what: str) -> str:
     return name
 
 
-def _list(limits: Iterable[Limit | str] | Limit | str, what: str) -> list[Limit]:
+def _list(
+    limits: Iterable[Limit | str] | Limit | str, what: str, read: Callable[[Any, str], _T]
+) -> list[_T]:
     if isinstance(limits, (str, Limit)):
-        return [as_limit(limits, what)]
+        return [read(limits, what)]
     try:
-        return [as_limit(each, what) for each in limits]
+        return [read(each, what) for each in limits]
     except TypeError:
         raise ConfigurationError(f"{what} {limits!r}: must be a list of limits") from None
 
@@ -173,7 +202,7 @@ class Buckets:
         multiplier: float,
         limited: bool,
         learns: bool,
-        learnt: Mapping[str | None, Sequence[Limit]],
+        learnt: Mapping[str | None, Sequence[Learnt]],
         label: str | None,
         most_failures: int,
         failure_window: float,
@@ -298,6 +327,7 @@ class Buckets:
         )
         self._recall(bucket_id, words)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
+        bucket.searches = _core.searches(words)
         stated = {}
         holding = _core.limits(words)
         for place, limit in enumerate(holding):
@@ -326,11 +356,13 @@ class Buckets:
         if not recalled or not self._learns or _core.findings(words):
             return
         known = {limit.resource for limit in _core.limits(words) if limit.amount < UNLIMITED}
-        limits = [limit for limit in recalled if limit.resource not in known]
-        _core.recall(words, limits, self._scheduler._asks_first())
+        limits = [each for each in recalled if each.limit.resource not in known]
+        stated = [each.limit for each in limits if not each.searched]
+        searched = next((each.limit for each in limits if each.searched), None)
+        _core.recall(words, stated, self._scheduler._asks_first(), searched)
 
     def learnt(self) -> dict[str, list[str]]:
-        """By bucket id, the limits that answers have told of, as the provider states them."""
+        """By bucket id, the limits that answers have told of; see Bucket.learnt."""
         # What was begun with, and nobody has asked for yet, is known still.
         known = {name: [str(each) for each in limits] for name, limits in self._learnt.items()}
         told = {bucket_id: bucket.learnt() for bucket_id, bucket in list(self._buckets.items())}

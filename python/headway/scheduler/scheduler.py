@@ -548,7 +548,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         """By bucket id, the limits that answers have told of, as the provider states them.
 
         Texts of Limits, fit for JSON and for `create_scheduler(learnt_limits=…)`, by which another
-        scheduler begins with them. Given limits, and those that no answer tells of, are not in it.
+        scheduler begins with them. One that only refusals have shown ends with ` by refusals`, and
+        is searched on there. Given limits are not in it.
         """
         return self._buckets.learnt()
 
