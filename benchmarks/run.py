@@ -23,6 +23,7 @@ ROWS = (
     "core-contended",
     "try-acquire",
     "submit",
+    "stream",
     "wake",
     "idle",
     "lateness",

@@ -6,13 +6,18 @@ import asyncio
 import gc
 import time
 
-from peers import NAMES
+from harness.apart import apart
+from peers import NAMES, NO_PART
+from peers.adaptive import MISSING, NAME, Scheduler, is_installed
 from peers.each import CannotError, each
 from peers.gates import open_gate
 
 _LARGEST = {"aiolimiter": 100_000, "asynciolimiter": 100_000}
 """How many waiters are tried of each; 10 000 of the others."""
 _SECONDS = 60.0
+PLENTY = 100_000_000
+IN_SCHEDULER = 2_000
+"""How many wait in adaptive-rate-limiter: it starts one or three of a queue each 10 ms."""
 
 
 def measure_peers(size: int, collector: bool, quick: bool) -> dict[str, float | str]:
@@ -20,6 +25,45 @@ def measure_peers(size: int, collector: bool, quick: bool) -> dict[str, float | 
     if quick and size > 10_000:
         return dict.fromkeys(NAMES, "was not asked: --quick")
     return each(_measure, size, collector)
+
+
+def measure_scheduler(mode: str, quick: bool) -> dict[str, float | str]:
+    """Nanoseconds a waiter of the one whose interface headway's scheduler has."""
+    if not is_installed():
+        return {**NO_PART, NAME: MISSING}
+    if mode == "basic":
+        return {**NO_PART, NAME: "cannot: nobody waits in it: the call is made as it is submitted"}
+    size = 200 if quick else IN_SCHEDULER
+    try:
+        return {**NO_PART, NAME: apart(through, mode, size)}
+    except (TimeoutError, asyncio.TimeoutError):
+        return {**NO_PART, NAME: f"{size} were not through in {_SECONDS:.0f} s"}
+
+
+def through(mode: str, size: int) -> float:
+    """From the first of `size` calls to the last one's result, all submitted before the first."""
+    return asyncio.run(asyncio.wait_for(_through(mode, size), _SECONDS))
+
+
+async def _through(mode: str, size: int) -> float:
+    """Its limits are out of reach, so that nothing but its own work holds the waiters up."""
+    first = 0.0
+    # It makes one call at a time before it has read an answer's headers.
+    told = {
+        f"x-ratelimit-{word}-{resource}": "60" if word == "reset" else f"{PLENTY}"
+        for word in ("limit", "remaining", "reset")
+        for resource in ("requests", "tokens")
+    }
+
+    async def call() -> object:
+        nonlocal first
+        first = first or time.perf_counter()
+        return {"_response_headers": told}
+
+    room = {"max_queue_size": size, "max_concurrent_executions": size}
+    async with Scheduler(mode, PLENTY, PLENTY, **room) as scheduler:
+        await asyncio.gather(*(scheduler.submit(call) for _ in range(size)))
+        return (time.perf_counter() - first) / size * 1e9
 
 
 def _measure(name: str, size: int, collector: bool) -> float:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from itertools import islice
 from typing import Any
@@ -21,79 +21,12 @@ import httpx
 import openai
 
 from harness.statistics import quantile
-from headway import Limiter, RateLimiterConfig, RateLimiterError, Reservation, create_scheduler
-from headway.transports import AsyncTransport, Connections, NetworkDelays, send
-from peers.gates import Gate, open_gate
-from peers.naive import again_by_tenacity
+from headway import Limiter, RateLimiterConfig, RateLimiterError, create_scheduler
+from headway.transports import AsyncTransport, Connections
+from peers.gates import open_gate
+from peers.sdk import open_way
+from quota.calls import MESSAGES, MODEL, NAME, Call, by_sdk, opaque, through_gate, through_transport
 from quota.cells import Cell
-
-Call = Callable[[int, int], Awaitable[None]]
-"""Sends the request of that number and so many tokens when its turn has come."""
-Make = Callable[[int, int], httpx.Request]
-"""Makes that request."""
-MODEL = "m"
-MESSAGES: list[Any] = [{"role": "user", "content": "x"}]
-NAME = "x-client-request-id"
-
-
-def through_transport(limiter: Limiter, client: httpx.AsyncClient, make: Make) -> Call:
-    """The limiter is told when the request is sent and when its answer's head is there."""
-    delays = NetworkDelays()
-
-    async def exchange(request: httpx.Request) -> httpx.Response:
-        return await client.send(request, stream=True)
-
-    async def call(number: int, tokens: int) -> None:
-        request = make(number, tokens)
-        reservation = await limiter.acquire(1, tokens)
-        assert isinstance(reservation, Reservation)
-        response = await send(exchange, request, reservation, delays)
-        await response.aread()
-        await response.aclose()
-        reservation.settle()
-
-    return call
-
-
-def opaque(limiter: Limiter, client: httpx.AsyncClient, make: Make) -> Call:
-    """The limiter sees the block begin and end."""
-
-    async def call(number: int, tokens: int) -> None:
-        request = make(number, tokens)
-        async with limiter.acquire(1, tokens):
-            await client.send(request)
-
-    return call
-
-
-def through_gate(gate: Gate, client: httpx.AsyncClient, make: Make, bound: str) -> Call:
-    """A peer, which is asked for what the binding limit counts."""
-
-    async def call(number: int, tokens: int) -> None:
-        request = make(number, tokens)
-        await gate.acquire(1 if bound == "requests" else tokens)
-        await client.send(request)
-
-    return call
-
-
-def by_sdk(client: openai.AsyncOpenAI, streams: bool) -> Call:
-    """OpenAI's SDK, and whatever its transport does."""
-
-    async def call(number: int, tokens: int) -> None:
-        asked: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": tokens}
-        headers = {NAME: str(number)}
-        if not streams:
-            await client.chat.completions.create(**asked, extra_headers=headers)
-            return
-        usage = {"include_usage": True}
-        async with await client.chat.completions.create(
-            **asked, stream=True, stream_options=usage, extra_headers=headers
-        ) as stream:
-            async for _ in stream:
-                pass
-
-    return call
 
 
 async def keep_busy(call: Call, cell: Cell, end: float) -> None:
@@ -144,27 +77,22 @@ async def plain_call(cell: Cell, url: str, limits: list[str], stack: AsyncExitSt
 
 
 async def sdk_call(cell: Cell, url: str, limits: list[str] | None, stack: AsyncExitStack) -> Call:
-    """OpenAI's SDK with a scheduler's transport, or as those use it who have none."""
-    options: dict[str, Any] = {}
-    if cell.limiter == "headway":
-        config = RateLimiterConfig(
-            rate_limit_buffer_ratio=1.0, max_concurrent_executions=10_000, max_queue_size=100_000
-        )
-        scheduler = await stack.enter_async_context(
-            create_scheduler(None, config=config, limits=limits)
-        )
-        # By the host, it would be known as OpenAI's.
-        transport = AsyncTransport(scheduler, provider="openai")
-        options["http_client"] = openai.DefaultAsyncHttpxClient(
-            transport=transport, trust_env=False
-        )
-    elif cell.limiter == "tenacity":
-        options["max_retries"] = 0
-    client = await stack.enter_async_context(
-        openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1", **options)
+    """OpenAI's SDK with a scheduler's transport, or as others use it."""
+    if cell.limiter != "headway":
+        return await open_way(cell, url, stack)
+    config = RateLimiterConfig(
+        rate_limit_buffer_ratio=1.0, max_concurrent_executions=10_000, max_queue_size=100_000
     )
-    call = by_sdk(client, cell.call == "sdk stream")
-    return again_by_tenacity(call) if cell.limiter == "tenacity" else call
+    scheduler = await stack.enter_async_context(
+        create_scheduler(None, config=config, limits=limits)
+    )
+    # By the host, it would be known as OpenAI's.
+    transport = AsyncTransport(scheduler, provider="openai")
+    governed = openai.DefaultAsyncHttpxClient(transport=transport, trust_env=False)
+    client = await stack.enter_async_context(
+        openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1", http_client=governed)
+    )
+    return by_sdk(client, cell.call == "sdk stream")
 
 
 async def run(cell: Cell, url: str, limits: list[str] | None, begin: float) -> dict[str, Any]:
@@ -195,8 +123,11 @@ def main() -> None:
     print("ready", flush=True)
     told = json.loads(sys.stdin.readline())
     cell = Cell(**told["cell"])
-    report = asyncio.run(run(cell, told["url"], told["limits"], told["begin"]))
+    loop = asyncio.new_event_loop()
+    report = loop.run_until_complete(run(cell, told["url"], told["limits"], told["begin"]))
     print(json.dumps(report), flush=True)
+    # Now, whatever a peer's threads still wait for: chat-limiter's do for a minute.
+    os._exit(0)
 
 
 if __name__ == "__main__":

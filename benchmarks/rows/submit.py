@@ -10,7 +10,7 @@ from statistics import median
 from harness.apart import apart
 from harness.options import Options
 from harness.result import Result
-from peers.submit import measure_peers
+from peers.submit import measure_peers, rates
 
 MODES = ("basic", "intelligent", "account")
 MOST_ADDED = 1_500.0
@@ -53,6 +53,7 @@ def measure(options: Options) -> list[Result]:
                 goal=f"at least {LEAST_RATE:_.0f}",
                 met=1e9 / ours >= LEAST_RATE,
                 method=_RATE_METHOD,
+                peers=rates(peers),
             ),
         ]
     return results

@@ -14,7 +14,7 @@ from harness.memory import resident_bytes
 from harness.options import Options
 from harness.result import Result
 from peers import NO_PART
-from peers.wake import measure_peers
+from peers.wake import IN_SCHEDULER, measure_peers, measure_scheduler
 
 GOAL = "at most 1.25 x floor"
 FLAT = 1.25
@@ -32,7 +32,8 @@ _MODE_METHOD = """
 The same through scheduler.submit_request(metadata, call) with a call that returns at once, {size}
 tasks, collector on, median of {repetitions} repetitions. Floor: as many tasks on bare futures that
 then await the call. All options as they are by default, but for room in the queue and as many at
-once.
+once. adaptive-rate-limiter, which looks at its queues each 10 ms: {theirs} tasks, from the first
+call to the last result.
 """
 _CORE_METHOD = """
 C++: the scheduler takes in, admits, hands over and lets go of all waiters in one Advance. Floor:
@@ -71,8 +72,8 @@ def _through(mode: str, options: Options) -> Result:
         floor=floor,
         goal=GOAL,
         met=headway <= 1.25 * floor,
-        method=_MODE_METHOD.format(size=size, repetitions=repetitions),
-        peers=NO_PART,
+        method=_MODE_METHOD.format(size=size, repetitions=repetitions, theirs=IN_SCHEDULER),
+        peers=measure_scheduler(mode, options.quick) if options.peers else {},
     )
 
 
