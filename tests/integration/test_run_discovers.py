@@ -62,7 +62,9 @@ def through(simulator: SimulatorProcess) -> dict[str, str]:
 
 def test_input_and_output_tokens_are_kept_to_where_they_are_counted_apart(tmp_path: Path) -> None:
     lines = [request(f"r-{i}", max_tokens=48) for i in range(1400)]
-    requests = write_lines(tmp_path / "requests.jsonl", [{**line, "url": "/v1/messages"} for line in lines])
+    requests = write_lines(
+        tmp_path / "requests.jsonl", [{**line, "url": "/v1/messages"} for line in lines]
+    )
     limits = ("--limits", "30_000 output_tokens/min", "--limits", "90_000 requests/min")
     with SimulatorProcess("--dialect", "anthropic", *limits, "--latency", "0.02") as simulator:
         ended = run(requests, "http://api.anthropic.com/v1", env=through(simulator))
@@ -90,7 +92,9 @@ def test_input_and_output_tokens_are_kept_to_where_they_are_counted_apart(tmp_pa
 def test_a_want_of_capacity_is_no_limit(
     tmp_path: Path, dialect: str, base_url: str, path: str
 ) -> None:
-    requests = write_lines(tmp_path / "requests.jsonl", [{**request(f"r-{i}"), "url": path} for i in range(400)])
+    requests = write_lines(
+        tmp_path / "requests.jsonl", [{**request(f"r-{i}"), "url": path} for i in range(400)]
+    )
     learnt = tmp_path / "learnt.json"
     learnt.write_text('{"m": ["600 requests/min window"]}')
     # Of which it says nothing, but that it had no more just then.

@@ -42,8 +42,8 @@ class ConcurrencySearch {
   bool listens() const { return limits() || event_at_ > -kDay; }
 
   // A request was refused that was sent at `sent`, when `out_before` were out; at `now` this is
-  // known, and `out_now` are. `long_wait`: it says to wait for longer than answers take, which makes
-  // room for others: so it is none. Returns whether a limit of requests at once explains it.
+  // known, and `out_now` are. `long_wait`: it says to wait for longer than answers take, which
+  // makes room for others: so it is none. Returns whether a limit of requests at once explains it.
   bool Refused(Nanos now, Nanos sent, std::int64_t out_before, std::int64_t out_now,
                bool long_wait) {
     if (long_wait) {

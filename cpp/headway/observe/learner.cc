@@ -516,11 +516,12 @@ bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
   if (search_.limits() || !Silent() || !NumbersAtOnce()) return false;
   const int meter = searched_at_once_.meter;
   const std::int64_t before = at_once_.amount();
-  const bool long_wait = refused && *refused != kNever && *refused > std::max(kLongWait, 2 * slowest_);
+  const bool long_wait =
+      refused && *refused != kNever && *refused > std::max(kLongWait, 2 * slowest_);
   const bool explains =
-      refused ? at_once_.Refused(now, of.sent, of.out_before, of.out_now, long_wait)
-              : at_once_.Admitted(now, of.sent,
-                                  meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
+      refused
+          ? at_once_.Refused(now, of.sent, of.out_before, of.out_now, long_wait)
+          : at_once_.Admitted(now, of.sent, meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
   // While more are out than that, one finds out when that is over.
   if (refused && at_once_.limits() && of.out_now > at_once_.amount())
     bucket_->LookAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);

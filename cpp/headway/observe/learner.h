@@ -38,8 +38,8 @@ struct AnsweredCall {
   Nanos began = 0;
   Nanos sent = 0;  // or began, where nobody said
   Nanos answered = 0;
-  bool ahead = false;                   // others wait for its answer
-  int out_before = 1;                   // see Reservation
+  bool ahead = false;  // others wait for its answer
+  int out_before = 1;  // see Reservation
   int out_now = 1;
   Nanos counted_by = 0;                 // the server has counted it by then
   bool timed = false;                   // a transport said when it was sent

@@ -161,8 +161,9 @@ class World {
     if (setting.given == nullptr) limit.amount = Limit::kMaxAmount;
     const std::uint8_t requests = 0;
     bucket_ = Bucket::Make({&limit, 1}, {&requests, 1}, 0, nullptr, /*spare=*/8, /*width=*/2);
-    learner = std::make_unique<Learner>(bucket_, std::vector<std::string>{"requests", "concurrency"},
-                                        Learner::Options{setting.ratio, Debt::kAbsolute});
+    learner =
+        std::make_unique<Learner>(bucket_, std::vector<std::string>{"requests", "concurrency"},
+                                  Learner::Options{setting.ratio, Debt::kAbsolute});
     // The first goes alone: nothing is known before it is answered.
     if (setting.given == nullptr) bucket_->StartCold(kMinute);
     if (setting.hidden != nullptr) {
@@ -489,7 +490,8 @@ TEST_P(Learns, HowManyAtOnceThatIsNeverStated) {
       World world(setting, seed);
       world.RunUntil(kStart + 4 * kMinute);
       for (Nanos from = kMinute; from < 4 * kMinute; from += RateSearch::kProbes)
-        EXPECT_LE(world.Refused(from, from + RateSearch::kProbes), 1 + at_once / 50) << from / kSecond;
+        EXPECT_LE(world.Refused(from, from + RateSearch::kProbes), 1 + at_once / 50)
+            << from / kSecond;
       // Each takes its time at the server, and what it needs to get there and back.
       const Nanos takes = setting.latency + setting.spread / 2 + 12 * kMillisecond;
       EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 4 * kMinute),
@@ -940,7 +942,8 @@ TEST(Learner, SearchesOnFromWhatIsRecalled) {
     EXPECT_TRUE(world.Found().searched);
     world.RunUntil(kStart + kSecond);
     EXPECT_EQ(world.admitted.size(), static_cast<std::size_t>(std::min<std::int64_t>(600, limit)));
-    EXPECT_LE(world.refused.size(), static_cast<std::size_t>(std::max<std::int64_t>(0, 600 - limit)));
+    EXPECT_LE(world.refused.size(),
+              static_cast<std::size_t>(std::max<std::int64_t>(0, 600 - limit)));
     world.RunUntil(kStart + 60 * kMinute);
     EXPECT_NEAR(static_cast<double>(world.Found().limit), static_cast<double>(limit), 10);
   }

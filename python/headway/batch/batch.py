@@ -218,9 +218,7 @@ class Batch:
         assert turn.outcome is not None
         self._end(turn.line, turn.outcome)
 
-    async def _submit(
-        self, line: Line, amounts: dict[str, int], function: WithReservation
-    ) -> None:
+    async def _submit(self, line: Line, amounts: dict[str, int], function: WithReservation) -> None:
         """Has it done in its turn. Where limits are found out, none of them makes it impossible."""
         for tries in range(CLAMPS):
             bucket = self._bucket_of(line)

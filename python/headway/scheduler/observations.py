@@ -59,9 +59,7 @@ class Observations:
             failed=failed,
         )
 
-    def hear(
-        self, bucket: Bucket, reservation: Reservation, headers: Mapping[str, str]
-    ) -> None:
+    def hear(self, bucket: Bucket, reservation: Reservation, headers: Mapping[str, str]) -> None:
         """What a good answer's headers say, of which `reservation` is; before that ends."""
         by_name = {name.lower(): value for name, value in headers.items()}
         self._learn(bucket, reservation._record, self.table, by_name)
