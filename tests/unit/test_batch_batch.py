@@ -263,8 +263,8 @@ def test_what_can_never_fit_fails_at_once_with_both_numbers_and_holds_up_nobody(
 
 def test_an_estimate_makes_nothing_impossible_where_limits_are_found_out() -> None:
     async def main() -> None:
-        run = Run(answer, learnt={"": ["100 tokens/s bucket"]})
-        await run([Line(1, "big", "/v1/chat/completions", {"max_tokens": 480})])
+        run = Run(answer, learnt={"m": ["100 tokens/s bucket"]})
+        await run([Line(1, "big", "/v1/chat/completions", {"model": "m", "max_tokens": 480})])
         assert run.outcomes == {"big": OK}
 
     asyncio.run(main())
