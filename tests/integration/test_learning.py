@@ -214,23 +214,24 @@ def test_what_refusals_have_shown_is_saved_and_searched_on(limit: int) -> None:
 
         async def last(seconds: float, **options: Any) -> tuple[int, str]:
             async with make(clock=clock, max_retries=0, **options) as scheduler:
-                tasks = [scheduler.submit(asks(), call) for _ in range(2000)]
+                tasks = [scheduler.submit(asks(), call) for _ in range(900)]
                 await settle(clock, clock.now() + seconds)
                 for task in tasks:
                     task.cancel()
                 return server.refused, json.dumps(scheduler.learnt_limits())
 
         refused, saved = await last(400)
-        assert re.fullmatch(r'\{"\w+": \["(19|20|21) requests/min window by refusals"\]\}', saved)
+        known = json.loads(saved)["m"][0].split()[0]
+        assert 19 <= int(known) <= 21
+        assert json.loads(saved) == {"m": [f"{known} requests/min window by refusals"]}
         await settle(clock, clock.now() + 60)
         server.limit = limit
         begun = len(server.counted)
         refused_again, _ = await last(30, learnt_limits=json.loads(saved))
-        assert len(server.counted) - begun == min(limit, 20)
-        if limit >= 20:
-            assert refused_again - refused <= 1
-        _, saved = await last(1800, learnt_limits=json.loads(saved))
-        (found,) = next(iter(json.loads(saved).values()))
+        assert len(server.counted) - begun == min(limit, int(known))
+        assert refused_again - refused == max(0, int(known) - limit)
+        _, saved = await last(1200, learnt_limits=json.loads(saved))
+        (found,) = json.loads(saved)["m"]
         assert limit - 1 <= int(found.split()[0]) <= limit + 2
         assert found.endswith(" requests/min window by refusals")
 

@@ -51,8 +51,8 @@ class RateSearch {
   std::int64_t amount() const { return amount_; }
   Nanos period() const { return period_; }
 
-  // Goes on from what another one has found. It may rise and fall as if found here, but that until
-  // `now` as much may have been used already: for a period, refusals say nothing.
+  // What another one has found. It rises and falls as if it had been found here; but nobody knows
+  // how much of it was used before `now`, so for a period refusals say nothing.
   void Recall(Nanos now, std::int64_t amount, Nanos period) {
     amount_ = amount;
     period_ = period;
