@@ -181,8 +181,17 @@ PyObject* Settled(PyObject* object, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+// _odd(): an answer said something that could not be read.
+PyObject* Odd(PyObject* object, PyObject* /*unused*/) {
+  BucketObject* self = AsBucket(object);
+  ++self->oddities;
+  if (self->counts != nullptr) self->counts->Count(BucketEvent::kOddity);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"_learnt", &Learnt, METH_NOARGS, nullptr},
+    {"_odd", &Odd, METH_NOARGS, nullptr},
     {"_count", &Count, METH_O, nullptr},
     {"_explained", &Explained, METH_O, nullptr},
     {"_began", &Began, METH_VARARGS, nullptr},
@@ -210,6 +219,7 @@ PyMemberDef members[] = {
     HEADWAY_COUNT(failed, "Calls that raised."),
     HEADWAY_COUNT(cancelled, "Calls that were cancelled."),
     HEADWAY_COUNT(attempts, "Times that a request function was called."),
+    HEADWAY_COUNT(oddities, "Values in answers, about limits, that could not be read."),
     {nullptr, 0, 0, 0, nullptr},
 };
 #undef HEADWAY_COUNT

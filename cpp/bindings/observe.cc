@@ -35,6 +35,7 @@ absl::string_view TextOf(const py::handle& given) {
 struct Readings {
   std::vector<std::string> names;
   std::vector<Reading> list;
+  int oddities = 0;  // values that could not be read
 
   std::uint8_t Number(const std::string& name) {
     const auto found = std::find(names.begin(), names.end(), name);
@@ -165,13 +166,17 @@ Readings ReadAnswer(const Stated& stated, const py::dict& headers, double now) {
     }
     return TextOf(value);
   };
-  Readings readings{stated.numbers.names, ReadStated(stated.limits, find, now)};
+  Readings readings{stated.numbers.names, {}};
+  readings.list = ReadStated(stated.limits, find, now, &readings.oddities);
   if (!stated.policies || IsFromCache(find)) return readings;
   const auto policy = find("ratelimit-policy");
   if (!policy) return readings;
   if (const auto found = ReadRateLimitFields(*policy, find("ratelimit").value_or(""),
-                                             stated.requests, kFirstPolicy))
+                                             stated.requests, kFirstPolicy)) {
     readings.list.insert(readings.list.end(), found->begin(), found->end());
+  } else {
+    ++readings.oddities;
+  }
   return readings;
 }
 
@@ -355,6 +360,7 @@ void AddObserve(py::module_& m) {
   py::class_<Readings>(m, "Readings", "What an answer says of limits.")
       .def(py::init(&MakeReadings), py::arg("readings"))
       .def("__len__", [](const Readings& self) { return self.list.size(); })
+      .def_readonly("oddities", &Readings::oddities, "How many values could not be read.")
       .def("as_list", &ListOf, "Each as a dict; what is not said is left out.");
   py::class_<Stated>(m, "StatedLimits", "Which limits a provider's headers state, and how.")
       .def(py::init(&MakeStated), py::arg("limits"), py::arg("policies"))

@@ -46,6 +46,7 @@ struct BucketObject {
   std::int64_t failed;
   std::int64_t cancelled;
   std::int64_t attempts;
+  std::int64_t oddities;
 
   State& state() const { return *limiter.state; }
   void AddQueued(int difference) {

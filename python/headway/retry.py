@@ -24,6 +24,12 @@ def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | N
     return None if told is None else min(told, LONGEST_TOLD)
 
 
+def is_odd_wait(headers: Mapping[str, str]) -> bool:
+    """Whether the answer asks to wait, but not for how long that anybody could read."""
+    asks = "retry-after" in headers or "retry-after-ms" in headers
+    return asks and told_wait(headers) is None
+
+
 @final
 class RetryBudget:
     """The retries of a whole run: 10, and one more for every five requests begun.

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import uuid
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway import Limit, ManualClock, RateLimiterConfig, _core
 from headway.providers import provider_tables
-from headway.scheduler import create_scheduler
+from headway.scheduler import StateConfig, create_scheduler
 from headway.transports import AsyncTransport
 
 NOW = 1_800_000_000.0
@@ -228,6 +230,44 @@ def lied_to(seed: int) -> None:
 def test_no_lie_of_a_provider_lets_more_through() -> None:
     for seed in range(4000):
         lied_to(seed)
+
+
+LIMIT, LEFT, RESET = (f"x-ratelimit-{part}-requests" for part in PARTS)
+QUOTA = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quotaValue": "many"}
+
+
+@pytest.mark.parametrize(
+    ("table", "headers", "body", "oddities"),
+    [
+        ("openai", {LIMIT: "60", LEFT: "59", RESET: "1s"}, {}, 0),
+        ("openai", {LIMIT: "sixty", LEFT: "59", RESET: "1s"}, {}, 1),
+        ("openai", {LIMIT: "60", LEFT: "59.9.9", RESET: "soon"}, {}, 2),
+        ("openai", {LIMIT: "60", LEFT: "-1", "date": "today"}, {}, 1),
+        ("openai", {"retry-after": "a while"}, {}, 1),
+        ("openai", {"retry-after": "1", "retry-after-ms": "a while"}, {}, 0),
+        ("generic", {"ratelimit-policy": '"a";w=60'}, {}, 1),
+        ("generic", {"ratelimit-policy": '"a";q=60;w=60', "ratelimit": '"a";r=5'}, {}, 0),
+        ("gemini", {}, {"error": {"details": [{"violations": [QUOTA]}]}}, 1),
+        ("gemini", {}, {"error": {"details": [{"violations": [{**QUOTA, "quotaId": "x"}]}]}}, 0),
+    ],
+)
+def test_each_value_that_cannot_be_read_is_counted(
+    table: str, headers: dict[str, str], body: dict[str, Any], oddities: int
+) -> None:
+    async def main() -> dict[str, Any]:
+        config = RateLimiterConfig(max_retries=0)
+        own = StateConfig(namespace=uuid.uuid4().hex)
+        async with create_scheduler(None, config=config, state_config=own) as scheduler:
+            answer = httpx.Response(429 if body else 200, headers=headers, json=body)
+            transport = AsyncTransport(scheduler, httpx.MockTransport(lambda _: answer), table)
+            async with httpx.AsyncClient(transport=transport) as client:
+                await client.post("https://x.example/v1/chat", json={"model": "m"})
+            return scheduler.get_metrics()
+
+    metrics = asyncio.run(main())
+    assert metrics["answer_oddities"] == metrics["buckets"]["m"]["answer_oddities"] == oddities
+    (series,) = metrics["series"]["headway_answer_oddities_total"]
+    assert series["value"] == oddities
 
 
 @settings(max_examples=60, deadline=None)

@@ -38,8 +38,9 @@ enum class BucketEvent : std::uint8_t {
   kRetry,     // it was not its request's first
   kRefusal,   // the provider refused it for its limits
   kCoolDown,  // the bucket began to hold still because the provider had said so
+  kOddity,    // an answer said something of limits that could not be read
 };
-inline constexpr std::size_t kBucketEvents = 4;
+inline constexpr std::size_t kBucketEvents = 5;
 
 // Why the provider refused a call, as far as that can be told.
 enum class RefusalCause : std::uint8_t {

@@ -227,6 +227,8 @@ std::vector<MetricFamily> Collector::Collect() const {
   causes.MoveTo(families);
   events(BucketEvent::kCoolDown, "headway_cooldowns_total",
          "Times that a bucket held still because the provider had said so.");
+  events(BucketEvent::kOddity, "headway_answer_oddities_total",
+         "Values in answers, about limits, that could not be read.");
 
   Family denials(MetricType::Counter, "headway_denials_total",
                  "Admissions that were denied, by the limit that bound.");

@@ -59,6 +59,7 @@ TEST(Collector, RendersASmallExampleToTheByte) {
   bucket.counted.Count(BucketEvent::kRefusal);
   bucket.counted.Count(RefusalCause::kChanged);
   bucket.counted.Count(BucketEvent::kCoolDown);
+  bucket.counted.Count(BucketEvent::kOddity);
   bucket.counted.CountDenial(0);
   bucket.counted.CountUnits(UnitEvent::kReserved, 0, 1'234'567'890'123);
   bucket.counted.CountUnits(UnitEvent::kSettled, 0, 7);
@@ -102,6 +103,9 @@ headway_refusal_verdicts_total{scheduler="main",bucket="gpt \"4\"",verdict="unkn
 # HELP headway_cooldowns_total Times that a bucket held still because the provider had said so.
 # TYPE headway_cooldowns_total counter
 headway_cooldowns_total{scheduler="main",bucket="gpt \"4\""} 1
+# HELP headway_answer_oddities_total Values in answers, about limits, that could not be read.
+# TYPE headway_answer_oddities_total counter
+headway_answer_oddities_total{scheduler="main",bucket="gpt \"4\""} 1
 # HELP headway_denials_total Admissions that were denied, by the limit that bound.
 # TYPE headway_denials_total counter
 headway_denials_total{scheduler="main",bucket="gpt \"4\"",limit="1 requests/min"} 1

@@ -165,15 +165,23 @@ bool IsFromCache(const HeaderOf& header) {
 }
 
 std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const HeaderOf& header,
-                                double now) {
+                                double now, int* oddities) {
   std::vector<Reading> readings;
   if (IsFromCache(header)) return readings;
+  const auto odd = [oddities](absl::string_view text) {
+    if (oddities != nullptr && text != "-1") ++*oddities;
+  };
   const auto text_of = [&](const std::string& name) -> std::optional<absl::string_view> {
     if (name.empty()) return std::nullopt;
     return header(name);
   };
-  if (const auto date = header("date"))
-    if (const auto at = ParseDate(*date)) now = *at;
+  if (const auto date = header("date")) {
+    if (const auto at = ParseDate(*date)) {
+      now = *at;
+    } else {
+      odd(*date);
+    }
+  }
   for (const StatedLimit& each : stated) {
     if (!each.when.empty() && !header(each.when)) continue;
     if (!each.unless.empty() && header(each.unless)) continue;
@@ -186,14 +194,30 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
     reading.anchor = each.anchor;
     if (const auto text = text_of(each.limit)) {
       reading.limit = Whole(ParseNumber(*text));
-      if (reading.limit == Reading::kUnsaid) continue;
+      if (reading.limit == Reading::kUnsaid) {
+        odd(*text);
+        continue;
+      }
     }
-    if (const auto text = text_of(each.remaining)) reading.remaining = Whole(ParseNumber(*text));
+    if (const auto text = text_of(each.remaining)) {
+      reading.remaining = Whole(ParseNumber(*text));
+      if (reading.remaining == Reading::kUnsaid) odd(*text);
+    }
     if (reading.limit == Reading::kUnsaid && reading.remaining == Reading::kUnsaid) continue;
-    if (const auto text = text_of(each.reset))
-      if (const auto in = ResetIn(each.reset_form, *text, now)) reading.reset = ToNanos(*in);
-    if (const auto text = text_of(each.period_in))
-      if (const Nanos period = PeriodIn(*text); period > 0) reading.period = period;
+    if (const auto text = text_of(each.reset)) {
+      if (const auto in = ResetIn(each.reset_form, *text, now)) {
+        reading.reset = ToNanos(*in);
+      } else {
+        odd(*text);
+      }
+    }
+    if (const auto text = text_of(each.period_in)) {
+      if (const Nanos period = PeriodIn(*text); period > 0) {
+        reading.period = period;
+      } else {
+        odd(*text);
+      }
+    }
     readings.push_back(reading);
   }
   return readings;

@@ -54,10 +54,11 @@ using HeaderOf = std::function<std::optional<absl::string_view>(absl::string_vie
 // A value that is none of what its form allows is as if it was not there, and so is a limit, or
 // what remains, that is negative: some servers send -1 for "not known". What remains of a limit
 // that is stated so is not known either, whatever number stands there. An answer that a cache gave
-// (Age above 0) says nothing: it tells of another call, some time ago. Pure and thread-safe.
+// (Age above 0) says nothing: it tells of another call, some time ago. To `oddities`, unless null,
+// the values are added that are none of what they should be, but for that -1. Thread-safe.
 bool IsFromCache(const HeaderOf& header);
 std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const HeaderOf& header,
-                                double now);
+                                double now, int* oddities = nullptr);
 
 // The same for `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11), whose
 // policies state period and limit by themselves: those over requests, each a family of its own from

@@ -17,7 +17,8 @@ using simulate::Random;
 constexpr double kNow = 1'800'000'000;
 
 std::vector<Reading> Read(const StatedLimit& stated,
-                          const std::map<std::string, std::string>& given) {
+                          const std::map<std::string, std::string>& given,
+                          int* oddities = nullptr) {
   return ReadStated(
       {stated},
       [&](absl::string_view name) -> std::optional<absl::string_view> {
@@ -25,7 +26,7 @@ std::vector<Reading> Read(const StatedLimit& stated,
         if (found == given.end()) return std::nullopt;
         return absl::string_view(found->second);
       },
-      kNow);
+      kNow, oddities);
 }
 
 StatedLimit Requests(ResetForm form) {
@@ -37,6 +38,27 @@ StatedLimit Requests(ResetForm form) {
   stated.reset = "reset";
   stated.reset_form = form;
   return stated;
+}
+
+TEST(Headers, EachValueThatCannotBeReadIsCounted) {
+  StatedLimit stated = Requests(ResetForm::kDuration);
+  stated.period_in = "period";
+  const std::map<std::string, std::string> good{
+      {"limit", "60"}, {"remaining", "5"}, {"reset", "6s"}, {"period", "60"}};
+  int oddities = 0;
+  EXPECT_EQ(Read(stated, good, &oddities).size(), 1U);
+  EXPECT_EQ(oddities, 0);
+  for (const std::string name : {"limit", "remaining", "reset", "period", "date"}) {
+    auto bad = good;
+    bad[name] = "soon";
+    oddities = 0;
+    EXPECT_EQ(Read(stated, bad, &oddities).size(), name == "limit" ? 0U : 1U);
+    EXPECT_EQ(oddities, 1) << name;
+    bad[name] = "-1";  // not known
+    oddities = 0;
+    Read(stated, bad, &oddities);
+    EXPECT_EQ(oddities, 0) << name;
+  }
 }
 
 TEST(Headers, EachFormOfAResetIsATimeFromNow) {

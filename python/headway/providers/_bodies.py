@@ -61,7 +61,8 @@ def texts_at(root: object, path: Path) -> Iterator[str]:
 def stated_by(root: object, limit: BodyLimit, place: int) -> dict[str, str]:
     """What a body says of one limit, under the names that the core looks for.
 
-    Where it is said more than once, the smallest limit counts.
+    Where it is said more than once, the smallest limit counts. One that cannot be read is there
+    only where no other is, for the core to count.
     """
     least: dict[str, str] = {}
     smallest = float("inf")
@@ -72,6 +73,8 @@ def stated_by(root: object, limit: BodyLimit, place: int) -> dict[str, str]:
         amount = _core.parse_number(found.get("limit", ""))
         if amount is not None and amount < smallest:
             smallest = amount
+            least = found
+        elif "limit" in found and not least:
             least = found
     return {header_of(place, name): text for name, text in least.items()}
 

@@ -9,6 +9,7 @@ from headway import _core
 from headway._log import fields
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
+from headway.retry import is_odd_wait
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 from headway.scheduler.failures import is_refused, wait_told_by
@@ -77,6 +78,8 @@ class Observations:
         failed: bool = False,
     ) -> None:
         readings = table.read(headers, body=body)
+        for _ in range(readings.oddities + is_odd_wait(headers)):
+            bucket._odd()
         record = record_of() if len(readings) or refused or bucket.searches else None
         if record is not None:
             self._tell(bucket, record, readings, refused, wait, failed=failed)

@@ -45,6 +45,7 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         "retry_budget_used_up": events["retry_budget_used_up"],
         "cool_downs": events["cool_downs"],
         "answers_not_read": events["answers_not_read"],
+        "answer_oddities": sum(bucket.oddities for bucket in buckets),
         "idle_streams": events["idle_streams"],
         "user_code_errors": dict(scheduler._user_code.errors),
     }
@@ -80,6 +81,7 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
             "failed": bucket.failed,
             "cancelled": bucket.cancelled,
             "attempts": bucket.attempts,
+            "answer_oddities": bucket.oddities,
             "cooled_for": bucket.cooled_for,
         }
         for bucket in buckets
