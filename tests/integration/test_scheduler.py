@@ -735,7 +735,7 @@ def test_many_refusals_of_one_burst_wait_for_one_jitter(monkeypatch: pytest.Monk
 
     async def run() -> None:
         clock = ManualClock()
-        async with make(clock=clock) as scheduler:
+        async with make(clock=clock, limits=["1_000 requests/min"]) as scheduler:
             for _ in range(2):
                 gate = asyncio.Event()
                 refused = 0
@@ -761,7 +761,7 @@ def test_many_refusals_of_one_burst_wait_for_one_jitter(monkeypatch: pytest.Monk
                 clock.advance(cooled + 0.001)
                 assert await asyncio.gather(*tasks) == ["good"] * 5
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 20))
     assert drawn == pytest.approx([0.2, 0.3])
 
 
