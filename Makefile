@@ -20,9 +20,10 @@ run:            ## the main job on a sample, against the simulator
 	@tools/build
 	@tools/run-sample
 
-# The cheap checks first. test-asan runs all that test-cpp does.
+# The cheap checks first. test-asan runs all that test-cpp does; fetch-deps, minutes of compiling
+# other people's code, is for who changes cmake/ or tools/fetch-deps.
 CHECKS := format-check lint types stubs-check
-TESTS := test-tsan test-asan test-fuzz test-python mutants-apply wheel fetch-deps
+TESTS := test-tsan test-asan test-fuzz test-python mutants-apply wheel
 test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
 
