@@ -39,7 +39,7 @@ test-asan: setup    ## the C++ tests under AddressSanitizer and UndefinedBehavio
 test-fuzz: setup    ## the parsers of headers, on 20,000 inputs each, always the same
 	@tools/fuzz --runs 20000
 
-test-python: setup  ## the Python tests on every interpreter of 3.10 to 3.13 that is present
+test-python: setup  ## the Python tests on 3.10, 3.13 and the interpreter of build/venv
 	@tools/test-python
 
 lint: setup         ## ruff and clang-tidy

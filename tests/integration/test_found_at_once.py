@@ -18,7 +18,7 @@ SECONDS = 14.0
 SETTLED = 5.0
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_how_many_at_once_is_found_out_by_refusals_and_kept_to() -> None:
     async def main(simulator: SimulatorProcess) -> tuple[Watched, float, str]:
         watched = Watched()
