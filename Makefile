@@ -81,7 +81,7 @@ fuzz: setup         ## the parsers of headers, on any input, for HEADWAY_FUZZ_SE
 	@tools/fuzz
 
 soak: build         ## minutes of load
-	@build/venv/bin/python -m pytest -m soak -s -o faulthandler_timeout=900 tests
+	@build/venv/bin/python -m pytest -m soak -s -o faulthandler_timeout=3600 tests
 
 bench: build        ## every row of the goals with its floor
 	@tools/bench

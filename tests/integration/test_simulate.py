@@ -496,12 +496,13 @@ def test_a_thousand_connections_are_open_and_answered_at_once() -> None:
         assert set(statuses) == {b"HTTP/1.1 200 OK"}
         assert provider.connections == 1000
         assert provider.stats()["by_rule"][0]["used"] == 1000
-        # Not one after the other: that would take 500 s.
-        assert time.monotonic() - start < 20
+        # Not one after the other: that would take more than an hour.
+        assert time.monotonic() - start < 60
         await asyncio.gather(*(close(writer) for _, writer in peers))
 
     rules = [Rule("concurrency", 1000, shape="concurrency")]
-    serve(test, rules, Behaviour(latency=Latency(0.5)))
+    # Longer than a busy machine needs to read a thousand requests.
+    serve(test, rules, Behaviour(latency=Latency(5.0)))
 
 
 def test_it_can_stop_with_requests_unanswered_and_start_again() -> None:

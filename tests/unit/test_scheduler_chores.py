@@ -296,6 +296,20 @@ def test_one_after_another_they_need_one_thread() -> None:
     asyncio.run(run())
 
 
+def test_calls_that_need_each_other_are_called_side_by_side() -> None:
+    async def run() -> None:
+        threads = Threads(2, "headway-test-pairs", idle=0.002)
+        for number in range(2000):
+            both = threading.Barrier(2)
+            first = asyncio.ensure_future(threads.call(lambda both=both: both.wait(10)))  # type: ignore[misc]
+            if number % 2:
+                await asyncio.sleep(0)  # a thread is on its way to the first
+            second = asyncio.ensure_future(threads.call(lambda both=both: both.wait(10)))  # type: ignore[misc]
+            assert sorted(await asyncio.gather(first, second)) == [0, 1]
+
+    asyncio.run(run())
+
+
 def test_without_work_they_go_and_come_back() -> None:
     async def run() -> None:
         threads = Threads(2, "headway-test-idle", idle=0.01)
@@ -347,14 +361,15 @@ def test_a_stop_iteration_is_one_that_a_future_can_carry() -> None:
 def test_one_that_nobody_waits_for_any_more_is_finished_all_the_same() -> None:
     async def run() -> threading.Event:
         threads = Threads(1, "headway-test-left")
-        gate, done = threading.Event(), threading.Event()
+        begun, gate, done = threading.Event(), threading.Event(), threading.Event()
 
         def work() -> None:
+            begun.set()
             gate.wait(10)
             done.set()
 
         task = asyncio.ensure_future(threads.call(work))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(begun.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -362,7 +377,7 @@ def test_one_that_nobody_waits_for_any_more_is_finished_all_the_same() -> None:
         assert await threads.call(lambda: 1) == 1
         return done
 
-    assert asyncio.run(run()).is_set()
+    assert asyncio.run(run()).wait(10)
 
 
 def test_those_that_hang_and_were_given_up_on_keep_no_others_from_being_called() -> None:

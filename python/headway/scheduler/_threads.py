@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
@@ -41,8 +41,10 @@ class Threads:
         self._most = most
         self._name = name
         self._idle = idle
-        self._work: queue.SimpleQueue[_Work] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        # All that follows is looked at and changed under the lock of `_put` alone: a thread that
+        # has taken a call, and has not yet said so, would be counted on for the next one as well.
+        self._put = threading.Condition(threading.Lock())
+        self._work: deque[_Work] = deque()
         self._threads = 0
         self._lost = 0
         self._waiting = 0
@@ -50,21 +52,23 @@ class Threads:
     async def call(self, function: Callable[[], Any]) -> Any:
         """What `function()` gives, called on one of the threads."""
         work = _Work(function)
-        self._work.put(work)
+        with self._put:
+            self._work.append(work)
+            self._put.notify()
         self._start()
         try:
             return await work.future
         finally:
-            with self._lock:
+            with self._put:
                 lost = work.lost = work.running
                 self._lost += lost
             if lost:
                 self._start()  # for those behind it
 
     def _start(self) -> None:
-        with self._lock:
+        with self._put:
             most = self._most + min(self._lost, _MOST_LOST * self._most)
-            start = self._waiting < self._work.qsize() and self._threads < most
+            start = self._waiting < len(self._work) and self._threads < most
             if start:
                 self._threads += 1
         if not start:
@@ -72,37 +76,36 @@ class Threads:
         try:
             threading.Thread(target=self._serve, name=self._name, daemon=True).start()
         except RuntimeError:  # no more threads: let a later call try again
-            with self._lock:
+            with self._put:
                 self._threads -= 1
                 alone = self._threads == self._lost
             if alone:
                 raise
 
-    def _serve(self) -> None:
-        while True:
-            with self._lock:
+    def _take(self) -> _Work | None:
+        """The next call, begun; None after a while without any, and this thread counts no more."""
+        with self._put:
+            while True:
+                while self._work:
+                    work = self._work.popleft()
+                    # Whoever waited may have given up: those behind it need not wait as well.
+                    if not work.future.done():
+                        work.running = True
+                        return work
                 self._waiting += 1
-            try:
-                work = self._work.get(timeout=self._idle)
-            except queue.Empty:
-                with self._lock:
-                    self._waiting -= 1
-                    # Put just now, by somebody who counted on this thread.
-                    if self._work.qsize() and self._threads - self._lost <= self._most:
-                        continue
-                    self._threads -= 1
-                return
-            with self._lock:
+                called = self._put.wait(self._idle)
                 self._waiting -= 1
-                # Whoever waited may have given up: those behind it need not wait as well.
-                if work.future.done():
-                    continue
-                work.running = True
+                if not called and not self._work:
+                    self._threads -= 1
+                    return None
+
+    def _serve(self) -> None:
+        while (work := self._take()) is not None:
             try:
                 result, error = work.function(), None
             except BaseException as raised:  # handed to whoever awaits it
                 result, error = None, raised
-            with self._lock:
+            with self._put:
                 work.running = False
                 self._lost -= work.lost
                 # It was replaced meanwhile.
