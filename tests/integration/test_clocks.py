@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -194,7 +193,7 @@ def child_works(scheduler: Scheduler, calls: list[Any], note: Any) -> int:
 
 @pytest.mark.parametrize("mode", ["basic", "intelligent", "account"])
 def test_both_sides_of_a_fork_in_mid_flight_work_and_no_request_runs_twice(
-    mode: str, tmp_path: Path
+    mode: str, tmp_path: Path, fork: Any
 ) -> None:
     path = tmp_path / "ran"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -227,26 +226,17 @@ def test_both_sides_of_a_fork_in_mid_flight_work_and_no_request_runs_twice(
     thread = threading.Thread(target=lambda: asyncio.run(load()))
     thread.start()
     assert under_way.wait(20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        status = 9
-        try:
-            signal.alarm(30)  # a child that hangs is ended
-            status = child_works(scheduler, calls, note)
-        finally:
-            os._exit(status)
-    _, code = os.waitpid(child, 0)
+    child = fork(lambda: child_works(scheduler, calls, note))
+    status = child.status()
     thread.join(60)
     scheduler.stop_sync()
     os.close(file)
-    assert os.waitstatus_to_exitcode(code) == 0
+    assert status == 0
     assert scheduler.get_metrics()["active_requests"] == 0
     ran = Counter(path.read_text().split("\n")[:-1])
     assert set(ran.values()) == {1}
     expected = {f"{os.getpid()} parent {i}" for i in range(100)}
-    expected |= {f"{child} child {i}" for i in range(30)}
+    expected |= {f"{child.pid} child {i}" for i in range(30)}
     assert set(ran) == expected
 
 
@@ -261,7 +251,7 @@ def descriptors() -> set[int]:
     return found
 
 
-def test_a_forked_child_uses_no_descriptor_of_its_parents() -> None:
+def test_a_forked_child_uses_no_descriptor_of_its_parents(fork: Any) -> None:
     scheduler = make(
         limits=["200 requests/s bucket burst 1"], provider=Provider(), health_check_interval=0.01
     )
@@ -283,27 +273,22 @@ def test_a_forked_child_uses_no_descriptor_of_its_parents() -> None:
     scheduler.start_sync()
     work()
     theirs = descriptors()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        status = 9
-        try:
-            signal.alarm(30)
-            # Whatever is read from one of them, or written to it, changes this.
-            mark = os.eventfd(7, os.EFD_NONBLOCK)
-            for each in theirs:
-                os.dup2(mark, each)
-            loop = asyncio.new_event_loop()
-            scheduler.start_sync()
-            work()
-            scheduler.stop_sync()
-            status = 0 if os.eventfd_read(mark) == 7 else 3
-        finally:
-            os._exit(status)
-    _, code = os.waitpid(child, 0)
+
+    def child_works() -> int:
+        nonlocal loop
+        # Whatever is read from one of them, or written to it, changes this.
+        mark = os.eventfd(7, os.EFD_NONBLOCK)
+        for each in theirs:
+            os.dup2(mark, each)
+        loop = asyncio.new_event_loop()
+        scheduler.start_sync()
+        work()
+        scheduler.stop_sync()
+        return 0 if os.eventfd_read(mark) == 7 else 3
+
+    status = fork(child_works).status()
     work()  # nobody has woken its loops, nor kept what was to wake them
     scheduler.stop_sync()
     loop.close()
     assert len(theirs - before) >= 6, "of two loops, this thread, and whoever wakes them"
-    assert os.waitstatus_to_exitcode(code) == 0
+    assert status == 0

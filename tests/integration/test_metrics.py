@@ -15,7 +15,6 @@ import threading
 import time
 import urllib.request
 import uuid
-import warnings
 from typing import Any
 
 import prometheus_client
@@ -508,7 +507,12 @@ def test_reading_it_from_threads_while_buckets_come_and_go_harms_nothing() -> No
     assert 'headway_attempts_total{bucket="other"}' in found
 
 
-def test_the_child_of_a_fork_lets_the_port_go() -> None:
+def test_the_child_of_a_fork_lets_the_port_go(fork: Any) -> None:
+    def waits(read: int, write: int) -> int:
+        """Until the parent has closed its port, and bound it anew."""
+        os.close(write)
+        return len(os.read(read, 1))
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -517,19 +521,13 @@ def test_the_child_of_a_fork_lets_the_port_go() -> None:
     async def run() -> None:
         read, write = os.pipe()
         async with scheduler:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                child = os.fork()
-            if child == 0:
-                os.close(write)
-                os.read(read, 1)  # until the parent has closed its port, and bound it anew
-                os._exit(0)
+            child = fork(lambda: waits(read, write))
             os.close(read)
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             again.bind(("127.0.0.1", port))
             again.listen()
         os.close(write)
-        await asyncio.to_thread(os.waitpid, child, 0)
+        assert await asyncio.to_thread(child.status) == 0
 
     asyncio.run(run())

@@ -44,13 +44,16 @@ async def at_once(client: httpx.AsyncClient, calls: int) -> list[int]:
 def test_what_would_be_avoided_is_told_and_nothing_is_changed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    limits = ["10 requests/2s window"]
+    limits = ["10 requests/3s window"]
     options = ("--limits", *limits, "--latency", "0.05")
 
     async def send(client: httpx.AsyncClient) -> tuple[list[int], float]:
+        """The others after the first ten's answers: which are refused is no matter of chance."""
         async with client:
             began = time.monotonic()
-            return await asyncio.wait_for(at_once(client, 30), 50), time.monotonic() - began
+            statuses = await asyncio.wait_for(at_once(client, 10), 50)
+            statuses += await asyncio.wait_for(at_once(client, 20), 50)
+            return statuses, time.monotonic() - began
 
     with SimulatorProcess(*options) as simulator:
         without, _ = asyncio.run(send(httpx.AsyncClient(base_url=simulator.url)))
@@ -66,21 +69,17 @@ def test_what_would_be_avoided_is_told_and_nothing_is_changed(
     assert (stats["admitted"], stats["refused"]) == (10, 20)
     seen = observed_by(scheduler)
     assert (seen.requests, seen.would_have_waited) == (30, 20)
-    # Where the server counts one before another that was sent earlier, the wrong one is refused.
-    assert seen.refusals == 20
-    assert 15 <= seen.refusals_avoided <= 20
+    assert (seen.refusals, seen.refusals_avoided) == (20, 20)
     # Each of them a window at least; those of the window after that are not told apart.
-    assert 20 * 1.5 < seen.would_have_waited_seconds < 20 * (2.5 + took)
+    assert 20 * 2 < seen.would_have_waited_seconds < 20 * (3.5 + took)
     metrics = scheduler.get_metrics()
     assert metrics["observed_requests"] == metrics["requests_completed"] == 30
     assert metrics["would_have_waited"] == 20
     assert metrics["would_have_waited_seconds"] == seen.would_have_waited_seconds
     assert metrics["observed_refusals"] == metrics["refusals"] == 20
-    assert metrics["refusals_avoided"] == seen.refusals_avoided
+    assert metrics["refusals_avoided"] == 20
     assert metrics["refusal_verdicts"]["ours"] == 20
-    assert metrics["retries"] == 0
-    # It would have met those.
-    assert metrics["cool_downs"] == 20 - seen.refusals_avoided
+    assert metrics["retries"] == metrics["cool_downs"] == 0
     assert metrics["buckets"]["m"]["in_flight"] == 0
     assert str(seen) in str(scheduler.explain(ASKS))
     said = [each.getMessage() for each in caplog.records if "observes only" in each.getMessage()]
@@ -93,7 +92,7 @@ def test_what_would_be_avoided_is_told_and_nothing_is_changed(
         statuses, governed = asyncio.run(send(client))
         refused = simulator.stats()["refused"]
     assert (statuses, refused) == ([200] * 30, 0)
-    assert governed > 2  # two windows are waited for
+    assert governed > 5  # two windows are waited for
 
 
 def test_limits_are_learnt_from_what_is_only_watched() -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import os
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -1210,7 +1207,7 @@ def test_it_is_collected_when_nobody_holds_it() -> None:
     assert reference() is None
 
 
-def test_the_child_of_a_fork_is_stopped_and_empty_and_can_be_started() -> None:
+def test_the_child_of_a_fork_is_stopped_and_empty_and_can_be_started(fork: Any) -> None:
     ran: list[str] = []
 
     async def run() -> None:
@@ -1225,18 +1222,10 @@ def test_the_child_of_a_fork_is_stopped_and_empty_and_can_be_started() -> None:
                 asyncio.ensure_future(scheduler.submit_request(asks(), call)) for _ in range(20)
             ]
             await asyncio.sleep(0.03)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                child = os.fork()
-            if child == 0:
-                status = 1
-                with contextlib.suppress(BaseException):
-                    status = _in_child(scheduler)
-                os._exit(status)
+            child = fork(lambda: _in_child(scheduler))
             await asyncio.gather(*tasks)
             assert len(ran) == 20, "each ran once, in this process"
-            _, code = await asyncio.to_thread(os.waitpid, child, 0)
-            assert os.waitstatus_to_exitcode(code) == 0
+            assert await asyncio.to_thread(child.status) == 0
 
     asyncio.run(run())
 

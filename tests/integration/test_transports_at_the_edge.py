@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gzip
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -440,19 +439,17 @@ def test_proxies_are_chosen_for_each_request(package: Any, monkeypatch: pytest.M
         assert proxy.asked == ["http://api.example.com/far"] * 2
 
 
-def test_a_forked_child_goes_on() -> None:
+def test_a_forked_child_goes_on(fork: Any) -> None:
     with Server(lambda *_: said(200, {})) as server, httpx.Client(base_url=server.url) as plain:
         client = govern(plain, limits=["50 requests/min"])
         assert client.post("/chat", json={"model": "m"}).status_code == 200
-        child = os.fork()
-        if child == 0:
-            status = 1
-            with contextlib.suppress(BaseException):
-                again = govern(httpx.Client(base_url=server.url), limits=["50 requests/min"])
-                own = client.post("/chat", json={"model": "m"}).status_code
-                status = int((own, again.get("/x").status_code) != (200, 200))
-            os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def child() -> int:
+            again = govern(httpx.Client(base_url=server.url), limits=["50 requests/min"])
+            own = client.post("/chat", json={"model": "m"}).status_code
+            return int((own, again.get("/x").status_code) != (200, 200))
+
+        assert fork(child).status() == 0
 
 
 def test_a_limiter_that_is_too_small_for_an_estimate_asks_all_the_same(package: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import os
 import threading
 from collections.abc import Coroutine
 from datetime import datetime, timezone
@@ -773,8 +772,7 @@ def test_threads_and_loops_together_admit_exactly_the_limit() -> None:
     assert left(backend) == (0, 0)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_fork_finds_the_lock_free_though_a_thread_was_using_it() -> None:
+def test_a_fork_finds_the_lock_free_though_a_thread_was_using_it(fork: Any) -> None:
     backend = MemoryBackend()
     stop = threading.Event()
 
@@ -786,11 +784,7 @@ def test_a_fork_finds_the_lock_free_though_a_thread_was_using_it() -> None:
     user.start()
     try:
         for _ in range(20):
-            child = os.fork()
-            if child == 0:
-                good = backend._lock.acquire(timeout=5)
-                os._exit(0 if good else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert fork(lambda: not backend._lock.acquire(timeout=5)).status() == 0
     finally:
         stop.set()
         user.join()
