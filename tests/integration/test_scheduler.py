@@ -707,7 +707,7 @@ def test_a_refusal_cools_its_bucket_down_for_as_long_as_told_and_no_other(
                 return "good"
 
             first = asyncio.ensure_future(scheduler.submit_request(asks(), call))
-            await asyncio.sleep(0.02)
+            await until(lambda: scheduler.get_metrics()["cool_downs"] == 1)
             second = asyncio.ensure_future(scheduler.submit_request(asks(), call))
             assert await scheduler.submit_request(asks("other"), at_once) == 42
             await asyncio.sleep(0.02)
@@ -733,12 +733,13 @@ def test_many_refusals_of_one_burst_wait_for_one_jitter(monkeypatch: pytest.Monk
     async def run() -> None:
         clock = ManualClock()
         async with make(clock=clock, limits=["1_000 requests/min"]) as scheduler:
-            for _ in range(2):
+            for turn in (1, 2):
                 gate = asyncio.Event()
-                refused = 0
+                refused = begun = 0
 
                 async def call() -> str:
-                    nonlocal refused
+                    nonlocal begun, refused
+                    begun += 1
                     await gate.wait()  # noqa: B023 - of this turn
                     if refused < 5:
                         refused += 1
@@ -748,10 +749,10 @@ def test_many_refusals_of_one_burst_wait_for_one_jitter(monkeypatch: pytest.Monk
                 tasks = [
                     asyncio.ensure_future(scheduler.submit_request(asks(), call)) for _ in range(5)
                 ]
-                await asyncio.sleep(0.02)
+                await until(lambda: begun == 5)  # noqa: B023
                 monkeypatch.setattr("random.random", draw)
                 gate.set()
-                await asyncio.sleep(0.02)
+                await until(lambda: scheduler.get_metrics()["refusals"] == 5 * turn)  # noqa: B023
                 monkeypatch.undo()
                 cooled = scheduler.get_metrics()["buckets"]["m"]["cooled_for"]
                 assert cooled == pytest.approx(20 + drawn[-1])
