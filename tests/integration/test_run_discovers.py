@@ -72,8 +72,9 @@ def test_input_and_output_tokens_are_kept_to_where_they_are_counted_apart(tmp_pa
     assert ended.status == 0, ended.stderr
     assert (stats["admitted"], stats["refused"]) == (145, 0)
     (rule,) = (each for each in stats["by_rule"] if each["resource"] == "output_tokens")
-    # What is reserved for a request, and not used, is used by others.
-    assert rule["used"] > max(0.9 * rule["most"], 3_200)
+    # What is reserved for a request, and not used, is used by others: half, if it were not. The
+    # rest of what could have been used is of the seconds before it began.
+    assert rule["used"] > max(0.8 * rule["most"], 3_200)
     assert "3000 output_tokens/min bucket of m" in ended.stdout
     assert 0.7 < ended.summary["use"] < 1.05
 
