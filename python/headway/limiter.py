@@ -243,7 +243,7 @@ def _learnt(finding: dict[str, Any]) -> str | None:
     sure = (
         f"{shape} by {readings} answers"
         if readings and shape != "window"
-        else "how it counts is not known"
+        else "taken for a window so far"
     )
     return ", ".join(part for part in (f"stated as {finding['limit']}", sure, others) if part)
 

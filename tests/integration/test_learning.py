@@ -90,8 +90,8 @@ def test_a_limit_is_kept_to_and_followed_when_it_changes(mode: str) -> None:
             explained = scheduler.explain(asks())
             assert explained is not None
             assert [str(each.limit) for each in explained.limits] == ["50 requests/min window"]
-            assert explained.limits[0].learnt == "stated as 50, how it counts is not known"
-            assert "(stated as 50, how it counts is not known)" in str(explained)
+            assert explained.limits[0].learnt == "stated as 50, taken for a window so far"
+            assert "(stated as 50, taken for a window so far)" in str(explained)
             server.limit = 10
             await settle(clock, 1170)
             refused = server.refused  # of the burst that was out before anybody knew
@@ -309,7 +309,7 @@ def test_a_limit_that_was_given_wins_and_others_are_learnt_beside_it() -> None:
             assert [each.used for each in explained.limits] == [1, 50]
             assert [each.learnt for each in explained.limits] == [
                 None,
-                "stated as 900, how it counts is not known",
+                "stated as 900, taken for a window so far",
             ]
 
     asyncio.run(run())
