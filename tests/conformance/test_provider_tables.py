@@ -43,7 +43,7 @@ def test_each_table_has_its_vectors_and_says_where_its_facts_are_from() -> None:
         assert table["as_of"]
         assert table["version"] >= 1
         known = {"assumed", *table["sources"]}
-        facts = [table["debt"]]
+        facts = [table["debt"], *([table["credit"]] if "credit" in table else [])]
         for member in ("limits", "body_limits", "waits", "errors", "buckets", "reserve", "refund"):
             facts += table.get(member, [])
         assert all(fact.get("source") in known for fact in facts), name
@@ -166,6 +166,14 @@ def test_a_table_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
         ),
         ({"name": "a", "limits": [], "debt": {"is": "none"}}, "debt: is 'none': must be absolute"),
         ({"name": "a", "limits": [], "debt": 7}, "debt 7: must be an object"),
+        (
+            {"name": "a", "limits": [], "credit": {"path": "key", "left": "left"}},
+            "credit: path 'key': must begin with /",
+        ),
+        (
+            {"name": "a", "limits": [], "credit": {"path": "/key"}},
+            "credit: left None: must be names with dots between",
+        ),
     ],
 )
 def test_a_table_that_makes_no_sense_says_where(tmp_path: Path, table: object, why: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from running import environment, request, run, write_lines, write_requests
+from servers import Answer, Server, said
 
 from headway.simulate.process import SimulatorProcess
 
@@ -109,6 +110,36 @@ def test_a_want_of_capacity_is_no_limit(
     assert stats["refused"] >= 2
     assert json.loads(learnt.read_text()) == {"m": ["600 requests/min window"]}
     assert "600 requests/min window of m" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (said(200, {"data": {"limit_remaining": 2.5}}), "the key has a credit of 2.5 left"),
+        (said(200, {"data": {"limit_remaining": 0}}), "the key has no credit left"),
+        (said(200, {"data": {"limit_remaining": None}}), None),
+        (said(200, {"data": {"limit_remaining": "much"}}), None),
+        (said(200, ["nonsense"]), None),
+        (said(401, {"error": {"message": "no such key"}}), None),
+    ],
+)
+def test_what_credit_a_key_has_left_is_told_where_a_provider_tells_it(
+    tmp_path: Path, answer: Answer, says: str | None
+) -> None:
+    chat = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+
+    def say(number: int, path: str, body: bytes) -> Answer:
+        return answer if path.endswith("/key") else said(200, chat)
+
+    requests = write_requests(tmp_path / "requests.jsonl", 3)
+    with Server(say) as server:
+        way = environment(http_proxy=server.url, HTTP_PROXY=server.url)
+        ended = run(requests, "http://openrouter.ai/api/v1", env=way)
+    assert ended.status == 0, ended.stderr
+    assert server.asked[0] == "http://openrouter.ai/api/v1/key"
+    assert len(server.asked) == 4
+    lines = [line for line in ended.stderr.splitlines() if "credit" in line]
+    assert lines == ([] if says is None else [f"headway run: {says}"])
 
 
 def test_a_server_that_says_nothing_is_sent_everything(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from headway import Reservation
 from headway.batch.endpoint import Endpoint
 from headway.batch.lines import Line
 from headway.batch.results import Outcome
+from headway.providers import ProviderTable
 from headway.transports import NetworkDelays
 from headway.transports._httpx import send_untold
 
@@ -82,6 +83,21 @@ class Attempts:
             may_pass=status in (408, 409, 429) or 500 <= status <= 599,
             headers={} if 200 <= status <= 299 else dict(response.headers),
         )
+
+    async def credit_left(self, table: ProviderTable) -> float | None:
+        """The money that the key has left, as ProviderTable.credit_left; None if nobody tells."""
+        if table.credit_path is None:
+            return None
+        request = self._endpoint.ask(table.credit_path)
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                content = await response.aread()
+            finally:
+                await response.aclose()
+        except httpx.RequestError:
+            return None  # the requests will hear of it
+        return table.credit_left(_decode(content)) if response.status_code == 200 else None
 
     async def __aenter__(self) -> Attempts:
         return self

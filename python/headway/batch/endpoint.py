@@ -10,6 +10,7 @@ from headway.batch.lines import Line
 from headway.transports._ways import make_way, proxy_for
 
 _MOST_PATHS = 1000
+_PATIENCE = 5.0
 
 
 class Endpoint:
@@ -69,6 +70,13 @@ class Endpoint:
             headers=self._headers,
             content=json.dumps(line.body, separators=(",", ":")).encode(),
             extensions={"timeout": {}},
+        )
+
+    def ask(self, path: str) -> httpx.Request:
+        """A GET of `path`, which is not waited for for long."""
+        timeout = httpx.Timeout(_PATIENCE).as_dict()
+        return httpx.Request(
+            "GET", self.url(path), headers=self._headers, extensions={"timeout": timeout}
         )
 
     def transport(self) -> httpx.AsyncBaseTransport:

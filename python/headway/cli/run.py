@@ -190,6 +190,10 @@ async def _send(
             # Until the loop closes, which takes it away again.
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, batch.interrupt)
+            left = await attempts.credit_left(plan.table)
+            if left is not None:
+                money = f"a credit of {left:g}" if left > 0 else "no credit"
+                progress.say(f"headway run: the key has {money} left")
             try:
                 await batch.run(lanes)
             except OSError as error:

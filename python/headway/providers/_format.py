@@ -69,6 +69,14 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Credit:
+    """Which GET tells what money a key has left."""
+
+    path: str
+    left: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """A table's data, checked. stated: for the core, limits of headers first, then of bodies."""
 
@@ -85,6 +93,7 @@ class Format:
     reserve: Mapping[str, str] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()
     proportional: bool = False
+    credit: Credit | None = None
 
 
 def header_of(place: int, value: str) -> str:
@@ -98,7 +107,7 @@ def read_format(data: Mapping[str, Any], origin: str) -> Format:
         data,
         origin,
         *("name", "version", "as_of", "sources", "hosts", "notes", "policies", "limits"),
-        *("body_limits", "waits", "errors", "buckets", "reserve", "refund", "debt"),
+        *("body_limits", "waits", "errors", "buckets", "reserve", "refund", "debt", "credit"),
     )
     name = top.text("name", needed=True)
     sources = top.value("sources", {})
@@ -164,6 +173,7 @@ def read_format(data: Mapping[str, Any], origin: str) -> Format:
             if each.one_of("of", ("unused", "nothing")) == "nothing"
         ),
         proportional=_debt(top, known),
+        credit=_credit(top, known),
     )
 
 
@@ -255,6 +265,20 @@ def _debt(top: _Entry, known: frozenset[str]) -> bool:
     entry = _Entry(top.data["debt"], f"{top.where}: debt", "is", "source")
     entry.check_source(known)
     return entry.one_of("is", ("absolute", "proportional")) == "proportional"
+
+
+def _credit(top: _Entry, known: frozenset[str]) -> Credit | None:
+    if "credit" not in top.data:
+        return None
+    entry = _Entry(top.data["credit"], f"{top.where}: credit", "path", "left", "source")
+    entry.check_source(known)
+    path = entry.text("path", needed=True)
+    if not path.startswith("/"):
+        raise entry.wrong("path", "must begin with /")
+    left = entry.path("left")
+    if not left:
+        raise entry.wrong("left", "must be names with dots between")
+    return Credit(path, left)
 
 
 class _Entry:

@@ -41,6 +41,9 @@ has none; it is tried again, and no limit is at fault. `spent` (no money is left
 come out at most; as OpenAI counts tokens), `sum` of both, `input`, `output` at most, or `expected`
 output. `refund`: what of a `resource` is given back when the use is known, `of` `unused` or
 `nothing`. `debt`: `is` `absolute` or `proportional`, as what is owed when a limit changes.
+
+`credit`: which GET tells what money a key has left: its `path` behind the base URL, and `left`, the
+path of the number in its answer.
 """
 
 from __future__ import annotations
@@ -80,6 +83,9 @@ class ProviderTable:
         """The resources of which nothing is given back that was reserved and not used."""
         self.proportional = self._format.proportional
         """Whether what is owed is scaled when a limit changes."""
+        credit = self._format.credit
+        self.credit_path = None if credit is None else credit.path
+        """Behind the base URL: a GET there tells what money the key has left. None: none does."""
         self._by_anchors: dict[tuple[int | None, ...], StatedLimits] = {}
         try:
             self._stated(time())
@@ -129,6 +135,19 @@ class ProviderTable:
         now = time() if now is None else now
         waits = [wait_in(root, each, now) for each in self._format.waits]
         return max((each for each in waits if each is not None), default=None)
+
+    def credit_left(self, body: object) -> float | None:
+        """The money that a key has left, in the provider's currency, by what credit_path answers.
+
+        body: as JSON was read. None: it does not say, or there is no bound.
+        """
+        credit = self._format.credit
+        found = [] if credit is None else values_at(body, credit.left)
+        left = found[0] if found else None
+        if isinstance(left, bool) or not isinstance(left, (int, float)):
+            return None
+        # An integer of JSON may be longer than any float.
+        return float(left) if abs(left) <= 2**53 else None
 
     def bucket_for(self, model: str) -> str:
         """The bucket that counts a model: its own, where the table names no other."""
