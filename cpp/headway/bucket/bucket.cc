@@ -212,13 +212,25 @@ bool Bucket::HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial&
 }
 
 bool Bucket::LookAhead(Nanos patience, bool again) {
-  if (again && looks_ahead() && cold_.load() > 0) look_again_.store(true);
+  if (again && looks_ahead() && cold_.load() > 0) {
+    patience_.store(patience);
+    look_again_.store(true);
+  }
   if (cold_.load() != 0) return false;
   patience_.store(patience);
   cold_hold_.store(patience);
   look_ahead_.store(true);
   Nanos nobody = 0;
   return cold_.compare_exchange_strong(nobody, kNobodyOut);
+}
+
+void Bucket::LookAfterFirst(Nanos patience) {
+  Nanos out = cold_.load();
+  if (out == 0 || looks_ahead()) return;
+  patience_.store(patience);
+  look_ahead_.store(true);
+  // Whoever has gone alone is not waited for any more. Somebody ends it meanwhile: so be it.
+  cold_.compare_exchange_strong(out, kNobodyOut);
 }
 
 // Whether a request may go, as far as the first answer is concerned. `alone`: nothing is known, or
@@ -434,7 +446,7 @@ void Bucket::GoesAlone(Nanos now, absl::Span<const std::int64_t> amounts, bool a
   if (!looks_ahead()) return;
   out.ahead_ = Left(now);
   const Nanos next = Bind(now, kNothing, amounts, /*privileged=*/true, answered).ready_at;
-  if (next > now && next < kUntold) cold_hold_.store(next - now + patience_.load());
+  cold_hold_.store(patience_.load() + (next > now && next < kUntold ? next - now : 0));
 }
 
 Nanos Bucket::ReserveAt(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out) {
@@ -500,6 +512,11 @@ void Bucket::Raise(int meter, std::int64_t bound, Nanos at, Nanos seen) {
 
 void Bucket::Lower(int meter, std::int64_t bound, Nanos at, Nanos seen) {
   if (this->meter(meter).Lower(bound, at, seen)) Signal();
+}
+
+void Bucket::OthersLeaveBy(int meter, Nanos at) {
+  this->meter(meter).OthersLeaveBy(at);
+  SignalIfOwed();
 }
 
 }  // namespace headway

@@ -150,6 +150,8 @@ class Bucket {
   // Nothing, and false, where somebody is to go ahead, or has gone, already; unless it is his own
   // answer that says so (`again`): then the next one does when he is back.
   bool LookAhead(Nanos patience, bool again);
+  // The same where nothing was known so far: the first answer is in, and says that one is to look.
+  void LookAfterFirst(Nanos patience);
   // So many that go alone may fail, one after another; then answers cannot be expected to tell.
   static constexpr int kMostAlone = 5;
   // Nobody waits for that answer any more.
@@ -190,6 +192,7 @@ class Bucket {
   // An observation of one limit; see Meter.
   void Raise(int meter, std::int64_t bound, Nanos at, Nanos seen = kNever);
   void Lower(int meter, std::int64_t bound, Nanos at, Nanos seen = kNever);
+  void OthersLeaveBy(int meter, Nanos at);
 
   // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of
   // them.

@@ -519,6 +519,13 @@ bool CellMeter::Lower(Meter& m, std::int64_t bound, Nanos at) {
   return false;
 }
 
+// FreeForeign looks at `foreign_last` twice, and either value will do.
+void CellMeter::OthersLeaveBy(Meter& m, Nanos at) {
+  StoreMin(m.cells().foreign_last, at - m.parameters().period);
+  HEADWAY_PAUSE();
+  Owe(m);
+}
+
 std::int64_t CellMeter::Used(Meter& m, Nanos now) {
   const Word word{m.word_.load()};
   Free(m, m.slots_.Load(word.generation()), now);

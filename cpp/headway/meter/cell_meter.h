@@ -122,6 +122,7 @@ class CellMeter {
   static void SetMargin(Meter& m, Nanos margin);
   static void Raise(Meter& m, std::int64_t bound, Nanos at);
   static bool Lower(Meter& m, std::int64_t bound, Nanos at);
+  static void OthersLeaveBy(Meter& m, Nanos at);
   static std::int64_t Used(Meter& m, Nanos now);
 
  private:

@@ -172,6 +172,10 @@ bool Meter::Lower(std::int64_t bound, Nanos at, Nanos seen) {
   return has_cells() && CellMeter::Lower(*this, bound, at);
 }
 
+void Meter::OthersLeaveBy(Nanos at) {
+  if (shape_ == Shape::kWindow) CellMeter::OthersLeaveBy(*this, at);
+}
+
 std::int64_t Meter::Others() const {
   if (!has_cells()) return 0;
   const Cells* cells = cells_.load(std::memory_order_acquire);

@@ -160,6 +160,9 @@ class Meter {
   // whether to signal.
   void Raise(std::int64_t bound, Nanos at, Nanos seen = kNever);
   [[nodiscard]] bool Lower(std::int64_t bound, Nanos at, Nanos seen = kNever);
+  // What others have used of a window will have left it by `at`, as far as that is known; until the
+  // next observation.
+  void OthersLeaveBy(Nanos at);
 
   // window, fixed: what others have used, as last observed and not yet left.
   std::int64_t Others() const;

@@ -24,6 +24,9 @@ constexpr Nanos kLongestLook = 10 * kSecond;
 // as the slowest of late took, within these.
 constexpr Nanos kShortestLook = 100 * kMillisecond;
 constexpr Nanos kLongestSilentLook = 2 * kSecond;
+// What is refused within such a time is remembered as one, and so many of those.
+constexpr Nanos kRefusedTogether = 20 * kMillisecond;
+constexpr std::size_t kMostRefused = 64;
 // Where so many at once are counted, a wait is a guess, of a second mostly.
 constexpr Nanos kLongWait = 2 * kSecond;
 // A second of the slowest answer's delay is forgotten in so many.
@@ -80,8 +83,10 @@ Learner::Track& Learner::Find(const Reading& reading) {
     const bool given = given_[static_cast<std::size_t>(i)];
     const bool kept = std::any_of(tracks_.begin(), tracks_.end(),
                                   [i](const Track& other) { return other.meter == i; });
-    // Given limits win, resource by resource; a reading is about the one of its period.
-    if (given && p.period != period) {
+    // Given limits win, resource by resource; a reading is about the one of its period. One that
+    // does not say its period is about a minute, or else the one of its amount.
+    const bool amounts = reading.period <= 0 && track.meter < 0 && Used(reading.limit) == p.amount;
+    if (given && p.period != period && !amounts) {
       track.given = true;
       continue;
     }
@@ -275,8 +280,10 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // What of it was ours, at most: what was in use when it began, and what may have been counted
   // before it though it began later.
   const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
-  std::int64_t ours = by_then - history.AtLeast(r, of.began - meter.parameters().period -
-                                                       std::max(overtakes, counted_late_));
+  const Nanos from = of.began - meter.parameters().period;
+  std::int64_t ours = by_then - history.AtLeast(r, from - std::max(overtakes, counted_late_));
+  // Not those of which we know that they were refused.
+  ours -= RefusedBetween(track, from, of.began + overtakes, -kNever);
   if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since. The call itself was
     // counted first: its slot is free again before theirs.
@@ -291,7 +298,10 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
     const Taken& its = of.taken[static_cast<std::size_t>(track.meter)];
     // What has left may not have been taken out yet; and what was given back was admitted.
-    ours = std::min(ours, its.after + std::max<std::int64_t>(0, by_then - its.increment));
+    const std::int64_t later = std::max<std::int64_t>(0, by_then - its.increment);
+    // They held their places when it began, or began later.
+    const std::int64_t refused = RefusedBetween(track, from, of.began + overtakes, of.began);
+    ours = std::min(ours, std::max<std::int64_t>(0, its.after + later - refused));
   } else if (track.meter < taken) {
     // It took nothing here: all that this holds.
     ours = Word{meter.bits()}.value() - others;
@@ -329,6 +339,32 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // Others' calls were counted before this one was.
   if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, of.counted_by);
   if (newest) bucket_->Lower(track.meter, foreign_most, of.counted_by);
+}
+
+void Learner::NoteRefused(Track& track, const AnsweredCall& of) const {
+  const std::int64_t amount = Own(track, of);
+  if (amount == 0) return;
+  std::vector<RunOfRefusals>& runs = track.refused;
+  if (!runs.empty()) {
+    RunOfRefusals& run = runs.back();
+    const Nanos first = std::min(run.first, of.began);
+    const Nanos last = std::max(run.last, of.began);
+    if (last - first <= kRefusedTogether) {
+      run = {first, last, std::min(run.answered, of.answered), run.amount + amount};
+      return;
+    }
+  }
+  if (runs.size() == kMostRefused) runs.erase(runs.begin());
+  runs.push_back({of.began, of.began, of.answered, amount});
+}
+
+// Of calls that began within [from, to] and were answered later than `answered`, so many at least
+// were refused.
+std::int64_t Learner::RefusedBetween(const Track& track, Nanos from, Nanos to, Nanos answered) {
+  std::int64_t amount = 0;
+  for (const RunOfRefusals& run : track.refused)
+    if (run.first >= from && run.last <= to && run.answered > answered) amount += run.amount;
+  return amount;
 }
 
 // Units of our own calls that a window, or a fixed one, had counted for certain when it counted
@@ -395,6 +431,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
       track.told_at = of.sent;
     }
     if (track.limit <= 0) continue;
+    if (refused) NoteRefused(track, of);
     const bool counts = track.meter >= 0 && bucket_->meter(track.meter).has_cells();
     const std::int64_t certain = counts ? Certain(track, of) : 0;
     const bool forgets = counts && Forgets(track, reading, certain);
@@ -417,7 +454,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     // others are being admitted all the while.
     if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
     track.newest = std::max(track.newest, of.sent);
-    LookAhead(now, track, of);
+    LookAhead(now, track, of, about ? OthersLeave(now, track, reading, of.ahead, refused) : kNever);
   }
   // A failure says nothing of what is admitted.
   if (refused || ((search_.limits() || at_once_.listens()) && !failed))
@@ -570,20 +607,49 @@ void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit&
   if (before >= 0) Open(now, wall_offset, track, before, changes);
 }
 
+// When others' use of a window, which holds us up, is worth another look, as this answer tells:
+// after its reset, or the wait that it names; kNever: it tells nothing. The meter itself knows only
+// that all of it has left a period after it was counted. But a fixed window that nobody has
+// recognised yet ends sooner, and what was spent of a bucket comes back bit by bit.
+Nanos Learner::OthersLeave(Nanos now, Track& track, const Reading& reading, bool ahead,
+                           std::optional<Nanos> refused) {
+  if (refused && *refused != kNever) {
+    // Who has waited for as long as he was told, and is refused, met somebody quicker.
+    track.told_wait = *refused;
+    track.sees_after = ahead ? std::max(*refused, 2 * track.sees_after) : *refused;
+    return now + track.sees_after;
+  }
+  // Of a bucket, the next comes back after as long again.
+  track.sees_after = track.told_wait;
+  if (track.told_wait == 0) return reading.reset == kNever ? kNever : now + reading.reset;
+  return now + std::min(track.told_wait, reading.reset == kNever ? kNever : reading.reset);
+}
+
 // Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard
 // of: a limit that was halved would have half of the next burst refused, and others who use it as
 // much as they have taken.
-void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of) {
-  if (track.given || track.meter < 0 || !bucket_->meter(track.meter).has_cells()) return;
+void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave) {
+  if (track.meter < 0 || !bucket_->meter(track.meter).has_cells()) return;
   const auto meter = static_cast<std::size_t>(track.meter);
   const std::int64_t amount =
       meter < of.taken.size() ? std::max<std::int64_t>(1, of.taken[meter].amount) : 1;
-  const Nanos period = bucket_->meter(track.meter).parameters().period;
-  if (bucket_->ReadyAt(track.meter, now, amount) - now < period / kLooks) return;
+  const Parameters p = bucket_->meter(track.meter).parameters();
+  const Nanos period = p.period;
+  const Nanos ready = bucket_->ReadyAt(track.meter, now, amount);
+  if (ready - now < period / kLooks) return;
   // What the others wait in a `window` moves all that follows, for good. But the one that went
   // ahead will do so again, by as much; so they soon wait for nothing.
-  const Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
-                                                           : period / kPatience;
+  Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
+                                                     : period / kPatience;
+  const bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
+                    2 * bucket_->meter(track.meter).Others() > p.amount;
+  if (track.given && !sees) return;
+  if (sees) {
+    // They would have had to wait until the meter lets go of it anyhow.
+    patience = std::min(period, std::max({patience, ready - others_leave, kLongestLook}));
+    if (others_leave < ready) bucket_->OthersLeaveBy(track.meter, others_leave);
+    bucket_->LookAfterFirst(patience);
+  }
   if (bucket_->LookAhead(patience, of.ahead) || of.ahead)
     track.before_look = bucket_->meter(track.meter).Runs();
 }

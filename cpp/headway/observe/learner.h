@@ -109,6 +109,14 @@ class Learner {
   }
 
  private:
+  // Calls that began within some milliseconds of each other and were refused, and when the first of
+  // them was answered: none had given back its place before that.
+  struct RunOfRefusals {
+    Nanos first;
+    Nanos last;
+    Nanos answered;
+    std::int64_t amount;
+  };
   // One limit that the provider states: by resource and family.
   struct Track {
     std::uint8_t resource = 0;
@@ -121,8 +129,13 @@ class Learner {
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
     double others_pace = 0;  // units a nanosecond that others use, lately
+    // How long the last refusal said to wait, and after how long one goes to see; 0: none has.
+    Nanos told_wait = 0;
+    Nanos sees_after = 0;
     // What of ours was in use when it was last settled that somebody goes ahead.
     std::vector<RunOfCalls> before_look;
+    // What of ours was refused, and so not counted, oldest first.
+    std::vector<RunOfRefusals> refused;
   };
 
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
@@ -155,7 +168,11 @@ class Learner {
   std::int64_t Own(const Track& track, const AnsweredCall& of) const;
   bool Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const;
   bool Forgets(const Track& track, const Reading& reading, std::int64_t certain) const;
-  void LookAhead(Nanos now, Track& track, const AnsweredCall& of);
+  void NoteRefused(Track& track, const AnsweredCall& of) const;
+  static std::int64_t RefusedBetween(const Track& track, Nanos from, Nanos to, Nanos answered);
+  static Nanos OthersLeave(Nanos now, Track& track, const Reading& reading, bool ahead,
+                           std::optional<Nanos> refused);
+  void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh,
              std::int64_t certain);
 

@@ -406,6 +406,55 @@ TEST_P(Learns, WhatOthersTakeOfTheSameKey) {
   }
 }
 
+// All of it has been spent, by somebody who has left: us before a restart, mostly. The answers tell
+// when it comes back.
+TEST_P(Learns, WhenQuotaThatWasSpentBeforeComesBack) {
+  constexpr Nanos kAgo = 50 * kSecond;
+  for (const char* const given : {static_cast<const char*>(nullptr), "600 requests/min"}) {
+    Setting setting = GetParam();
+    setting.given = given;
+    setting.anchor = kStart - kAgo;
+    SCOPED_TRACE(setting.Describe() + (given == nullptr ? "" : ", given"));
+    World world(setting, Random::Seed(0));
+    const bool bucket = setting.shape == Shape::kBucket;
+    for (int i = 0; i < 600; ++i) world.server.Count(bucket ? kStart : kStart - kAgo);
+    // A bucket's comes back from the first instant on, that of the others ten seconds later.
+    const Nanos back = bucket ? kStart : kStart + kMinute - kAgo;
+    world.RunUntil(back + 30 * kSecond);
+    // Where a limit is given, the first burst has gone out when the first answer is in.
+    EXPECT_LE(world.refused.size(), given == nullptr ? 2U : 602U);
+    // One goes to see after each told wait, and the others wait for its answer.
+    ASSERT_GE(world.admitted.size(), bucket ? 200U : 595U);
+    if (!bucket) {
+      EXPECT_LT(world.admitted[594], back + 3 * kSecond + 2 * setting.latency);
+    }
+  }
+}
+
+TEST(Learner, SeesWhenQuotaOfADayThatWasSpentBeforeComesBack) {
+  constexpr Nanos kHour = 60 * kMinute;
+  for (const char* const given : {static_cast<const char*>(nullptr), "200 requests/day"}) {
+    for (const Shape shape : {Shape::kWindow, Shape::kFixed, Shape::kBucket}) {
+      Setting setting;
+      setting.shape = shape;
+      setting.limit = 200;
+      setting.period = kDay;
+      setting.given = given;
+      setting.anchor = kStart - 20 * kHour;
+      SCOPED_TRACE(setting.Describe() + (given == nullptr ? "" : ", given"));
+      World world(setting, Random::Seed(0));
+      const bool bucket = shape == Shape::kBucket;
+      for (int i = 0; i < 200; ++i) world.server.Count(bucket ? kStart : setting.anchor);
+      world.RunUntil(kStart + 6 * kHour);
+      EXPECT_LE(world.refused.size(), given == nullptr ? 2U : 202U);
+      ASSERT_GE(world.admitted.size(), bucket ? 45U : 198U);
+      if (!bucket) {
+        EXPECT_LT(world.admitted[197], kStart + 4 * kHour + kMinute);
+      }
+    }
+  }
+}
+
 // The same in six seconds, which nobody says: 20 of them.
 TEST_P(Learns, APeriodOfSeconds) {
   Setting setting = GetParam();
