@@ -27,6 +27,8 @@ constexpr Nanos kLongestSilentLook = 2 * kSecond;
 // What is refused within such a time is remembered as one, and so many of those.
 constexpr Nanos kRefusedTogether = 20 * kMillisecond;
 constexpr std::size_t kMostRefused = 64;
+// Each look that is refused doubles the wait for the next, so often.
+constexpr int kMostDoubled = 7;
 // Where so many at once are counted, a wait is a guess, of a second mostly.
 constexpr Nanos kLongWait = 2 * kSecond;
 // A second of the slowest answer's delay is forgotten in so many.
@@ -614,15 +616,17 @@ void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit&
 Nanos Learner::OthersLeave(Nanos now, Track& track, const Reading& reading, bool ahead,
                            std::optional<Nanos> refused) {
   if (refused && *refused != kNever) {
-    // Who has waited for as long as he was told, and is refused, met somebody quicker.
-    track.told_wait = *refused;
-    track.sees_after = ahead ? std::max(*refused, 2 * track.sees_after) : *refused;
-    return now + track.sees_after;
+    // Of a bucket, each comes back so long after the one before.
+    const Nanos since = track.good_at == kNever ? 0 : std::max<Nanos>(0, now - track.good_at);
+    track.comes_after = std::min(since, *refused) + *refused;
+    // Who has waited for as long as he was told, and is refused again and again, meets others.
+    track.refused_looks = ahead ? std::min(track.refused_looks + 1, kMostDoubled) : 0;
+    return now + (*refused << std::max(0, track.refused_looks - 1));
   }
-  // Of a bucket, the next comes back after as long again.
-  track.sees_after = track.told_wait;
-  if (track.told_wait == 0) return reading.reset == kNever ? kNever : now + reading.reset;
-  return now + std::min(track.told_wait, reading.reset == kNever ? kNever : reading.reset);
+  track.refused_looks = 0;
+  track.good_at = now;
+  if (track.comes_after == 0) return reading.reset == kNever ? kNever : now + reading.reset;
+  return now + std::min(track.comes_after, reading.reset == kNever ? kNever : reading.reset);
 }
 
 // Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard

@@ -129,9 +129,9 @@ class Learner {
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
     double others_pace = 0;  // units a nanosecond that others use, lately
-    // How long the last refusal said to wait, and after how long one goes to see; 0: none has.
-    Nanos told_wait = 0;
-    Nanos sees_after = 0;
+    Nanos good_at = kNever;  // when the latest good answer was read; kNever: none has come
+    Nanos comes_after = 0;   // how long after it the next fits, as a refusal has told; 0: none has
+    int refused_looks = 0;   // so many that went to see were refused, one after another
     // What of ours was in use when it was last settled that somebody goes ahead.
     std::vector<RunOfCalls> before_look;
     // What of ours was refused, and so not counted, oldest first.
