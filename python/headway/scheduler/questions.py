@@ -140,20 +140,23 @@ class Questions:
                 f"{origin} failed at start, and enable_graceful_degradation is off: {told(wrong)}"
             ) from (wrong.__cause__ or wrong)
         if good is None:
-            self._failed_refreshes += 1
-            if self._failed_refreshes == self._scheduler.config.max_consecutive_failures:
-                _logger.error(
-                    "provider %r has failed %d times in a row; requests go on with what is known",
-                    self.provider_name(),
-                    self._failed_refreshes,
-                    extra=fields(
-                        "provider_keeps_failing", origin=origin, failures=self._failed_refreshes
-                    ),
-                )
+            self._refresh_failed(origin)
             return False
         self._scheduler._buckets.discovered(good)
         self._failed_refreshes = 0
         return True
+
+    def _refresh_failed(self, origin: str) -> None:
+        self._failed_refreshes += 1
+        if self._failed_refreshes == self._scheduler.config.max_consecutive_failures:
+            _logger.error(
+                "provider %r has failed %d times in a row; requests go on with what is known",
+                self.provider_name(),
+                self._failed_refreshes,
+                extra=fields(
+                    "provider_keeps_failing", origin=origin, failures=self._failed_refreshes
+                ),
+            )
 
     async def keep_refreshing(self) -> None:
         """Asks it anew now and then; after a failure soon, then ever later."""
@@ -162,7 +165,12 @@ class Questions:
             if self._failed_refreshes:
                 interval = min(interval, self._scheduler._verdicts.pause(self._failed_refreshes))
             await asyncio.sleep(interval)
-            await self.refresh(force=True)
+            try:
+                await self.refresh(force=True)
+            except Exception as error:  # contained: else nobody would ask any more
+                origin = f"refresh of provider {self.provider_name()!r}"
+                self._scheduler._user_code.note(origin, error)
+                self._refresh_failed(origin)
 
 
 def _sound(info: RateLimitInfo, origin: str, user_code: UserCode) -> RateLimitInfo:
