@@ -62,7 +62,10 @@ class Questions:
         try:
             can_execute = method_of(breaker, "can_execute")
             allowed = await self._scheduler._user_code.call(origin, can_execute, metadata.model_id)
-        except ProviderError:
+        except TooManyFailedRequestsError:  # its own way to say no
+            self._scheduler._events["circuit_breaker_rejections"] += 1
+            raise
+        except RateLimiterError:
             return  # one that does not work protects from nothing
         if not allowed:
             self._scheduler._events["circuit_breaker_rejections"] += 1

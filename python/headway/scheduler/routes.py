@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, final
 
-from headway.errors import BucketNotFoundError, ProviderError
+from headway.errors import BucketNotFoundError, RateLimiterError
 from headway.providers import ProviderInterface, ProviderTable
 from headway.scheduler.answers import look
 from headway.scheduler.arguments import check_metadata
@@ -102,7 +102,7 @@ class Routes:
                 raise
             name = self._provider_name()
             raise BucketNotFoundError(error.bucket_id, name, model) from error
-        except ProviderError:
+        except RateLimiterError:
             # It has been logged and counted. The request goes on with what is known.
             bucket = self._buckets.make_unlisted(model)
             if len(self._assumed) >= MOST_BUCKETS:
