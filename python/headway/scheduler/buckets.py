@@ -237,7 +237,7 @@ class Buckets:
     @property
     def begun(self) -> int:
         """How many requests have begun so far, in whichever bucket."""
-        return self._begun_in_forgotten + sum(bucket.submitted for bucket in self)
+        return self._begun_in_forgotten + sum(each.submitted for _, each in self._present())
 
     def get(self, bucket_id: str) -> Bucket | None:
         """The bucket, if it has been made."""

@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from headway._log import fields
 from headway.errors import ProviderError, RateLimiterError, TooManyFailedRequestsError
-from headway.providers import DiscoveredBucket, RateLimitInfo
+from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
@@ -41,8 +42,7 @@ class Questions:
         if provider is None:
             return "none"
         if self._named is None or self._named[0] is not provider:
-            name = self._scheduler._user_code.call_here("name of provider", lambda: provider.name)
-            self._named = (provider, name if isinstance(name, str) else type(provider).__name__)
+            self._named = (provider, name_of(provider, self._scheduler._user_code))
         return self._named[1]
 
     async def classify(self, request: dict[str, Any]) -> Any:
@@ -129,9 +129,9 @@ class Questions:
         good: dict[str, DiscoveredBucket] | None = None
         wrong: RateLimiterError | None
         try:
-            discover = method_of(provider, "discover_limits")
-            given = await self._scheduler._user_code.call(origin, discover, force, 30.0)
-            good, wrong = _checked(given, origin, self._scheduler._user_code)
+            good, wrong = await ask_limits(
+                self._scheduler._user_code, provider, self.provider_name(), force=force
+            )
         except RateLimiterError as error:  # logged and counted where it came from
             wrong = error
         if (
@@ -174,6 +174,30 @@ class Questions:
                 origin = f"refresh of provider {self.provider_name()!r}"
                 self._scheduler._user_code.note(origin, error)
                 self._refresh_failed(origin)
+
+
+def name_of(provider: ProviderInterface, user_code: UserCode) -> str:
+    """What it calls itself, or what it is."""
+    name = user_code.call_here("name of provider", lambda: provider.name)
+    return name if isinstance(name, str) else type(provider).__name__
+
+
+async def ask_limits(
+    user_code: UserCode,
+    provider: ProviderInterface,
+    name: str,
+    *,
+    force: bool,
+    patience: float | None = None,
+) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
+    """The buckets that it lists, of those that make sense; and what is wrong with the others.
+
+    RateLimiterError where it fails, or gives none at all, which has been logged and counted.
+    """
+    origin = f"discover_limits of provider {name!r}"
+    call = user_code.call if patience is None else partial(user_code.call, patience=patience)
+    given = await call(origin, method_of(provider, "discover_limits"), force, 30.0)
+    return _checked(given, origin, user_code)
 
 
 def _sound(info: RateLimitInfo, origin: str, user_code: UserCode) -> RateLimitInfo:
