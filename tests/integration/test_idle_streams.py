@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -13,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from users import asks, idle, until
+from users import Provider, asks, idle, until
 
 from headway import MemoryBackend, RateLimiterConfig
 from headway.scheduler import Scheduler, StateConfig, create_scheduler
@@ -266,6 +268,111 @@ def test_no_stream_has_a_task_or_keeps_anything_when_it_has_gone() -> None:
             opened.clear()
             gc.collect()
             assert len(scheduler._streams._buckets) == 0
+
+    asyncio.run(main())
+
+
+class Left:
+    """As much of a stream as is looked at; in a cycle, so that only a collector ends it."""
+
+    is_open = True
+
+    def __init__(self) -> None:
+        self.unread_since = math.inf
+        self.itself = self
+
+    def leave(self) -> bool:
+        raise AssertionError("it is being read")
+
+
+def test_they_are_looked_at_while_garbage_is_collected() -> None:
+    scheduler = make()
+    scheduler._streams.watched = True  # without a chore
+    bucket = scheduler._buckets.make_unlisted("m")
+    held = [Left() for _ in range(100)]
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    try:
+        for each in held:
+            scheduler._streams.watch(each, bucket)
+        for _ in range(10_000):
+            scheduler._streams.watch(Left(), bucket)
+        # Before Python 3.12 any allocation may collect: here, after some thousand more.
+        gc.set_threshold(gc.get_count()[0] + 3_000, *thresholds[1:])
+        gc.enable()
+        assert scheduler._streams._look(monotonic()) == PATIENCE
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+    gc.collect()
+    assert len(scheduler._streams._buckets) == len(held)
+
+
+class Asked(Provider):
+    """Notes the threads in which it is asked for limits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    async def discover_limits(self, *given: Any, **options: Any) -> Any:
+        self.threads.append(threading.current_thread().name)
+        return await super().discover_limits(*given, **options)
+
+
+def test_where_looking_fails_on_a_loop_that_goes_on_the_other_chores_stay_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        said: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        provider = Asked()
+        config = RateLimiterConfig(health_check_interval=0.01)
+        scheduler = create_scheduler(None, config=config, provider=provider)
+        looked = asyncio.Event()
+
+        def fails(_: float) -> float:
+            looked.set()
+            raise ZeroDivisionError
+
+        async with scheduler:
+            monkeypatch.setattr(scheduler._streams, "_look", fails)
+            stream = await scheduler.submit_request(asks(), giving(1))
+            await asyncio.wait_for(looked.wait(), 20)
+            asked = len(provider.threads)
+            await until(lambda: len(provider.threads) >= asked + 5)
+            assert scheduler._chores.is_this_loop()
+            await stream.aclose()
+        stopped = len(provider.threads)
+        await asyncio.sleep(0.05)  # several times the interval
+        assert len(provider.threads) == stopped
+        assert set(provider.threads) == {threading.current_thread().name}
+        gc.collect()
+        assert [type(each.get("exception")) for each in said] == [ZeroDivisionError]
+
+    asyncio.run(main())
+
+
+def test_where_somebody_cancels_one_chore_all_of_them_go_elsewhere() -> None:
+    async def main() -> None:
+        provider = Asked()
+        config = RateLimiterConfig(health_check_interval=0.01)
+        scheduler = create_scheduler(None, config=config, provider=provider)
+        async with scheduler:
+            stream = await scheduler.submit_request(asks(), giving(1))
+            await until(lambda: scheduler._chores.count == 2)
+            (look,) = (each for each in scheduler._chores._tasks if "OpenStreams" in repr(each))
+            others = set(scheduler._chores._tasks) - {look}
+            look.cancel()
+            await asyncio.wait_for(asyncio.wait(others), 20)
+            asked = len(provider.threads)
+            await until(lambda: len(provider.threads) >= asked + 5)
+            assert set(provider.threads[asked:]) == {"headway-chores"}
+            await stream.aclose()
+        stopped = len(provider.threads)
+        await asyncio.sleep(0.05)  # several times the interval
+        assert len(provider.threads) == stopped
 
     asyncio.run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -82,6 +83,101 @@ def test_limits_are_asked_for_at_start_and_now_and_then_and_changes_take_effect(
                 task.cancel()
 
     asyncio.run(run())
+
+
+def test_limits_take_effect_though_another_loop_uses_a_new_model_meanwhile() -> None:
+    async def run() -> None:
+        provider = Provider()
+        async with make(provider=provider, health_check_interval=0.01) as scheduler:
+            for model in ("m", "good"):
+                await scheduler.submit_request(asks(model), at_once)
+            buckets = scheduler._buckets
+            learn, others = buckets._learn, 0
+
+            async def elsewhere() -> None:
+                assert await scheduler.submit_request(asks("bad"), at_once) == 42
+
+            def interrupted(*given: Any) -> None:
+                nonlocal others
+                others += 1
+                if others == 1:
+                    with ThreadPoolExecutor(1) as pool:
+                        pool.submit(asyncio.run, elsewhere()).result(20)
+                learn(*given)
+
+            provider.rpm = 7
+            buckets._learn = interrupted  # type: ignore[method-assign]
+            asked = provider.asked["discover_limits"]
+            await until(lambda: provider.asked["discover_limits"] >= asked + 3)
+            assert others
+            for model in ("m", "good", "bad"):
+                explanation = scheduler.explain(asks(model))
+                assert explanation is not None
+                assert explanation.limits[0].limit.amount == 7
+            assert not scheduler.get_metrics()["user_code_errors"]
+
+    asyncio.run(run())
+
+
+def test_whatever_goes_wrong_with_an_answer_it_is_asked_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        provider = Provider()
+        options = {"health_check_interval": 0.01, "max_consecutive_failures": 2}
+        async with make(provider=provider, **options) as scheduler:
+            buckets = scheduler._buckets
+            heed, wrong = buckets.discovered, 0
+
+            def fails(given: Any) -> None:
+                nonlocal wrong
+                wrong += 1
+                if wrong <= 2:
+                    raise RuntimeError("it cannot be heeded")
+                heed(given)
+
+            await scheduler.submit_request(asks(), at_once)
+            provider.rpm = 7
+            buckets.discovered = fails  # type: ignore[method-assign]
+            await until(lambda: wrong >= 4)
+            explanation = scheduler.explain(asks())
+            assert explanation is not None
+            assert explanation.limits[0].limit.amount == 7
+            assert scheduler.get_metrics()["user_code_errors"] == {"provider": 2}
+
+    asyncio.run(run())
+    told = [each.headway_event for each in caplog.records]  # type: ignore[attr-defined]
+    assert told == ["user_code_raised", "provider_keeps_failing"]
+    assert "refresh of provider 'mine' raised RuntimeError" in caplog.messages[0]
+
+
+def test_buckets_are_forgotten_while_other_threads_make_and_forget_some() -> None:
+    scheduler = make(limits=["10 requests/s"])
+    buckets = scheduler._buckets
+    for name in ("a", "b", "c"):
+        buckets.make_unlisted(name)
+
+    class Interrupting:
+        """A bucket, at which whoever looks is interrupted by another thread that makes one."""
+
+        in_flight = submitted = 0
+
+        @property
+        def queued(self) -> int:
+            buckets.make_unlisted("new")
+            return 1
+
+    words = buckets._backend.words
+
+    def forgotten_meanwhile(name: str) -> Any:
+        """Another thread forgets it first."""
+        buckets._buckets.pop(name, None)
+        return words(name)
+
+    buckets._buckets["b"] = Interrupting()  # type: ignore[assignment]
+    buckets._backend.words = forgotten_meanwhile  # type: ignore[method-assign]
+    buckets._forget()
+    assert set(buckets._buckets) == {"b"}
 
 
 def test_a_bucket_that_is_not_listed_is_said_not_to_be_there() -> None:

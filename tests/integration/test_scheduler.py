@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from headway import (
     TooManyFailedRequestsError,
 )
 from headway.scheduler import Account, Scheduler
+from headway.scheduler.buckets import Buckets
 
 MODES = ["basic", "intelligent", "account"]
 
@@ -669,6 +671,57 @@ def test_the_retry_budget_is_of_the_whole_scheduler() -> None:
     assert attempts == 100 + 10 + 20
 
 
+def test_the_retry_budget_grows_though_buckets_are_forgotten() -> None:
+    clock = ManualClock()
+
+    async def run() -> None:
+        async with make(clock=clock) as scheduler:
+            for number in range(300):
+                failures = [Refused(500)] if number % 6 == 0 else []  # below one in five
+
+                async def call(failures: list[Refused] = failures) -> int:
+                    if failures:
+                        raise failures.pop()
+                    return 42
+
+                assert await scheduler.submit_request(asks(f"m{number}"), call) == 42
+                if number % 10 == 9:
+                    clock.advance(100)
+                    scheduler._buckets._forget()
+                    assert len(scheduler._buckets) == 0
+            metrics = scheduler.get_metrics()
+            assert (metrics["retries"], metrics["retry_budget_used_up"]) == (50, 0)
+
+    asyncio.run(run())
+
+
+def test_requests_of_many_buckets_are_not_counted_for_each_retry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = 0
+    begun = Buckets.begun.fget
+    assert begun is not None
+
+    def counts(buckets: Buckets) -> int:
+        nonlocal counted
+        counted += 1
+        return begun(buckets)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Buckets, "begun", property(counts))
+    scheduler = make()
+    for number in range(300):
+        scheduler._buckets.make_unlisted(f"m{number}")._count("submitted")
+    takes = scheduler._verdicts._takes_from_budget
+    assert [takes() for _ in range(10 + 60)] == [True] * 70
+    assert counted == 1
+    assert [takes() for _ in range(100)] == [False] * 100
+    assert counted == 1 + 100 // 4
+    # What begins meanwhile counts, a little later.
+    for _ in range(5):
+        scheduler._buckets.make_unlisted("m0")._count("submitted")
+    assert [takes() for _ in range(5)].count(True) == 1
+
+
 def test_a_result_that_is_a_refusal_is_tried_again_and_given_in_the_end() -> None:
     class Response:
         status_code = 503
@@ -1255,6 +1308,36 @@ def _in_child(scheduler: Scheduler) -> int:
     thread.start()
     thread.join(20)
     return 0 if result == [1, 42, 42, 42, 42, 42] else 3
+
+
+def test_the_child_of_a_fork_has_a_retry_budget_and_counts_of_its_own(fork: Any) -> None:
+    scheduler = make(max_failures=100_000, max_retries=1_000)
+
+    async def use_up(status: int, model: str) -> dict[str, Any]:
+        async def call() -> None:
+            raise Refused(status)
+
+        async with scheduler:
+            for _ in range(2):
+                with pytest.raises(Refused):
+                    await scheduler.submit_request(asks(model), call)
+            return scheduler.get_metrics()
+
+    names = ("refusals", "retries", "retry_budget_used_up", "cool_downs")
+    metrics = asyncio.run(use_up(429, "m"))
+    assert [metrics[name] for name in names] == [12, 10, 2, 12]
+    assert sum(metrics["refusal_verdicts"].values()) == 12
+
+    def in_child() -> int:
+        before = scheduler.get_metrics()
+        if any(before[name] for name in names) or any(before["refusal_verdicts"].values()):
+            return 2
+        thread = ThreadPoolExecutor(1).submit(lambda: asyncio.run(use_up(500, "other")))
+        after = thread.result(20)
+        return 0 if (after["retries"], after["retry_budget_used_up"]) == (10, 2) else 3
+
+    assert fork(in_child).status() == 0
+    assert scheduler.get_metrics()["refusals"] == 12
 
 
 def test_a_thread_that_is_admitted_as_it_is_stopped_is_told_so() -> None:

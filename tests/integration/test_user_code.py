@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 from users import Evil, Provider, Refused, Unspeakable, asks, at_once, make, until
 
-from headway import DiscoveredBucket, ProviderError, TooManyFailedRequestsError
+from headway import (
+    BackendConnectionError,
+    DiscoveredBucket,
+    ProviderError,
+    TooManyFailedRequestsError,
+)
 from headway.scheduler import Scheduler
 from headway.scheduler.user_code import UserCode
 
@@ -42,6 +47,7 @@ ERRORS = [
     asyncio.CancelledError(),
     StopIteration(1),
     TimeoutError(),
+    BackendConnectionError("its store is gone"),  # of ours, which says nothing of the request
 ]
 NONSENSE = [
     None,
@@ -380,6 +386,25 @@ def test_a_breaker_that_raises_protects_from_nothing(error: BaseException) -> No
             scheduler.circuit_breaker = Breaker()
             with pytest.raises(TooManyFailedRequestsError):
                 await scheduler.submit_request(asks("shut"), at_once)
+            assert scheduler.get_metrics()["circuit_breaker_rejections"] == 1
             assert sum(scheduler.get_metrics()["user_code_errors"].values()) == 2
+
+    asyncio.run(run())
+
+
+def test_a_breaker_may_raise_its_no_as_ours_does() -> None:
+    no = TooManyFailedRequestsError("not now", failure_count=3)
+
+    class Breaker:
+        async def can_execute(self, model_id: str) -> bool:
+            raise no
+
+    async def run() -> None:
+        async with make() as scheduler:
+            scheduler.circuit_breaker = Breaker()
+            with pytest.raises(TooManyFailedRequestsError) as caught:
+                await scheduler.submit_request(asks(), at_once)
+            assert caught.value is no
+            assert scheduler.get_metrics()["circuit_breaker_rejections"] == 1
 
     asyncio.run(run())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +127,71 @@ def test_few_failures_among_many_attempts_leave_it_shut() -> None:
         assert not breaker.failed(call(), 1.0, attempts)
     # Then every other one.
     assert True in [breaker.failed(call(), 2.0, attempts + 2 * number) for number in range(1, 7)]
+
+
+def test_two_threads_do_not_both_probe() -> None:
+    breaker = opened()
+    launched = threading.Event()
+
+    class Interrupting:
+        """A probe that has vanished; as a thread looks at it, another wants to probe, too."""
+
+        looks = 0
+
+        @property
+        def over(self) -> bool:
+            self.looks += 1
+            if self.looks == 1:
+                other.start()
+                launched.wait(0.5)  # which comes if nothing keeps it
+            return True
+
+    def launch() -> None:
+        try:
+            breaker.launch(call(), 11.0)
+        except TooManyFailedRequestsError:
+            return
+        launched.set()
+
+    breaker.launch(Interrupting(), 10.0)
+    other = threading.Thread(target=launch)
+    breaker.launch(call(), 11.0)
+    other.join(20)
+    assert not launched.is_set()
+
+
+class Instant(float):
+    """Of a failure; as a thread looks at it, another has something to do."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def __ge__(self, other: object) -> bool:
+        then, self.meanwhile = self.meanwhile, None
+        if then is not None:
+            then()
+        return float(self) >= float(other)  # type: ignore[arg-type]
+
+    def __lt__(self, other: object) -> bool:
+        return not self >= other
+
+
+def test_a_failure_of_another_thread_while_failures_are_counted_is_no_error() -> None:
+    breaker = opened()
+    failed = threading.Event()
+
+    def fail() -> None:
+        breaker.failed(call(), 1.0, 2)
+        failed.set()
+
+    def meanwhile() -> None:
+        other.start()
+        failed.wait(0.5)  # which comes if nothing keeps it
+
+    at = Instant(0.5)
+    at.meanwhile = meanwhile
+    other = threading.Thread(target=fail)
+    breaker.failed(call(), at, 1)
+    with pytest.raises(TooManyFailedRequestsError):
+        breaker.check(1.0)
+    other.join(20)
+    assert failed.is_set()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headway.scheduler._threads import Threads
-from headway.scheduler.chores import Chores
+from headway.scheduler.chores import Chores, LoopEnded
 
 
 def names(prefix: str) -> list[str]:
@@ -250,6 +250,72 @@ def test_what_is_on_its_way_to_a_loop_that_they_leave_goes_with_them() -> None:
         chores.adopt(lambda: None, own=True)
         assert await asyncio.to_thread(ran.wait, 10)
         assert where == ["headway-chores"]
+        chores.stop()
+
+    asyncio.run(run())
+
+
+def test_on_a_loop_that_they_have_left_and_that_goes_on_they_end() -> None:
+    async def run() -> None:
+        chores = Chores()
+        chores.on_this_loop()
+        ended, goes_on, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        begun: asyncio.Queue[str] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+
+        async def lasting() -> None:
+            loop = asyncio.get_running_loop()
+            begun.put_nowait("here")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                assert loop is here
+                ended.set()
+
+        async def ending() -> None:
+            begun.put_nowait("here")
+            await left.wait()
+            goes_on.set()
+
+        async def elsewhere() -> None:
+            here.call_soon_threadsafe(begun.put_nowait, threading.current_thread().name)
+            await asyncio.Event().wait()
+
+        chores.start(lasting)
+        chores.start(ending, ends=True)
+        assert [await begun.get(), await begun.get()] == ["here", "here"]
+        chores.leave()
+        assert not chores.count
+        chores.adopt(lambda: chores.start(elsewhere), own=True)
+        assert await asyncio.wait_for(begun.get(), 20) == "headway-chores"
+        await asyncio.wait_for(ended.wait(), 20)
+        left.set()
+        await asyncio.wait_for(goes_on.wait(), 20)
+        assert chores.count == 1
+        chores.stop()
+
+    asyncio.run(run())
+
+
+def test_a_question_that_was_stopped_takes_no_chores_of_a_new_start_from_their_loop() -> None:
+    async def run() -> None:
+        chores = Chores()
+        chores.on_this_loop()
+        asked = asyncio.Event()
+
+        async def question() -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        errand = chores.send(question)
+        await asked.wait()
+        chores.stop()
+        chores.on_this_loop()
+        chores.start(lambda: asyncio.sleep(60))
+        with pytest.raises(LoopEnded):
+            await asyncio.wait_for(asyncio.wrap_future(errand.over), 20)
+        assert chores.is_this_loop()
+        assert chores.count == 1
         chores.stop()
 
     asyncio.run(run())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
+import headway.views._provider
 import headway.views.manager
 from headway import (
     BackendConnectionError,
@@ -276,6 +280,173 @@ def test_reserving_needs_a_provider_that_lists_the_bucket() -> None:
             await manager.check_and_reserve_capacity("odd", "text")
 
     asyncio.run(main())
+
+
+class Counting(Provider):
+    """Counts what it is asked, and raises what it is told to."""
+
+    rpm = 3
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.forced: list[bool] = []
+        self.raises: Exception | None = None
+        self.answers: asyncio.Event | None = None
+
+    async def _ask(self, what: str) -> None:
+        self.asked[what] += 1
+        if self.answers is not None:
+            await self.answers.wait()
+        if self.raises is not None:
+            raise self.raises
+
+    async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+        self.forced.append(force_refresh)
+        await self._ask("limits")
+        return {"tier:1": DiscoveredBucket("tier:1", rpm_limit=self.rpm)}
+
+    async def get_bucket_for_model(self, model_id: str, resource_type: str | None = None) -> str:
+        await self._ask(model_id)
+        return await super().get_bucket_for_model(model_id, resource_type)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """By which a manager knows how old its provider's answers are."""
+    clock = ManualClock(100.0)
+    monkeypatch.setattr(headway.views._provider, "monotonic", clock.now)
+    return clock
+
+
+def test_a_provider_is_asked_once_for_a_model_and_for_limits_now_and_then(
+    clock: ManualClock,
+) -> None:
+    async def main() -> None:
+        provider = Counting()
+        provider.answers = asyncio.Event()
+        manager = StateManager(MemoryBackend(), provider=provider)
+
+        async def reserve(count: int = 1) -> list[bool]:
+            asked = (manager.check_and_reserve_capacity("m", "text") for _ in range(count))
+            return [took for took, _ in await asyncio.gather(*asked)]
+
+        many = asyncio.ensure_future(reserve(50))
+        given_up = asyncio.ensure_future(reserve())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        given_up.cancel()
+        provider.answers.set()
+        assert (await many).count(True) == 3
+        await manager.update_state_from_headers("m", "text", {})
+        assert provider.asked == {"m": 1, "limits": 1}
+        clock.advance(29)
+        await reserve()
+        assert provider.asked["limits"] == 1
+        provider.rpm = 5
+        clock.advance(1)
+        assert (await reserve(5)).count(True) == 2
+        assert provider.asked == {"m": 1, "limits": 2}
+        assert provider.forced == [False, True]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [OSError("down"), BackendConnectionError("down")])
+def test_where_a_provider_fails_what_was_known_holds(
+    error: Exception, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        provider = Counting()
+        manager = StateManager(MemoryBackend(), provider=provider)
+
+        async def reserve(model: str = "m") -> bool:
+            took, _ = await manager.check_and_reserve_capacity(model, "text")
+            return took
+
+        def errors() -> Any:
+            return manager.get_metrics()["state_manager"]["user_code_errors"]
+
+        assert errors() == {}
+        assert [await reserve(), await reserve()] == [True, True]
+        provider.raises = error
+        clock.advance(30)
+        assert [await reserve(), await reserve()] == [True, False]
+        assert errors() == {"provider": 1}
+        # A model that nothing is known of is its own bucket, of which no limit is known either.
+        assert [await reserve("n") for _ in range(5)] == [True] * 5
+        assert provider.asked == {"m": 1, "n": 1, "limits": 2}
+        assert errors() == {"provider": 2}
+        provider.raises = None
+        clock.advance(10)
+        assert not await reserve("n"), "its bucket is full"
+        assert provider.asked == {"m": 1, "n": 2, "limits": 3}
+
+    asyncio.run(main())
+    told = [each.getMessage() for each in caplog.records]
+    assert len(told) == 2
+    for method, message in zip(("discover_limits", "get_bucket_for_model"), told, strict=True):
+        assert message.startswith(f"{method} of provider 'test' raised {type(error).__name__}")
+
+
+@pytest.mark.parametrize("gives", [None, 3, {"tier:1": DiscoveredBucket("tier:1", -1)}, {}])
+def test_where_nothing_that_makes_sense_is_listed_there_is_no_limit(
+    gives: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Counting):
+        async def discover_limits(self, *_: Any, **__: Any) -> Any:
+            return gives
+
+    async def main() -> None:
+        manager = StateManager(MemoryBackend(), provider=Odd())
+        for _ in range(5):
+            took, _ = await manager.check_and_reserve_capacity("m", "text")
+            assert took
+        errors = manager.get_metrics()["state_manager"]["user_code_errors"]
+        assert errors == ({} if gives == {} else {"provider": 1})
+
+    asyncio.run(main())
+    assert len(caplog.records) == (gives != {})
+
+
+def test_a_bucket_of_which_the_provider_says_that_there_is_none_is_not_made_up() -> None:
+    async def main() -> None:
+        provider = Counting()
+        provider.raises = own = BucketNotFoundError("gone")
+        manager = StateManager(MemoryBackend(), provider=provider)
+        with pytest.raises(BucketNotFoundError, match=r"provider 'test', model 'm'") as caught:
+            await manager.update_state_from_headers("m", "text", {})
+        assert caught.value.__cause__ is own
+
+    asyncio.run(main())
+
+
+def test_a_forked_child_starts_its_backend_anew(fork: Any) -> None:
+    started: list[int] = []
+
+    class Backend(MemoryBackend):
+        async def start(self) -> None:
+            started.append(os.getpid())
+
+    manager = StateManager(Backend(), provider=Counting())
+
+    async def use() -> None:
+        await manager.start()
+        await manager.check_and_reserve_capacity("m", "text")
+
+    asyncio.run(use())
+
+    def in_child() -> int:
+        if manager.get_metrics()["state_manager"]["running"]:
+            return 2
+        ThreadPoolExecutor(1).submit(lambda: asyncio.run(use())).result(20)
+        return 0 if started[1:] == [os.getpid()] else 3
+
+    manager._lock.acquire()  # as a thread does that is counting
+    child = fork(in_child)
+    manager._lock.release()
+    assert child.status() == 0
+    assert manager.get_metrics()["state_manager"]["running"]
+    assert started == [os.getpid()]
 
 
 def test_headers_reach_the_bucket_and_lose_nothing_that_was_reserved() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Any, final
 
@@ -10,7 +11,7 @@ from headway.errors import TooManyFailedRequestsError
 
 @final
 class Breaker:
-    """Counts failures of one bucket's attempts in a sliding window. Under the GIL; never blocks.
+    """Counts failures of one bucket's attempts in a sliding window. From any thread.
 
     It opens when `most` have failed within `window` seconds and no fewer than half of what was
     tried meanwhile: few failures among many attempts are what retries are for.
@@ -22,7 +23,7 @@ class Breaker:
     most: so many failures within `window` seconds open it.
     """
 
-    __slots__ = ("_failures", "_most", "_opened_at", "_probe", "_window")
+    __slots__ = ("_failures", "_lock", "_most", "_opened_at", "_probe", "_window")
 
     def __init__(self, most: int, window: float) -> None:
         self._most = most
@@ -31,6 +32,8 @@ class Breaker:
         self._failures: deque[tuple[float, int]] = deque(maxlen=most)
         self._opened_at: float | None = None
         self._probe: Any = None  # the call that probes; it tells when it is over
+        # For a few steps at a time. Garbage that is collected in those may fail calls of its own.
+        self._lock = threading.RLock()
 
     @property
     def is_open(self) -> bool:
@@ -42,36 +45,39 @@ class Breaker:
 
         attempts: how many there have been so far, this one included.
         """
-        self._failures.append((now, attempts))
-        if self._opened_at is not None:
-            if self._probe is call:
-                self._probe = None
-                self._opened_at = now
-            return False
-        first, before = self._failures[0]
-        if len(self._failures) < self._most or first < now - self._window:
-            return False
-        if attempts - before + 1 > 2 * self._most:
-            return False
-        self._opened_at = now
-        return True
+        with self._lock:
+            self._failures.append((now, attempts))
+            if self._opened_at is not None:
+                if self._probe is call:
+                    self._probe = None
+                    self._opened_at = now
+                return False
+            first, before = self._failures[0]
+            if len(self._failures) < self._most or first < now - self._window:
+                return False
+            if attempts - before + 1 > 2 * self._most:
+                return False
+            self._opened_at = now
+            return True
 
     def succeeded(self, call: Any) -> bool:
         """`call` has come back well. Returns whether this has closed it.
 
         Only the probe does: others went out before it opened, and say nothing of now.
         """
-        if self._opened_at is None or self._probe is not call:
-            return False
-        self._opened_at = None
-        self._probe = None
-        self._failures.clear()
-        return True
+        with self._lock:
+            if self._opened_at is None or self._probe is not call:
+                return False
+            self._opened_at = None
+            self._probe = None
+            self._failures.clear()
+            return True
 
     def check(self, now: float) -> None:
         """Raises TooManyFailedRequestsError while it is open and no probe is due."""
-        if self._opened_at is not None and not self._probe_is_due(now):
-            raise self._error(now)
+        with self._lock:
+            if self._opened_at is not None and not self._probe_is_due(now):
+                raise self._error(now)
 
     def launch(self, call: Any, now: float) -> None:
         """`call` is about to go out: as the probe, or not at all. Raises as `check`.
@@ -79,11 +85,12 @@ class Breaker:
         call: whatever has a true `over` once it has ended, so that a probe that was cancelled does
         not keep the next one waiting.
         """
-        if self._opened_at is None:
-            return
-        if not self._probe_is_due(now):
-            raise self._error(now)
-        self._probe = call
+        with self._lock:
+            if self._opened_at is None:
+                return
+            if not self._probe_is_due(now):
+                raise self._error(now)
+            self._probe = call
 
     def _probe_is_due(self, now: float) -> bool:
         if self._opened_at is None or now - self._opened_at < self._window:

@@ -220,6 +220,7 @@ class Buckets:
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
         self._forget_at = MOST_BUCKETS
+        self._begun_in_forgotten = 0
         self._told_unlimited = False
         self._told_unestimated = False
         for limits in given.values():
@@ -232,6 +233,11 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+    @property
+    def begun(self) -> int:
+        """How many requests have begun so far, in whichever bucket."""
+        return self._begun_in_forgotten + sum(each.submitted for _, each in self._present())
 
     def get(self, bucket_id: str) -> Bucket | None:
         """The bucket, if it has been made."""
@@ -266,7 +272,7 @@ class Buckets:
     def discovered(self, buckets: Mapping[str, DiscoveredBucket]) -> None:
         """What the provider says now; what was given wins, resource by resource."""
         self._discovered = dict(buckets)
-        for bucket_id, bucket in self._buckets.items():
+        for bucket_id, bucket in self._present():
             found = self._discovered.get(bucket_id)
             if found is not None and self._limited:
                 self._learn(bucket_id, bucket, found)
@@ -303,6 +309,7 @@ class Buckets:
     def forget_all(self) -> None:
         """After a fork: what was counted was the parent's."""
         self._buckets.clear()
+        self._begun_in_forgotten = 0
 
     def _part(self, amount: int) -> int:
         return _share(amount, self._ratio * self._multiplier)
@@ -365,7 +372,7 @@ class Buckets:
         """By bucket id, the limits that answers have told of; see Bucket.learnt."""
         # What was begun with, and nobody has asked for yet, is known still.
         known = {name: [str(each) for each in limits] for name, limits in self._learnt.items()}
-        told = {bucket_id: bucket.learnt() for bucket_id, bucket in list(self._buckets.items())}
+        told = {bucket_id: bucket.learnt() for bucket_id, bucket in self._present()}
         known.update({bucket_id: limits for bucket_id, limits in told.items() if limits})
         return {name: limits for name, limits in known.items() if name is not None}
 
@@ -444,14 +451,27 @@ class Buckets:
             if said is not None and place not in bucket.stated and limit.amount == self._part(said):
                 bucket.stated[place] = said
 
+    def _drop(self, name: str) -> None:
+        dropped = self._buckets.pop(name, None)
+        if dropped is not None:
+            self._begun_in_forgotten += dropped.submitted
+
+    def _present(self) -> list[tuple[str, Bucket]]:
+        """Those there are now, by name, while other threads make and forget some.
+
+        By keys: pairs are allocated one by one, which may collect garbage, and let others go on.
+        """
+        found = ((name, self._buckets.get(name)) for name in list(self._buckets))
+        return [(name, bucket) for name, bucket in found if bucket is not None]
+
     def _forget(self) -> None:
-        busy = {name for name, bucket in self._buckets.items() if bucket.queued or bucket.in_flight}
+        busy = {name for name, bucket in self._present() if bucket.queued or bucket.in_flight}
         for name in self._backend.forget_idle(len(busy)):
             if name not in busy:
-                self._buckets.pop(name, None)
+                self._drop(name)
         for name in list(self._buckets):
             if name not in busy and self._backend.words(name) is None:
-                del self._buckets[name]
+                self._drop(name)
         self._forget_at = max(MOST_BUCKETS, 2 * len(self._buckets))
         self._scheduler._forget_routes()
         _logger.info(

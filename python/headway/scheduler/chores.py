@@ -87,7 +87,8 @@ class Errand(Generic[_T]):
         try:
             given = await self._make()
         except asyncio.CancelledError:
-            self._chores.leave()
+            if self._chores.has_this_task():
+                self._chores.leave()
             fail(self.over, LoopEnded())
             raise
         except GeneratorExit:  # as garbage, somewhere, after its loop
@@ -127,7 +128,8 @@ class Chores:
         self._tasks: dict[asyncio.Task[Any], bool] = {}  # and whether it ends by itself
         self._errands: set[asyncio.Task[Any]] = set()
         self._wanted = False
-        self._lock = threading.Lock()  # whoever chooses a loop, or ends them all
+        # Whoever chooses a loop, or ends them all; which may begin some in the same breath.
+        self._lock = threading.RLock()
 
     def on_this_loop(self) -> None:
         """From now on they run on the running loop."""
@@ -142,9 +144,13 @@ class Chores:
             self._loop = self._make_loop()
 
     def leave(self) -> None:
-        """The running loop is about to end; where it is theirs, they have none from now on."""
+        """The running loop is about to end; where it is theirs, they have none from now on.
+
+        Should it go on after all, they end there: somebody may begin them anew elsewhere.
+        """
         with self._lock:
             if self.is_this_loop() and self._own is None:
+                self._cancel_left()
                 self._loop = None
 
     def adopt(self, begin: Callable[[], object], own: bool = False) -> None:
@@ -217,7 +223,8 @@ class Chores:
 
     def has_this_task(self) -> bool:
         """Whether the running task is one of them, and not of those that they have left behind."""
-        return asyncio.current_task() in self._tasks
+        task = asyncio.current_task()
+        return task in self._tasks or task in self._errands
 
     @property
     def count(self) -> int:
@@ -238,11 +245,12 @@ class Chores:
             return
 
         def begin() -> None:
-            if self._loop is not loop:  # it ends, and they have gone elsewhere since
+            with self._lock:  # both of the same moment
+                here, tasks = self._loop, self._tasks
+            if here is not loop:  # it ends, and they have gone elsewhere since
                 self.start(make, ends)
                 return
             task = loop.create_task(make())
-            tasks = self._tasks
             tasks[task] = ends
             task.add_done_callback(lambda done: tasks.pop(done, None))
 
@@ -275,12 +283,12 @@ class Chores:
             loop, self._loop = self._loop, None
             own, self._own = self._own, None
             tasks, self._tasks = self._tasks, {}
+            errands, self._errands = self._errands, set()
         if loop is None or loop.is_closed():
-            self._errands.clear()
             return
 
         def end() -> None:
-            for task in (*tasks, *self._errands):
+            for task in (*tasks, *errands):
                 task.cancel()
             if own is not None:
                 loop.call_soon(loop.stop)

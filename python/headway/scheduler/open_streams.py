@@ -9,7 +9,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol, final
 
 from headway._log import fields
-from headway.scheduler.chores import running_loop
 
 if TYPE_CHECKING:
     from headway.scheduler.buckets import Bucket
@@ -71,23 +70,22 @@ class OpenStreams:
 
     async def run(self) -> None:
         """Until it is cancelled, or somebody else has come in its place."""
-        loop = asyncio.get_running_loop()
         turn = self._turn = object()
         try:
             while self._turn is turn:
                 wait = self._look(monotonic())
                 await asyncio.sleep(wait)
-        finally:
-            # Else it was closed as garbage, somewhere, after its loop: nothing of it is left.
-            if running_loop() is loop:
-                self._scheduler._life.leave_loop()
+        except asyncio.CancelledError:
+            self._scheduler._life.leave_loop()
+            raise
 
     def _forget(self, reference: weakref.ref[OpenStream]) -> None:
         self._buckets.pop(reference, None)
 
     def _all(self) -> list[tuple[OpenStream, str]]:
-        found = ((reference(), name) for reference, name in tuple(self._buckets.items()))
-        return [(stream, name) for stream, name in found if stream is not None]
+        # By keys: pairs are allocated one by one, which may collect garbage, and some of these.
+        found = ((reference(), self._buckets.get(reference)) for reference in list(self._buckets))
+        return [(stream, name) for stream, name in found if stream is not None and name is not None]
 
     def _look(self, now: float) -> float:
         """Settles what is due; in how many seconds something may be again."""

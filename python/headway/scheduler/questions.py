@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from headway._log import fields
 from headway.errors import ProviderError, RateLimiterError, TooManyFailedRequestsError
-from headway.providers import DiscoveredBucket, RateLimitInfo
+from headway.providers import DiscoveredBucket, ProviderInterface, RateLimitInfo
 from headway.scheduler import _rules as rules
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
@@ -41,8 +42,7 @@ class Questions:
         if provider is None:
             return "none"
         if self._named is None or self._named[0] is not provider:
-            name = self._scheduler._user_code.call_here("name of provider", lambda: provider.name)
-            self._named = (provider, name if isinstance(name, str) else type(provider).__name__)
+            self._named = (provider, name_of(provider, self._scheduler._user_code))
         return self._named[1]
 
     async def classify(self, request: dict[str, Any]) -> Any:
@@ -62,7 +62,10 @@ class Questions:
         try:
             can_execute = method_of(breaker, "can_execute")
             allowed = await self._scheduler._user_code.call(origin, can_execute, metadata.model_id)
-        except ProviderError:
+        except TooManyFailedRequestsError:  # its own way to say no
+            self._scheduler._events["circuit_breaker_rejections"] += 1
+            raise
+        except RateLimiterError:
             return  # one that does not work protects from nothing
         if not allowed:
             self._scheduler._events["circuit_breaker_rejections"] += 1
@@ -126,9 +129,9 @@ class Questions:
         good: dict[str, DiscoveredBucket] | None = None
         wrong: RateLimiterError | None
         try:
-            discover = method_of(provider, "discover_limits")
-            given = await self._scheduler._user_code.call(origin, discover, force, 30.0)
-            good, wrong = _checked(given, origin, self._scheduler._user_code)
+            good, wrong = await ask_limits(
+                self._scheduler._user_code, provider, self.provider_name(), force=force
+            )
         except RateLimiterError as error:  # logged and counted where it came from
             wrong = error
         if (
@@ -140,20 +143,23 @@ class Questions:
                 f"{origin} failed at start, and enable_graceful_degradation is off: {told(wrong)}"
             ) from (wrong.__cause__ or wrong)
         if good is None:
-            self._failed_refreshes += 1
-            if self._failed_refreshes == self._scheduler.config.max_consecutive_failures:
-                _logger.error(
-                    "provider %r has failed %d times in a row; requests go on with what is known",
-                    self.provider_name(),
-                    self._failed_refreshes,
-                    extra=fields(
-                        "provider_keeps_failing", origin=origin, failures=self._failed_refreshes
-                    ),
-                )
+            self._refresh_failed(origin)
             return False
         self._scheduler._buckets.discovered(good)
         self._failed_refreshes = 0
         return True
+
+    def _refresh_failed(self, origin: str) -> None:
+        self._failed_refreshes += 1
+        if self._failed_refreshes == self._scheduler.config.max_consecutive_failures:
+            _logger.error(
+                "provider %r has failed %d times in a row; requests go on with what is known",
+                self.provider_name(),
+                self._failed_refreshes,
+                extra=fields(
+                    "provider_keeps_failing", origin=origin, failures=self._failed_refreshes
+                ),
+            )
 
     async def keep_refreshing(self) -> None:
         """Asks it anew now and then; after a failure soon, then ever later."""
@@ -162,7 +168,36 @@ class Questions:
             if self._failed_refreshes:
                 interval = min(interval, self._scheduler._verdicts.pause(self._failed_refreshes))
             await asyncio.sleep(interval)
-            await self.refresh(force=True)
+            try:
+                await self.refresh(force=True)
+            except Exception as error:  # contained: else nobody would ask any more
+                origin = f"refresh of provider {self.provider_name()!r}"
+                self._scheduler._user_code.note(origin, error)
+                self._refresh_failed(origin)
+
+
+def name_of(provider: ProviderInterface, user_code: UserCode) -> str:
+    """What it calls itself, or what it is."""
+    name = user_code.call_here("name of provider", lambda: provider.name)
+    return name if isinstance(name, str) else type(provider).__name__
+
+
+async def ask_limits(
+    user_code: UserCode,
+    provider: ProviderInterface,
+    name: str,
+    *,
+    force: bool,
+    patience: float | None = None,
+) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
+    """The buckets that it lists, of those that make sense; and what is wrong with the others.
+
+    RateLimiterError where it fails, or gives none at all, which has been logged and counted.
+    """
+    origin = f"discover_limits of provider {name!r}"
+    call = user_code.call if patience is None else partial(user_code.call, patience=patience)
+    given = await call(origin, method_of(provider, "discover_limits"), force, 30.0)
+    return _checked(given, origin, user_code)
 
 
 def _sound(info: RateLimitInfo, origin: str, user_code: UserCode) -> RateLimitInfo:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, final
 
-from headway.errors import BucketNotFoundError, ProviderError
+from headway.errors import BucketNotFoundError, RateLimiterError
 from headway.providers import ProviderInterface, ProviderTable
+from headway.scheduler._once import Once
 from headway.scheduler.answers import look
 from headway.scheduler.arguments import check_metadata
 from headway.scheduler.buckets import MOST_BUCKETS, Bucket, Buckets
@@ -43,8 +43,7 @@ class Routes:
         self._table = table
         self._remembered = 0
         self._assumed: dict[_Key, tuple[Bucket, float]] = {}
-        # One question for all who ask it at once, on each loop.
-        self._asking: dict[tuple[int, str, str], asyncio.Future[Bucket]] = {}
+        self._once: Once[Bucket] = Once()
 
     def known(self, metadata: RequestMetadata) -> Bucket | None:
         """The bucket, if nobody needs to be asked for it."""
@@ -76,33 +75,18 @@ class Routes:
         assumed = self._assumed.get(key)
         if assumed is not None and monotonic() < assumed[1]:
             return assumed[0]
-        loop = asyncio.get_running_loop()
-        asked = (id(loop), *key)
-        future = self._asking.get(asked)
-        if future is None or future.done() or future.get_loop() is not loop:
-            future = loop.create_task(self._ask(metadata))
-            self._asking[asked] = future
-            future.add_done_callback(lambda _: self._asking.pop(asked, None))
-        # Whoever gives up must not take the others' answer with him.
-        return await asyncio.shield(future)
+        return await self._once.ask(key, lambda: self._ask(metadata))
 
     async def _ask(self, metadata: RequestMetadata) -> Bucket:
         provider = self._provider
         assert provider is not None
         model, kind = metadata.model_id, metadata.resource_type
-        origin = f"get_bucket_for_model of provider {self._provider_name()!r}"
+        name = self._provider_name()
         try:
-            given: Any = await self._user_code.call(
-                origin, method_of(provider, "get_bucket_for_model"), model, kind
-            )
-            if not isinstance(given, str) or not given:
-                raise self._user_code.nonsense(origin, given, "must be the id of a bucket, a str")
-        except BucketNotFoundError as error:
-            if error.provider is not None or error.model_id is not None:
-                raise
-            name = self._provider_name()
-            raise BucketNotFoundError(error.bucket_id, name, model) from error
-        except ProviderError:
+            given = await ask_bucket(self._user_code, provider, name, model, kind)
+        except BucketNotFoundError:
+            raise
+        except RateLimiterError:
             # It has been logged and counted. The request goes on with what is known.
             bucket = self._buckets.make_unlisted(model)
             if len(self._assumed) >= MOST_BUCKETS:
@@ -110,7 +94,7 @@ class Routes:
             self._assumed[(model, kind)] = (bucket, monotonic() + ASK_AGAIN)
             return bucket
         self._assumed.pop((model, kind), None)
-        return self._remember(metadata, self._buckets.find(given, self._provider_name(), model))
+        return self._remember(metadata, self._buckets.find(given, name, model))
 
     def _remember(self, metadata: RequestMetadata, bucket: Bucket) -> Bucket:
         self._buckets.first_seen(bucket, metadata)
@@ -121,3 +105,25 @@ class Routes:
             self._cache.clear()
         self._cache.setdefault(metadata.resource_type, {})[metadata.model_id] = bucket
         return bucket
+
+
+async def ask_bucket(
+    user_code: UserCode, provider: ProviderInterface, name: str, model: str, kind: str
+) -> str:
+    """The id of the bucket that a provider, called `name`, names for a model.
+
+    BucketNotFoundError, with both names, where it says that there is none. Another RateLimiterError
+    where it fails, or gives nonsense, which has been logged and counted.
+    """
+    origin = f"get_bucket_for_model of provider {name!r}"
+    try:
+        given: Any = await user_code.call(
+            origin, method_of(provider, "get_bucket_for_model"), model, kind
+        )
+    except BucketNotFoundError as error:
+        if error.provider is not None or error.model_id is not None:
+            raise
+        raise BucketNotFoundError(error.bucket_id, name, model) from error
+    if not isinstance(given, str) or not given:
+        raise user_code.nonsense(origin, given, "must be the id of a bucket, a str")
+    return given

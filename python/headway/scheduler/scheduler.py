@@ -340,6 +340,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             blocked.stopped = True  # where the fork was in its function, it tries no more
         self._blocking.clear()
         self._on_way.clear()
+        self._events.clear()
+        self._verdict_counts.clear()
+        self._verdicts.after_fork()
         self._buckets.forget_all()
         self._words.after_fork()
         self._outlook = Outlook(self)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("headway.scheduler")
 
 _FIRST_BACKOFF = 0.5
+_COUNTED = 100
+"""Buckets whose requests are counted for each retry that a used-up budget refuses, at most."""
 _FINAL = {
     "spent": "not tried again: the provider says that the credit is spent",
     "not_on_plan": "not tried again: the provider says that the model is not in the plan",
@@ -41,6 +43,7 @@ class Verdicts:
         self._scheduler = scheduler
         self._retry_on = retry_on
         self._budget = RetryBudget()
+        self._uncounted = 0  # retries that are refused before requests are counted again
         self._logged: set[str] = set()
 
     def judge(self, call: Any, result: Any, error: BaseException | None) -> Answer | None:
@@ -199,8 +202,7 @@ class Verdicts:
         refused = is_refused(answer) or limited
         if call.attempt > self._scheduler.config.max_retries or bucket.breaker.is_open:
             return None
-        self._budget.at_least(sum(each.submitted for each in self._scheduler._buckets))
-        if not self._budget.take():
+        if not self._takes_from_budget():
             self._scheduler._events["retry_budget_used_up"] += 1
             self._say("retry_budget", _USED_UP, error)
             return None
@@ -210,6 +212,30 @@ class Verdicts:
         told = wait_told_by(answer)
         pause = self.pause(call.attempt)
         return pause if told is None else max(told + random.random() * _jitter_of(told), pause)
+
+    def _takes_from_budget(self) -> bool:
+        """Takes a retry, if there is one left.
+
+        What has begun may be in 10,000 buckets: it is counted only when the budget looks used up,
+        and where it is, not for each that asks.
+        """
+        if self._budget.take():
+            return True
+        if self._uncounted > 0:
+            self._uncounted -= 1
+            return False
+        buckets = self._scheduler._buckets
+        self._budget.at_least(buckets.begun)
+        if self._budget.take():
+            return True
+        self._uncounted = len(buckets) // _COUNTED
+        return False
+
+    def after_fork(self) -> None:
+        """In the child: what its parent has tried again is not its own."""
+        self._budget = RetryBudget()
+        self._uncounted = 0
+        self._logged.clear()
 
     def hold_up(self, call: Any, answer: Answer, info: RateLimitInfo) -> None:
         """What the user's own provider makes of an answer holds up all of its bucket."""

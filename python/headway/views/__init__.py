@@ -1,4 +1,4 @@
-"""Views: what is kept in a backend, in the shapes that applications know. They keep nothing."""
+"""Views: what is kept in a backend, in the shapes that applications know. They keep no state."""
 
 from __future__ import annotations
 

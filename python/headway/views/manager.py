@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from time import monotonic
@@ -14,19 +16,22 @@ from headway.backends._failures import Failures
 from headway.backends.base import BaseBackend
 from headway.errors import (
     BackendOperationError,
-    BucketNotFoundError,
     ConfigurationError,
     RateLimiterError,
     TooManyFailedRequestsError,
 )
 from headway.providers import ProviderInterface
 from headway.scheduler.config import CachePolicy, StateConfig
+from headway.views._provider import Provided
 from headway.views.state import RateLimitState, StateType, jsonable
 
 _logger = logging.getLogger("headway")
 
 _MOST_FAILURES = 20
 _FAILURE_WINDOW = 30.0
+
+_all: weakref.WeakSet[StateManager] = weakref.WeakSet()
+"""A note for the fork handler."""
 
 
 class StateManager:
@@ -35,13 +40,17 @@ class StateManager:
     backend: where the state is. config: None for the defaults. provider: None where the bucket is
     the model. metrics_collector: kept, for whoever asks for it.
 
-    Nothing is cached: what a cache could answer, it could answer wrongly. So every CachePolicy
+    No state is cached: what a cache could answer, it could answer wrongly. So every CachePolicy
     writes at once, and the options of the cache mean nothing. WRITE_BACK in production still has to
     be acknowledged, as in a library where it can lose something.
 
+    The provider is asked as a scheduler asks it: once for each model, and for limits every 30 s at
+    most. What it raises, and what makes no sense, is logged and counted, and what was known before
+    holds; where nothing was, a model is its own bucket for 10 s, and has no limits of its own.
+
     An error that the backend raises is one of headway's own, or comes as a BackendOperationError
-    that names the method; it is never answered by a made-up state. Errors of the provider reach the
-    caller as they are. Safe from any thread and loop if the backend is.
+    that names the method; it is never answered by a made-up state. Safe from any thread and loop if
+    the backend is. After a fork the child's is stopped.
     """
 
     def __init__(
@@ -69,6 +78,15 @@ class StateManager:
         self._running = False
         self._lock = threading.Lock()
         self._failures = Failures(_MOST_FAILURES, _FAILURE_WINDOW)
+        self._said: Provided | None = None
+        _all.add(self)
+
+    def _after_fork(self) -> None:
+        """In the child: stopped, for its backend was started in its parent."""
+        self._running = False
+        self._lock = threading.Lock()  # somebody may have held it
+        self._failures = Failures(_MOST_FAILURES, _FAILURE_WINDOW)
+        self._said = None
 
     async def start(self) -> None:
         """Starts the backend; a second time does nothing."""
@@ -144,11 +162,7 @@ class StateManager:
         if self.provider is None:
             raise ConfigurationError("check_and_reserve_capacity needs a provider, got None")
         bucket = await self._bucket(model_id, resource_type)
-        listed = (await self.provider.discover_limits()).get(bucket)
-        if listed is None:
-            raise BucketNotFoundError(bucket, self.provider.name, model_id)
-        limits = {"rpm_limit": listed.rpm_limit, "tpm_limit": listed.tpm_limit}
-        known = {name: limit for name, limit in limits.items() if limit is not None}
+        known = await self._provided(self.provider).limits(bucket, model_id, resource_type)
         took: tuple[bool, str | None] = await self._ask(
             "check_and_reserve_capacity", bucket, request_count, token_count or 0, known
         )
@@ -229,6 +243,7 @@ class StateManager:
                 "running": self._running,
                 "pending_updates": 0,
                 "failed_request_count": failed,
+                "user_code_errors": {} if self._said is None else self._said.errors,
             },
             "cache": {},
             "backend": {
@@ -241,7 +256,13 @@ class StateManager:
     async def _bucket(self, model_id: str, resource_type: str) -> str:
         if self.provider is None:
             return model_id
-        return await self.provider.get_bucket_for_model(model_id, resource_type)
+        return await self._provided(self.provider).bucket(model_id, resource_type)
+
+    def _provided(self, provider: ProviderInterface) -> Provided:
+        said = self._said
+        if said is None or said.provider is not provider:
+            said = self._said = Provided(provider)
+        return said
 
     def _name(self, key: str, state_type: StateType) -> str:
         # Of a rate limit the backend's own key: that is where its capacity is.
@@ -259,3 +280,11 @@ class StateManager:
             raise BackendOperationError(
                 f"{method} of {type(self.backend).__name__} failed: {type(error).__name__}"
             ) from error
+
+
+def _after_fork_in_child() -> None:
+    for manager in list(_all):
+        manager._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
