@@ -180,6 +180,33 @@ def test_buckets_are_forgotten_while_other_threads_make_and_forget_some() -> Non
     assert set(buckets._buckets) == {"b"}
 
 
+def test_a_listed_bucket_that_makes_no_sense_is_listed_all_the_same() -> None:
+    class Listing(Provider):
+        limit: Any = -1
+
+        async def discover_limits(self, *_: Any) -> dict[str, DiscoveredBucket]:
+            found = DiscoveredBucket("m")
+            found.rpm_limit = self.limit
+            return {"good": DiscoveredBucket("good", 5), "m": found}
+
+    async def run() -> None:
+        provider = Listing()
+        async with make(provider=provider) as scheduler:
+            assert await scheduler.submit_request(asks(), at_once) == 42
+            # The limits that it had, it keeps.
+            for provider.limit in (7, -1):
+                await scheduler._questions.refresh(force=True)
+                explained = scheduler.explain(asks())
+                assert explained is not None
+                assert [each.limit.amount for each in explained.limits] == [7]
+            assert scheduler.get_metrics()["user_code_errors"] == {"provider": 2}
+        # And so in the bucket of another one that begins with it.
+        async with make(provider=provider) as scheduler:
+            assert await scheduler.submit_request(asks("good"), at_once) == 42
+
+    asyncio.run(run())
+
+
 def test_a_bucket_that_is_not_listed_is_said_not_to_be_there() -> None:
     async def run() -> None:
         async with make(provider=Provider()) as scheduler:

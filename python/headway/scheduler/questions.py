@@ -130,7 +130,11 @@ class Questions:
         wrong: RateLimiterError | None
         try:
             good, wrong = await ask_limits(
-                self._scheduler._user_code, provider, self.provider_name(), force=force
+                self._scheduler._user_code,
+                provider,
+                self.provider_name(),
+                self._scheduler._buckets.listed(),
+                force=force,
             )
         except RateLimiterError as error:  # logged and counted where it came from
             wrong = error
@@ -186,18 +190,21 @@ async def ask_limits(
     user_code: UserCode,
     provider: ProviderInterface,
     name: str,
+    earlier: Mapping[str, DiscoveredBucket],
     *,
     force: bool,
     patience: float | None = None,
 ) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
-    """The buckets that it lists, of those that make sense; and what is wrong with the others.
+    """The buckets that it lists; and what is wrong with the first of them that makes no sense.
+
+    Such a one has the limits that `earlier` has for it, or none.
 
     RateLimiterError where it fails, or gives none at all, which has been logged and counted.
     """
     origin = f"discover_limits of provider {name!r}"
     call = user_code.call if patience is None else partial(user_code.call, patience=patience)
     given = await call(origin, method_of(provider, "discover_limits"), force, 30.0)
-    return _checked(given, origin, user_code)
+    return _checked(given, origin, user_code, earlier)
 
 
 def _sound(info: RateLimitInfo, origin: str, user_code: UserCode) -> RateLimitInfo:
@@ -243,12 +250,8 @@ _UNLIMITED = "until it gives good ones, requests go by given and earlier limits,
 
 
 def _checked(
-    given: Any, origin: str, user_code: UserCode
+    given: Any, origin: str, user_code: UserCode, earlier: Mapping[str, DiscoveredBucket]
 ) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
-    """The buckets of an answer that make sense, and what is wrong with the first that do not.
-
-    Those are named and left out.
-    """
     if not isinstance(given, Mapping):
         raise user_code.nonsense(
             origin,
@@ -256,6 +259,7 @@ def _checked(
             f"must be a dict of DiscoveredBucket by bucket id; {_UNLIMITED}",
         )
     good: dict[str, DiscoveredBucket] = {}
+    left_out: dict[str, DiscoveredBucket] = {}
     wrong: ProviderError | None = None
     try:
         items = list(given.items())
@@ -271,13 +275,16 @@ def _checked(
                 f"limits must be None or whole numbers from 0 to 2**53; {_UNLIMITED}",
             )
             wrong = wrong or nonsense
+            if isinstance(name, str):
+                left_out[name] = earlier.get(name, DiscoveredBucket(name))
             continue
         left = (_limit_of(bucket, "rpm_remaining"), _limit_of(bucket, "tpm_remaining"))
         # Copied: what is read again must be what was looked at.
         good[name] = DiscoveredBucket(
             name, *limits, *(each if _is_limit(each) else None for each in left)
         )
-    return good, wrong
+    # Listed all the same, where anything is.
+    return {**left_out, **good} if good else good, wrong
 
 
 def _limit_of(bucket: object, name: str) -> Any:

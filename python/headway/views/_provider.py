@@ -94,7 +94,12 @@ class Provided:
         patience = _PATIENCE if self._listed else None
         try:
             self._listed, _ = await ask_limits(
-                self._user_code, self.provider, self._name, force=force, patience=patience
+                self._user_code,
+                self.provider,
+                self._name,
+                self._listed,
+                force=force,
+                patience=patience,
             )
         except RateLimiterError:  # logged and counted
             self._listed_until = monotonic() + ASK_AGAIN
