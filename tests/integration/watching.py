@@ -152,12 +152,17 @@ class Seen:
         ends = [*self.changes[1:], self.end]
         for number, (began, ended) in enumerate(zip(self.changes, ends, strict=True)):
             told, settled = self._told(began, ended, number)
+            period = self._rules[number].period_ns / 1e9
+            # Of what nobody knew, the first window is for finding it out.
+            begin = settled if number else max(settled, told + period)
+            if period > ended - begin:  # of a day's limit, all may be gone by then
+                begin = told
             refused = [each for at, each in self.refused if began <= at < ended]
             yield Step(
                 self.limits[number],
                 told,
                 ended,
-                self.use(number, told, ended),
+                self.use(number, begin, ended),
                 [each for each in refused if each.sent <= settled],
                 [each for each in refused if each.sent > settled],
             )
@@ -217,7 +222,7 @@ class Seen:
 @dataclass(frozen=True)
 class Step:
     """From `told` to `ended` by one limit; refusals of what was sent until all from before `told`
-    was answered, and after."""
+    was answered, and after. use: from then on; of the first limit, from its second window on."""
 
     limit: str
     told: float
