@@ -9,11 +9,12 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
-from users import asks, at_once, make, until
+from users import asks, at_once, idle, make, until
 
 from headway import (
     CapacityExceededError,
@@ -25,7 +26,8 @@ from headway import (
     SchedulerStoppedError,
     TooManyFailedRequestsError,
 )
-from headway.scheduler import Account, Scheduler
+from headway._core import WithReservation
+from headway.scheduler import Account, Handle, Scheduler
 
 MODES = ["basic", "intelligent", "account"]
 
@@ -1390,6 +1392,73 @@ def test_a_handle_can_be_awaited_cancelled_and_asked() -> None:
             assert await third == 42
             assert third.done()
             assert third.result() == 42
+
+    asyncio.run(run())
+
+
+def take_back(handle: Handle, where: str) -> bool:
+    """`handle.cancel()`, which is over when this returns."""
+    if where == "here":
+        return handle.cancel()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(handle.cancel).result(20)
+
+
+async def when_woken(handle: Handle, wake: Callable[[], object], act: Callable[[], bool]) -> bool:
+    """What `act()` gives between the wake-up of who waits and its next step."""
+    loop = asyncio.get_running_loop()
+    given: asyncio.Future[bool] = loop.create_future()
+    await until(lambda: handle._task._fut_waiter is not None)  # type: ignore[attr-defined]
+    waits_for = handle._task._fut_waiter  # type: ignore[attr-defined]
+
+    def look() -> None:
+        # In each turn of the loop before what wakes it, and so before the step that this makes.
+        if not waits_for.done():
+            loop.call_soon(look)
+        else:
+            given.set_result(act())
+
+    look()
+    wake()
+    return await asyncio.wait_for(given, 20)
+
+
+@pytest.mark.parametrize("marks", [False, True])
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+@pytest.mark.parametrize("when", ["not begun", "woken"])
+def test_what_was_taken_back_before_its_step_never_runs_and_gives_its_place_back(
+    when: str, where: str, marks: bool
+) -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        ran: list[str] = []
+
+        async def call(name: str) -> str:
+            ran.append(name)
+            return name
+
+        def function(name: str) -> Any:
+            return WithReservation(lambda _: call(name)) if marks else lambda: call(name)
+
+        limits = ["1 requests/hour", "1 concurrency"]
+        async with make(limits=limits, clock=clock) as scheduler:
+            if when == "woken":
+                await scheduler.submit_request(asks(), at_once)
+            handle = scheduler.submit(asks(), function("taken back"))
+            if when == "woken":
+                assert await when_woken(
+                    handle, lambda: clock.advance(7200), lambda: take_back(handle, where)
+                )
+            else:
+                assert take_back(handle, where)
+            with pytest.raises(asyncio.CancelledError):
+                await handle
+            assert not ran
+            assert not take_back(handle, where)
+            # What it would have taken is there for the next one.
+            assert await asyncio.wait_for(scheduler.submit(asks(), function("next")), 20) == "next"
+            assert ran == ["next"]
+            assert idle(scheduler)
 
     asyncio.run(run())
 
