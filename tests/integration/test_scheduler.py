@@ -523,6 +523,59 @@ def test_a_deadline_bounds_the_wait_for_a_provider_too() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_retry_that_would_begin_after_the_deadline_is_not_waited_for(
+    mode: str, status: int
+) -> None:
+    async def run() -> None:
+        failures: list[Refused] = []
+
+        async def call() -> None:
+            failures.append(Refused(status, {"Retry-After": "100"}))
+            raise failures[-1]
+
+        async with make(mode) as scheduler:
+            with pytest.raises(
+                DeadlineExceededError, match=r"within 50\.000 s: .* taken 10"
+            ) as told:
+                await asyncio.wait_for(scheduler.submit_request(asks(deadline=50), call), 20)
+            assert [told.value.__cause__] == failures
+            assert scheduler.get_metrics()["retries"] == (1 if status == 429 else 0)
+            assert idle(scheduler)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("wait", [5, 0.01])
+def test_a_deadline_counts_from_submission_for_a_retry_too(wait: float) -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        attempts = 0
+
+        async def call() -> int:
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1:
+                return 42
+            clock.advance(4)
+            raise Refused(503, {"Retry-After": str(wait)})
+
+        async with make(limits=["60 requests/min bucket burst 1"], clock=clock) as scheduler:
+            assert await scheduler.submit_request(asks(), at_once) == 42
+            handle = scheduler.submit(asks(deadline=8), call)
+            await asyncio.sleep(0)
+            clock.advance(1)
+            if wait < 1:
+                assert await asyncio.wait_for(handle, 20) == 42
+                return
+            # It has waited for 1 s and was under way for 4.
+            with pytest.raises(DeadlineExceededError, match=r"it would have taken 10\."):
+                await asyncio.wait_for(handle, 20)
+
+    asyncio.run(run())
+
+
 def test_estimates_know_of_accounts_own_limits_and_of_a_full_gate() -> None:
     async def run() -> None:
         clock = ManualClock()
