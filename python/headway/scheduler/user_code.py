@@ -31,7 +31,7 @@ class UserCode:
     """Calls it, for one scheduler. Thread-safe."""
 
     def __init__(self, count: Callable[[str], object]) -> None:
-        """count: is told whose code has raised: provider, classifier, request and so on."""
+        """count: is told whose code has raised: provider, classifier and so on."""
         self._count = count
         self.errors: Counter[str] = Counter()
         self._told: set[tuple[str, str]] = set()
