@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +164,105 @@ def test_a_wall_clock_that_is_set_changes_nothing(
     assert ran[8] - ran[5] > 0.13
     assert pauses[4] > 0.19, "it has cooled for as long as it was told"
     assert time.monotonic() - began < 5
+
+
+STEP = """
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+volatile long long wall_step;  // nanoseconds
+
+int clock_gettime(clockid_t clock, struct timespec* out) {
+  const int done = syscall(SYS_clock_gettime, clock, out);
+  if (done == 0 && clock == CLOCK_REALTIME) {
+    const long long now = out->tv_sec * 1000000000LL + out->tv_nsec + wall_step;
+    out->tv_sec = now / 1000000000;
+    out->tv_nsec = now % 1000000000;
+  }
+  return done;
+}
+"""
+"""A wall clock that a process may step for itself, in the core as well as in Python."""
+
+STEPPED = """
+import asyncio, ctypes, json, sys, time
+from headway import RequestMetadata
+from headway.scheduler import RateLimiterConfig, create_scheduler
+
+step = ctypes.c_longlong.in_dll(ctypes.CDLL(None), "wall_step")
+jump = float(sys.argv[1])
+offset = max(time.time() - time.monotonic() for _ in range(100))
+starts = {"before": [], "after": []}
+began = {}
+
+async def run():
+    config = RateLimiterConfig(rate_limit_buffer_ratio=1.0)
+    under_way = asyncio.Event()
+
+    def submit(model, count):
+        async def call():
+            starts[model].append(time.monotonic() + offset)
+            if len(starts["before"]) == 15:
+                under_way.set()
+
+        began[model] = time.monotonic() + offset
+        request = RequestMetadata("r", model, "text")
+        return [scheduler.submit(request, call) for _ in range(count)]
+
+    async with create_scheduler(None, config=config, limits=["10 requests/s fixed"]) as scheduler:
+        handles = submit("before", 35)
+        await under_way.wait()
+        step.value = int(jump * 1e9)
+        handles += submit("after", 25)
+        await asyncio.gather(*handles)
+    stepped = time.time() - time.monotonic() - offset
+    print(json.dumps({"stepped": stepped, "began": began, "starts": starts}))
+
+asyncio.run(run())
+"""
+
+
+@pytest.fixture(scope="module")
+def stepping_clock(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """To be loaded first by a process that is to step its wall clock."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("the wall clock of a process is stepped by what a C compiler makes")
+    made = tmp_path_factory.mktemp("step") / "step.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", made],
+        input=STEP,
+        text=True,
+        check=True,
+    )
+    return str(made)
+
+
+@pytest.mark.parametrize("jump", [3600.5, -3600.5])
+def test_a_wall_clock_that_is_set_moves_no_window_that_was_anchored_by_then(
+    jump: float, stepping_clock: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STEPPED, str(jump)],
+        env={**os.environ, "LD_PRELOAD": stepping_clock},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    assert abs(told["stepped"] - jump) < 60
+    # Each may be late, but none is early: in windows that begin with the seconds of the clock as it
+    # was when the limit was made.
+    for model, seen_by in (("before", 0.0), ("after", jump)):
+        first = math.floor(told["began"][model] + seen_by) - seen_by - 0.01
+        starts = told["starts"][model]
+        assert len(starts) == {"before": 35, "after": 25}[model]
+        assert not [
+            (number, at) for number, at in enumerate(sorted(starts)) if at < first + number // 10
+        ]
 
 
 # -- fork -----------------------------------------------------------------------------------------

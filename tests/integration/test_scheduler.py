@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from users import asks, at_once, make, until
+from users import asks, at_once, idle, make, until
 
 from headway import (
     CapacityExceededError,
@@ -26,7 +26,8 @@ from headway import (
     SchedulerStoppedError,
     TooManyFailedRequestsError,
 )
-from headway.scheduler import Account, Scheduler
+from headway._core import WithReservation
+from headway.scheduler import Account, Handle, Scheduler
 from headway.scheduler.buckets import Buckets
 
 MODES = ["basic", "intelligent", "account"]
@@ -519,6 +520,59 @@ def test_a_deadline_bounds_the_wait_for_a_provider_too() -> None:
             with pytest.raises(DeadlineExceededError):
                 await scheduler.submit_request(asks(deadline=0.02), at_once)
             assert await scheduler.submit_request(asks(deadline=0.02), at_once) == 42
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_retry_that_would_begin_after_the_deadline_is_not_waited_for(
+    mode: str, status: int
+) -> None:
+    async def run() -> None:
+        failures: list[Refused] = []
+
+        async def call() -> None:
+            failures.append(Refused(status, {"Retry-After": "100"}))
+            raise failures[-1]
+
+        async with make(mode) as scheduler:
+            with pytest.raises(
+                DeadlineExceededError, match=r"within 50\.000 s: .* taken 10"
+            ) as told:
+                await asyncio.wait_for(scheduler.submit_request(asks(deadline=50), call), 20)
+            assert [told.value.__cause__] == failures
+            assert scheduler.get_metrics()["retries"] == (1 if status == 429 else 0)
+            assert idle(scheduler)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("wait", [5, 0.01])
+def test_a_deadline_counts_from_submission_for_a_retry_too(wait: float) -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        attempts = 0
+
+        async def call() -> int:
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1:
+                return 42
+            clock.advance(4)
+            raise Refused(503, {"Retry-After": str(wait)})
+
+        async with make(limits=["60 requests/min bucket burst 1"], clock=clock) as scheduler:
+            assert await scheduler.submit_request(asks(), at_once) == 42
+            handle = scheduler.submit(asks(deadline=8), call)
+            await asyncio.sleep(0)
+            clock.advance(1)
+            if wait < 1:
+                assert await asyncio.wait_for(handle, 20) == 42
+                return
+            # It has waited for 1 s and was under way for 4.
+            with pytest.raises(DeadlineExceededError, match=r"it would have taken 10\."):
+                await asyncio.wait_for(handle, 20)
 
     asyncio.run(run())
 
@@ -1473,6 +1527,73 @@ def test_a_handle_can_be_awaited_cancelled_and_asked() -> None:
             assert await third == 42
             assert third.done()
             assert third.result() == 42
+
+    asyncio.run(run())
+
+
+def take_back(handle: Handle, where: str) -> bool:
+    """`handle.cancel()`, which is over when this returns."""
+    if where == "here":
+        return handle.cancel()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(handle.cancel).result(20)
+
+
+async def when_woken(handle: Handle, wake: Callable[[], object], act: Callable[[], bool]) -> bool:
+    """What `act()` gives between the wake-up of who waits and its next step."""
+    loop = asyncio.get_running_loop()
+    given: asyncio.Future[bool] = loop.create_future()
+    await until(lambda: handle._task._fut_waiter is not None)  # type: ignore[attr-defined]
+    waits_for = handle._task._fut_waiter  # type: ignore[attr-defined]
+
+    def look() -> None:
+        # In each turn of the loop before what wakes it, and so before the step that this makes.
+        if not waits_for.done():
+            loop.call_soon(look)
+        else:
+            given.set_result(act())
+
+    look()
+    wake()
+    return await asyncio.wait_for(given, 20)
+
+
+@pytest.mark.parametrize("marks", [False, True])
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+@pytest.mark.parametrize("when", ["not begun", "woken"])
+def test_what_was_taken_back_before_its_step_never_runs_and_gives_its_place_back(
+    when: str, where: str, marks: bool
+) -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        ran: list[str] = []
+
+        async def call(name: str) -> str:
+            ran.append(name)
+            return name
+
+        def function(name: str) -> Any:
+            return WithReservation(lambda _: call(name)) if marks else lambda: call(name)
+
+        limits = ["1 requests/hour", "1 concurrency"]
+        async with make(limits=limits, clock=clock) as scheduler:
+            if when == "woken":
+                await scheduler.submit_request(asks(), at_once)
+            handle = scheduler.submit(asks(), function("taken back"))
+            if when == "woken":
+                assert await when_woken(
+                    handle, lambda: clock.advance(7200), lambda: take_back(handle, where)
+                )
+            else:
+                assert take_back(handle, where)
+            with pytest.raises(asyncio.CancelledError):
+                await handle
+            assert not ran
+            assert not take_back(handle, where)
+            # What it would have taken is there for the next one.
+            assert await asyncio.wait_for(scheduler.submit(asks(), function("next")), 20) == "next"
+            assert ran == ["next"]
+            assert idle(scheduler)
 
     asyncio.run(run())
 

@@ -14,7 +14,7 @@ from users import Provider, asks, at_once, idle, make, until
 
 from headway import RequestMetadata, SchedulerStoppedError
 from headway.backends import MemoryBackend
-from headway.scheduler import Scheduler
+from headway.scheduler import Handle, Scheduler
 
 
 def on_a_loop_that_then_stands_still(scheduler: Any) -> asyncio.AbstractEventLoop:
@@ -228,6 +228,68 @@ def test_a_second_stop_may_be_in_more_of_a_hurry() -> None:
         return took
 
     assert asyncio.run(run()) < 5
+
+
+class SlowToStart(Provider):
+    """Answers when its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def discover_limits(self, *args: Any, **kwargs: Any) -> Any:
+        await self.gate.wait()
+        return await super().discover_limits(*args, **kwargs)
+
+
+def test_of_stops_that_wait_for_a_start_the_hurried_one_holds() -> None:
+    async def run() -> None:
+        provider = SlowToStart()
+        scheduler = make(provider=provider)
+
+        async def begin() -> Handle:
+            await scheduler.start()
+            return scheduler.submit(asks(), lambda: asyncio.sleep(60))
+
+        begun = asyncio.ensure_future(begin())
+        await asyncio.sleep(0)
+        # The first one is the one that drains.
+        stops = [asyncio.ensure_future(scheduler.stop(patience)) for patience in (60, 0)]
+        await asyncio.sleep(0)
+        provider.gate.set()
+        done, _ = await asyncio.wait(stops, timeout=20)
+        assert len(done) == 2
+        with pytest.raises(SchedulerStoppedError):
+            await (await begun)
+        assert idle(scheduler)
+
+    asyncio.run(run())
+
+
+def test_the_hurry_of_a_stop_that_was_cancelled_before_its_turn_is_over() -> None:
+    async def run() -> None:
+        provider = SlowToStart()
+        scheduler = make(provider=provider)
+        leave = asyncio.Event()
+
+        async def begin() -> Handle:
+            await scheduler.start()
+            return scheduler.submit(asks(), leave.wait)
+
+        begun = asyncio.ensure_future(begin())
+        await asyncio.sleep(0)
+        patient, hurried = (asyncio.ensure_future(scheduler.stop(each)) for each in (60, 0))
+        await asyncio.sleep(0)
+        hurried.cancel()
+        await asyncio.wait({hurried})
+        provider.gate.set()
+        running = await begun
+        await until(lambda: not scheduler.is_running())
+        leave.set()
+        assert await asyncio.wait_for(running, 20) is True
+        await asyncio.wait_for(patient, 20)
+
+    asyncio.run(run())
 
 
 def test_a_stop_that_is_cancelled_ends_all_the_same() -> None:

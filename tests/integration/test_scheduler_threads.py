@@ -14,7 +14,12 @@ from own_backend import Own
 from own_backend import make as make_own
 from users import Provider, Refused, asks, at_once, idle, make
 
-from headway import RateLimitInfo, RequestMetadata, SchedulerStoppedError
+from headway import (
+    DeadlineExceededError,
+    RateLimitInfo,
+    RequestMetadata,
+    SchedulerStoppedError,
+)
 from headway.backends import MemoryBackend
 from headway.scheduler import Scheduler
 
@@ -203,6 +208,21 @@ def test_a_thread_that_waits_for_its_next_attempt_is_told_when_it_stops() -> Non
     with pytest.raises(SchedulerStoppedError):
         begun.result(10)
     assert idle(scheduler)
+
+
+def test_a_thread_does_not_wait_for_an_attempt_that_would_begin_after_its_deadline() -> None:
+    failures: list[Later] = []
+
+    def fails() -> None:
+        failures.append(Later(100))
+        raise failures[-1]
+
+    with make() as scheduler:
+        begun = begin(lambda: scheduler.submit_sync(asks(deadline=50), fails))
+        with pytest.raises(DeadlineExceededError, match=r"within 50\.000 s: .* taken 10") as told:
+            begun.result(20)
+        assert [told.value.__cause__] == failures
+        assert idle(scheduler)
 
 
 def test_a_stop_waits_for_the_next_attempt_of_a_thread() -> None:

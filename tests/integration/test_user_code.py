@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -325,6 +326,61 @@ def test_while_all_of_a_provider_misbehaves_other_buckets_go_as_if_there_was_non
     asyncio.run(run())
     for method in METHODS:
         assert f"{method} of provider 'mine'" in caplog.text
+
+
+def test_a_provider_that_reads_slowly_keeps_no_other_code_from_being_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = UserCode.call
+
+    async def patient(self: UserCode, origin: str, method: Any, *args: Any, **kwargs: Any) -> Any:
+        return await ours(self, origin, method, *args, **{**kwargs, "patience": 60.0})
+
+    monkeypatch.setattr(UserCode, "call", patient)
+    gate = threading.Event()
+
+    class Slow(Provider):
+        def parse_rate_limit_response(self, headers: dict[str, str], *args: Any) -> Any:
+            if "slow" in headers:
+                gate.wait(60)
+            return super().parse_rate_limit_response(headers, *args)
+
+        def get_bucket_for_model(self, model_id: str, kind: str | None = None) -> str:  # type: ignore[override]
+            return model_id
+
+    class Classifier:
+        def classify(self, request: dict[str, Any]) -> Any:
+            return asks(request["model"])
+
+    class Breaker:
+        def can_execute(self, model_id: str) -> bool:
+            return True
+
+    async def slow() -> Any:
+        return SimpleNamespace(status_code=200, headers={"slow": "1"})
+
+    async def run() -> None:
+        async with make(provider=Slow(), classifier=Classifier()) as scheduler:
+            scheduler.circuit_breaker = Breaker()
+            for _ in range(100):
+                await scheduler.submit_request(asks("bad"), slow)
+            assert scheduler.get_metrics()["answers_not_read"] > 0, "all that may be are being read"
+            request: Any = {"model": "good"}
+            refused = [Refused(503, {"retry-after": "0"})]
+
+            async def call() -> int:
+                if refused:
+                    raise refused.pop()
+                return 42
+
+            # Classified, let through by the breaker, its bucket asked for, read and tried again.
+            assert await scheduler.submit_request(request, call) == 42
+            gate.set()
+
+    try:
+        asyncio.run(asyncio.wait_for(run(), 20))
+    finally:
+        gate.set()
 
 
 # -- classifiers and breakers ---------------------------------------------------------------------

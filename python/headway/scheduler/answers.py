@@ -29,7 +29,8 @@ class Answer:
     has said so. final: not to be tried again, by the same. kind, wait: of an error, what the table
     makes of it: its class, and how long its body asks to wait. call: the call, and what is known of
     it, for whoever reads the answer later; None for the second where nobody knows any more.
-    doubtful: it is final unless the user's provider says that a limit was reached.
+    doubtful: it is final unless the user's provider says that a limit was reached. begin_by: when
+    the request must have begun, in seconds as of Scheduler._now, where it has a deadline.
     """
 
     status: int | None = None
@@ -42,6 +43,7 @@ class Answer:
     wait: float | None = None
     call: tuple[Any, Any] | None = None
     doubtful: bool = False
+    begin_by: float | None = None
 
 
 def read_answer(source: object) -> Answer:

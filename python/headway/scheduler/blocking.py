@@ -30,6 +30,8 @@ class BlockingCall:
         self.metadata = metadata
         self.stopped = False
         """Whether it has been told to end; looked at by `_admit`, too."""
+        self.submitted = 0
+        """When, as of Scheduler._now."""
         self.attempt = 0
         self.result: Any = None
         self.over = False
@@ -189,27 +191,24 @@ def submit_sync(
     call = BlockingCall(scheduler, metadata)
     try:
         call.begin()
-        submitted = scheduler._now()
+        call.submitted = scheduler._now()
         bucket: Bucket | None = None
         if scheduler.circuit_breaker is None and not isinstance(metadata, dict):
             bucket = scheduler._find.known(metadata)
         if bucket is None:
             call.metadata, bucket = call.ask(lambda: scheduler._prepare(metadata))
         call.bucket = bucket
-        return _counted(scheduler, call, function, submitted)
+        return _counted(scheduler, call, function)
     finally:
         call.end()
 
 
 def _counted(
-    scheduler: Scheduler,
-    call: BlockingCall,
-    function: Callable[[], _T] | WithReservation,
-    submitted: int,
+    scheduler: Scheduler, call: BlockingCall, function: Callable[[], _T] | WithReservation
 ) -> _T:
     call.bucket._count("submitted")
     try:
-        result = _attempts(scheduler, call, function, submitted)
+        result = _attempts(scheduler, call, function)
         call.outcome = "succeeded"
         return result
     except BaseException as error:
@@ -221,10 +220,7 @@ def _counted(
 
 
 def _attempts(
-    scheduler: Scheduler,
-    call: BlockingCall,
-    function: Callable[[], _T] | WithReservation,
-    submitted: int,
+    scheduler: Scheduler, call: BlockingCall, function: Callable[[], _T] | WithReservation
 ) -> _T:
     bucket = call.bucket
     while True:
@@ -232,7 +228,8 @@ def _attempts(
         if bucket.guarded:
             scheduler._guard(bucket, None)
         call.outcome = "refused"
-        call.admitted(*scheduler._admit(bucket, call.metadata, submitted, call.attempt > 0, call))
+        retry = call.attempt > 0
+        call.admitted(*scheduler._admit(bucket, call.metadata, call.submitted, retry, call))
         call.outcome = "breaker"
         if bucket.guarded:
             try:
@@ -274,7 +271,9 @@ def _goes_on(
     questions = scheduler._questions
     call.outcome = "stopped"  # what ends these waits
     info = call.ask(lambda: questions.read(answer)) if questions.reads(answer) else None
+    call.outcome = "deadline"  # what this raises
     pause = scheduler._verdicts.pause_before(call, answer, error, info)
+    call.outcome = "stopped"
     if pause:
         call.pause(pause)
     call.outcome = "failed"

@@ -28,6 +28,8 @@ class Drain:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._lock = threading.Lock()
+        self._patiences: list[float] = []  # of all who want it to end
         self._end = 0.0
         self._wake: Callable[[], object] | None = None  # while it waits
 
@@ -36,14 +38,26 @@ class Drain:
         """Whether something is on its way."""
         return self._scheduler._unfinished() > 0
 
-    def hurry(self, patience: float) -> None:
-        """Somebody else wants it to end within so many seconds from now. From any thread."""
+    @contextlib.contextmanager
+    def hurry(self, patience: float) -> Iterator[None]:
+        """In it, somebody waits for its end, which is to be within so many seconds from now.
+
+        Where it has not begun, from when it does. From any thread.
+        """
         end = time.monotonic() + patience
-        if end < self._end:
-            self._end = end
-            wake = self._wake
-            if wake is not None:
-                wake()
+        with self._lock:
+            self._patiences.append(patience)
+            sooner = end < self._end
+            if sooner:
+                self._end = end
+        wake = self._wake
+        if sooner and wake is not None:
+            wake()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._patiences.remove(patience)
 
     def look_again(self) -> None:
         """A thread's request is not on its way any more. From any thread."""
@@ -92,7 +106,8 @@ class Drain:
 
         forget: forgets the word. Before anybody looks, or what comes in between would be lost.
         """
-        self._end = time.monotonic() + patience
+        with self._lock:
+            self._end = time.monotonic() + min([patience, *self._patiences])
         yield from self._until(lambda: self._end, forget)
         self._end = 0.0  # nobody's hurry shortens the grace
         # Even where nobody is waited for: a thread whose function still runs is to try no more.

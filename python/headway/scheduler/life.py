@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
@@ -61,7 +62,10 @@ class Life:
 
     async def stop(self, drain_timeout: float) -> None:
         """See Scheduler.stop."""
-        self._hurry(drain_timeout)
+        with self._hurry(drain_timeout):
+            await self._stop(drain_timeout)
+
+    async def _stop(self, drain_timeout: float) -> None:
         async with self._turn:
             if not self._scheduler._runs:
                 return
@@ -80,8 +84,7 @@ class Life:
         """See Scheduler.stop_sync."""
         if running_loop() is not None:
             raise RuntimeError("stop_sync() on an event loop would block it: await stop()")
-        self._hurry(drain_timeout)
-        with self._turn:
+        with self._hurry(drain_timeout), self._turn:
             if not self._scheduler._runs:
                 return
             self._scheduler._run(False)
@@ -126,10 +129,10 @@ class Life:
         if scheduler._streams.watched:
             self.chores.start(scheduler._streams.run)
 
-    def _hurry(self, drain_timeout: Any) -> None:
+    def _hurry(self, drain_timeout: Any) -> AbstractContextManager[None]:
         if not isinstance(drain_timeout, (int, float)) or not drain_timeout >= 0:
             raise ConfigurationError(f"drain_timeout {drain_timeout!r}: must be 0 or more seconds")
-        self._drain.hurry(drain_timeout)
+        return self._drain.hurry(drain_timeout)
 
     async def _begin(self) -> None:
         scheduler = self._scheduler

@@ -77,8 +77,11 @@ class Questions:
             return False
         return answer.status is not None or bool(answer.headers)
 
-    async def read(self, answer: Answer) -> RateLimitInfo | None:
-        """What the provider makes of an answer; None where there is none, or it makes nothing."""
+    async def read(self, answer: Answer, later: bool = False) -> RateLimitInfo | None:
+        """What the provider makes of an answer; None where there is none, or it makes nothing.
+
+        later: nothing waits on it, and so it keeps no thread from those that something waits on.
+        """
         if not self.reads(answer):
             return None
         provider = self._scheduler.provider
@@ -92,6 +95,7 @@ class Questions:
                 body,
                 answer.status,
                 patience=5.0,
+                apart=" later" if later else "",
             )
             if not isinstance(info, RateLimitInfo):
                 raise self._scheduler._user_code.nonsense(origin, info, "must be a RateLimitInfo")
@@ -115,7 +119,7 @@ class Questions:
         if self._scheduler._chores.count >= _MOST_READINGS:
             self._scheduler._events["answers_not_read"] += 1
             return
-        self._scheduler._chores.start(lambda: self.read(answer), ends=True)
+        self._scheduler._chores.start(lambda: self.read(answer, later=True), ends=True)
 
     async def refresh(self, force: bool) -> bool:
         """Asks the provider for its limits; whether it gave any that make sense.

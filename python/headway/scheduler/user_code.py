@@ -31,26 +31,33 @@ class UserCode:
     """Calls it, for one scheduler. Thread-safe."""
 
     def __init__(self, count: Callable[[str], object]) -> None:
-        """count: is told whose code has raised: provider, classifier, request and so on."""
+        """count: is told whose code has raised: provider, classifier and so on."""
         self._count = count
         self.errors: Counter[str] = Counter()
         self._told: set[tuple[str, str]] = set()
-        self._threads = Threads(8, "headway-user")
+        self._threads: dict[str, Threads] = {}
         self._lock = threading.Lock()
 
     async def call(
-        self, origin: str, method: Callable[..., Any], *args: Any, patience: float = PATIENCE
+        self,
+        origin: str,
+        method: Callable[..., Any],
+        *args: Any,
+        patience: float = PATIENCE,
+        apart: str = "",
     ) -> Any:
         """What `method(*args)` gives, awaited where that is an awaitable.
 
         origin: as in "get_bucket_for_model of provider 'x'". Raises what is a RateLimiterError as
         it is, and anything else as a ProviderError that names the origin; it has been counted then.
+        apart: names calls of one method that are not to keep the others of it waiting.
         """
         try:
             if inspect.iscoroutinefunction(method):
                 given = method(*args)
             else:
-                given = await _within(patience, self._threads.call(lambda: method(*args)))
+                threads = self._threads_for(origin.partition(" of ")[0] + apart)
+                given = await _within(patience, threads.call(lambda: method(*args)))
             if inspect.isawaitable(given):
                 given = await _within(patience, given)
         except RateLimiterError as error:
@@ -68,8 +75,16 @@ class UserCode:
         """What `method(*args)` gives, however it is written; within what is given to `call`."""
         if inspect.iscoroutinefunction(method):
             return await method(*args)
-        given = await self._threads.call(lambda: method(*args))
+        given = await self._threads_for("run").call(lambda: method(*args))
         return await given if inspect.isawaitable(given) else given
+
+    def _threads_for(self, what: str) -> Threads:
+        """Those of one method: what is slow, or hangs, keeps no other method from being called."""
+        with self._lock:
+            threads = self._threads.get(what)
+            if threads is None:
+                threads = self._threads[what] = Threads(8, "headway-user")
+            return threads
 
     async def open_mailbox(self, whose: str, pause: float) -> _core.Mailbox:
         """One by which the core asks somebody; tried again after so many seconds."""

@@ -9,8 +9,9 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, final
 
+from headway import _core
 from headway._log import fields
-from headway.errors import RequestTimeoutError
+from headway.errors import DeadlineExceededError, RequestTimeoutError
 from headway.providers import RateLimitInfo
 from headway.retry import RetryBudget
 from headway.scheduler.answers import Answer, look, read_answer
@@ -80,7 +81,7 @@ class Verdicts:
             if answer.kind in _FINAL:
                 self._say(answer.kind, _FINAL[answer.kind], error)
             elif self._may_be_refused(answer):
-                return dataclasses.replace(answer, doubtful=True)
+                return self._bounded(call, dataclasses.replace(answer, doubtful=True))
             self._scheduler._questions.read_later(answer)
             return None
         if refused:
@@ -95,7 +96,7 @@ class Verdicts:
                 extra=fields("breaker_opened", bucket=bucket.name),
             )
         self._scheduler._events["failed_attempts"] += 1
-        return answer
+        return self._bounded(call, answer)
 
     def watch(self, call: Any, result: Any, held: bool) -> bool:
         """What an attempt that was only watched has come to: whether it was refused.
@@ -134,6 +135,19 @@ class Verdicts:
         if self._scheduler._questions.reads(answer):
             answer = dataclasses.replace(answer, call=(call, call.record()))
         return answer
+
+    def _bounded(self, call: Any, answer: Answer) -> Answer:
+        """With when the request must have begun; while its attempt is not forgotten."""
+        deadline = look(call.metadata, "deadline")
+        if deadline is None:
+            return answer
+        submitted = look(call, "submitted")  # of a thread's call
+        if submitted is None:
+            # Where nobody knows when the attempt began, it did so now: a deadline is never early.
+            record = call.record()
+            began = None if record is None else _core.own_use(call.bucket, record)[0]
+            submitted = (self._scheduler._now() if began is None else began) - call.waited * 1e9
+        return dataclasses.replace(answer, begin_by=submitted / 1e9 + deadline)
 
     def _may_be_refused(self, answer: Answer) -> bool:
         """Whether a failure that looks final is one that the user's own provider has a say in."""
@@ -191,7 +205,8 @@ class Verdicts:
     ) -> float | None:
         """Seconds until the request is tried again; None where it is not.
 
-        info: what the provider makes of the answer.
+        info: what the provider makes of the answer. DeadlineExceededError, from `error`, where its
+        deadline is over by then.
         """
         bucket: Bucket = call.bucket
         limited = info is not None and _is_limited(info)
@@ -202,13 +217,17 @@ class Verdicts:
         refused = is_refused(answer) or limited
         if call.attempt > self._scheduler.config.max_retries or bucket.breaker.is_open:
             return None
+        # A refused one waits with its bucket.
+        pause = 0.0 if refused else self._pause_told(call, answer)
+        self._check_deadline(call, answer, pause, error)
         if not self._takes_from_budget():
             self._scheduler._events["retry_budget_used_up"] += 1
             self._say("retry_budget", _USED_UP, error)
             return None
         self._scheduler._events["retries"] += 1
-        if refused:
-            return 0.0  # it waits with its bucket
+        return pause
+
+    def _pause_told(self, call: Any, answer: Answer) -> float:
         told = wait_told_by(answer)
         pause = self.pause(call.attempt)
         return pause if told is None else max(told + random.random() * _jitter_of(told), pause)
@@ -236,6 +255,20 @@ class Verdicts:
         self._budget = RetryBudget()
         self._uncounted = 0
         self._logged.clear()
+
+    def _check_deadline(
+        self, call: Any, answer: Answer, pause: float, error: BaseException | None
+    ) -> None:
+        """A retry that would come too late is not waited for."""
+        if answer.begin_by is None:
+            return
+        late = self._scheduler._now() / 1e9 + pause - answer.begin_by
+        if late > 0:
+            deadline = call.metadata.deadline
+            raise DeadlineExceededError(
+                f"not tried again within {deadline:.3f} s: it would have taken "
+                f"{deadline + late:.3f} s"
+            ) from error
 
     def hold_up(self, call: Any, answer: Answer, info: RateLimitInfo) -> None:
         """What the user's own provider makes of an answer holds up all of its bucket."""
