@@ -56,6 +56,8 @@ class Verdicts:
                 call.result = stream
                 if bucket.guarded:
                     self._went_well(call)
+                # Its headers are in; what is to come of its body is nobody's but its reader's.
+                self._scheduler._questions.read_later(answer)
                 return None
         refused = is_refused(answer)
         if answer.status is not None and answer.status >= 400:
