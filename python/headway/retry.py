@@ -15,13 +15,25 @@ LONGEST_TOLD = 120.0
 def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds that the answer asks to wait, from 0 to `LONGEST_TOLD`; None where it does not ask.
 
-    `retry-after-ms`, else `retry-after` as seconds or as a date, which is compared with `now`
-    (seconds since the epoch; None is the present).
+    `retry-after-ms`, else `retry-after` as seconds or as a date, which is compared with
+    `said_at(headers, now)`.
     """
     told = _values.milliseconds(headers.get("retry-after-ms", ""))
     if told is None:
-        told = _values.wait(headers.get("retry-after", ""), time() if now is None else now)
+        told = _values.wait(headers.get("retry-after", ""), said_at(headers, now))
     return None if told is None else min(told, LONGEST_TOLD)
+
+
+def said_at(headers: Mapping[str, str], now: float | None = None) -> float:
+    """When an answer was made, in seconds since the epoch, by the clock that its dates are of.
+
+    That is the server's, by the `date` header, as clocks differ; `now` (None is the present) where
+    there is none that can be read.
+    """
+    said = _values.date(headers.get("date", ""))
+    if said is not None:
+        return said
+    return time() if now is None else now
 
 
 def is_odd_wait(headers: Mapping[str, str]) -> bool:

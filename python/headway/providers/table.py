@@ -130,7 +130,10 @@ class ProviderTable:
         return None
 
     def wait(self, body: object, now: float | None = None) -> float | None:
-        """Seconds that an error's body asks to wait; None where it does not ask."""
+        """Seconds that an error's body asks to wait; None where it does not ask.
+
+        now: when it was written, by the server's clock, in seconds since the epoch.
+        """
         root = root_of(body)
         now = time() if now is None else now
         waits = [wait_in(root, each, now) for each in self._format.waits]

@@ -12,7 +12,7 @@ import dataclasses
 
 from headway.errors import RateLimiterError, RequestTimeoutError
 from headway.providers.table import ProviderTable
-from headway.retry import LONGEST_TOLD, told_wait
+from headway.retry import LONGEST_TOLD, said_at, told_wait
 from headway.scheduler.answers import Answer
 
 REFUSED = 429
@@ -64,7 +64,7 @@ def classed(answer: Answer, table: ProviderTable) -> Answer:
     return dataclasses.replace(
         answer,
         kind=table.classify(answer.status, answer.headers, answer.body),
-        wait=table.wait(answer.body),
+        wait=table.wait(answer.body, said_at(answer.headers)),
     )
 
 
