@@ -15,7 +15,7 @@ from functools import cache
 from time import monotonic
 from typing import Any, Generic, TypeVar, final
 
-from headway._tokens import ChunkReader, read_usage
+from headway._tokens import ChunkReader, odd_usage, read_usage
 
 PACKAGES = ("httpx", "httpx2")
 _HEAD = 2**14
@@ -38,7 +38,7 @@ class UsageReader:
     encoding: the answer's `content-encoding`.
     """
 
-    __slots__ = ("_decode", "_head", "_room", "_size", "_tail", "whole")
+    __slots__ = ("_decode", "_head", "_room", "_size", "_tail", "odd", "whole")
 
     def __init__(self, encoding: str = "") -> None:
         self._decode = decoder(encoding)
@@ -48,6 +48,8 @@ class UsageReader:
         self._size = 0
         self.whole = False
         """After `read`: whether an event has said that nothing comes behind it."""
+        self.odd = 0
+        """After `read`: how many amounts cannot be read."""
 
     def feed(self, chunk: bytes) -> None:
         """Another part of the body, as it came. Never raises for what it holds."""
@@ -78,6 +80,7 @@ class UsageReader:
             for line in text.splitlines():
                 if line.startswith(b"data:"):
                     self._read_event(line[5:].strip(), found)
+        self.odd = odd_usage(found)
         return read_usage(found)
 
     def _read_event(self, data: bytes, found: dict[str, Any]) -> None:
@@ -208,15 +211,24 @@ Settle = Callable[[dict[str, int]], object]
 """Ends a reservation with what was used by resource; what is not named stays as reserved."""
 
 
+def reader_of(response: Any) -> UsageReader:
+    """What finds the use in the body of such a response."""
+    return UsageReader(response.headers.get("content-encoding", ""))
+
+
 def settle_with_body(
-    response: Any, settle: Settle, reserved: Mapping[str, int]
+    response: Any,
+    settle: Settle,
+    reserved: Mapping[str, int],
+    reader: UsageReader | None = None,
 ) -> BodyEnd[UsageReader]:
     """Has `settle` called once, when the body has ended, is closed, fails, or is collected.
 
     response: is_unread. Where it does not come to its end, what it said bounds its use from below
     only: nothing of what was `reserved` is given back for it. Gives that end, which the body holds.
+    reader: of this response; None for a new one.
     """
-    end = BodyEnd(settle, reserved, UsageReader(response.headers.get("content-encoding", "")))
+    end = BodyEnd(settle, reserved, reader or reader_of(response))
     asynchronous, synchronous = _classes(package_of(response) or "httpx")
     inner = response.stream
     kind = asynchronous if hasattr(inner, "__aiter__") else synchronous

@@ -12,6 +12,10 @@ LONGEST_TOLD = 120.0
 """Seconds that a server may ask to wait at most; a longer time is cut to this."""
 
 
+# Seconds by which the same wait may be told: a date is one of whole seconds, as is what it is from.
+_ROUNDED = 2.0
+
+
 def told_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds that the answer asks to wait, from 0 to `LONGEST_TOLD`; None where it does not ask.
 
@@ -36,10 +40,21 @@ def said_at(headers: Mapping[str, str], now: float | None = None) -> float:
     return time() if now is None else now
 
 
-def is_odd_wait(headers: Mapping[str, str]) -> bool:
-    """Whether the answer asks to wait, but not for how long that anybody could read."""
-    asks = "retry-after" in headers or "retry-after-ms" in headers
-    return asks and told_wait(headers) is None
+def odd_words(headers: Mapping[str, str]) -> int:
+    """How many of the headers that speak of another attempt cannot be read.
+
+    Two waits that both can, and are further apart than rounding makes them, are one, too.
+    """
+    odd = 0
+    milliseconds, told = headers.get("retry-after-ms"), headers.get("retry-after")
+    short = None if milliseconds is None else _values.milliseconds(milliseconds)
+    long = None if told is None else _values.wait(told, said_at(headers))
+    odd += milliseconds is not None and short is None
+    odd += told is not None and long is None
+    odd += short is not None and long is not None and abs(short - long) > _ROUNDED
+    if "x-should-retry" in headers:
+        odd += headers["x-should-retry"].strip().lower() not in ("true", "false")
+    return odd
 
 
 @final

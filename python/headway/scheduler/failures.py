@@ -61,10 +61,12 @@ def is_of_transport(error: BaseException) -> bool:
 
 def classed(answer: Answer, table: ProviderTable) -> Answer:
     """A failure as its provider's table sees it."""
+    wait, odd = table._waits(answer.body, said_at(answer.headers))
     return dataclasses.replace(
         answer,
         kind=table.classify(answer.status, answer.headers, answer.body),
-        wait=table.wait(answer.body, said_at(answer.headers)),
+        wait=wait,
+        oddities=answer.oddities + odd,
     )
 
 
