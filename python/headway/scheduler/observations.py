@@ -9,7 +9,7 @@ from headway import _core
 from headway._log import fields
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
-from headway.retry import odd_words
+from headway.retry import LONGEST_TOLD, odd_words
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 from headway.scheduler.failures import is_refused, wait_told_by
@@ -73,6 +73,29 @@ class Observations:
             odd += self.table_of(answer).read(headers, body=answer.body).oddities
         for _ in range(odd):
             bucket._odd()
+
+    def back_in(self, bucket: Bucket, answer: Answer) -> float | None:
+        """Seconds until there is more of what a refusal says that nothing is left of.
+
+        None where it does not say; of a limit that is kept to, which knows more; and of a `bucket`,
+        which is full again by then, and has something to give long before.
+        """
+        if self._scheduler.provider is not None:
+            return None
+        kept = {
+            (found["resource"], found["limit"])
+            for found in _core.findings(bucket)
+            if found["meter"] >= 0
+        }
+        resets = [
+            float(reading["reset"])
+            for reading in self.table_of(answer).read(answer.headers, body=answer.body).as_list()
+            if reading.get("remaining") == 0
+            and "reset" in reading
+            and reading.get("shape") != "bucket"
+            and (reading["resource"], reading.get("limit")) not in kept
+        ]
+        return min(max(resets), LONGEST_TOLD) if resets else None
 
     def hear(self, bucket: Bucket, reservation: Reservation, headers: Mapping[str, str]) -> None:
         """What a good answer's headers say, of which `reservation` is; before that ends."""
