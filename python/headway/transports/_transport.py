@@ -19,12 +19,13 @@ from headway import GENERIC, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
 from headway._log import fields
-from headway.errors import CapacityExceededError, ConfigurationError
+from headway.errors import CapacityExceededError, ConfigurationError, RateLimiterError
 from headway.providers.table import ProviderTable, table_for, table_named
 from headway.scheduler.answers import FINAL, TABLE, USED
 from headway.scheduler.failures import REFUSED, RETRIED
 from headway.scheduler.streams import at_least
 from headway.scheduler.watching import WatchedCall, check_watching
+from headway.transports._errors import let_through
 from headway.transports._httpx import send_untold, send_untold_sync
 from headway.transports._limiter import OpenBodies, hold_up
 from headway.transports._network import NetworkDelays
@@ -317,6 +318,13 @@ class AsyncTransport(_Governor, _AsyncBase):
 
     async def handle_async_request(self, request: Any) -> Any:
         """What a client calls."""
+        try:
+            return await self._handle(request)
+        except RateLimiterError as error:
+            let_through(error, request)
+            raise
+
+    async def _handle(self, request: Any) -> Any:
         send = self._way(request).handle_async_request
         asked = self._asked(request, await request.aread() if _is_read(request) else b"")
         if asked is None:
@@ -417,6 +425,13 @@ class Transport(_Governor, _Base):
 
     def handle_request(self, request: Any) -> Any:
         """What a client calls."""
+        try:
+            return self._handle(request)
+        except RateLimiterError as error:
+            let_through(error, request)
+            raise
+
+    def _handle(self, request: Any) -> Any:
         send = self._way(request).handle_request
         asked = self._asked(request, request.read() if _is_read(request) else b"")
         if asked is None:
