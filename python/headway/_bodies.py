@@ -15,13 +15,15 @@ from functools import cache
 from time import monotonic
 from typing import Any, Generic, TypeVar, final
 
-from headway._tokens import ChunkReader, read_usage
+from headway._tokens import ChunkReader, odd_usage, read_usage
 
 PACKAGES = ("httpx", "httpx2")
 _HEAD = 2**14
 _TAIL = 2**16
 _NAMES = ("usage", "usageMetadata")
 _ENDS = frozenset(("message_stop", "response.completed", "response.incomplete", "response.failed"))
+_TRIES = 16
+_DECODER = json.JSONDecoder()
 _TELLING = (b'"usage', b'"message_stop"')
 _Reader = TypeVar("_Reader", "UsageReader", ChunkReader)
 
@@ -38,7 +40,7 @@ class UsageReader:
     encoding: the answer's `content-encoding`.
     """
 
-    __slots__ = ("_decode", "_head", "_room", "_size", "_tail", "whole")
+    __slots__ = ("_cut", "_decode", "_head", "_room", "_size", "_tail", "odd", "whole")
 
     def __init__(self, encoding: str = "") -> None:
         self._decode = decoder(encoding)
@@ -46,8 +48,11 @@ class UsageReader:
         self._room = _HEAD
         self._tail: deque[bytes] = deque()
         self._size = 0
+        self._cut = False  # something was between the two that is gone
         self.whole = False
         """After `read`: whether an event has said that nothing comes behind it."""
+        self.odd = 0
+        """After `read`: how many amounts cannot be read."""
 
     def feed(self, chunk: bytes) -> None:
         """Another part of the body, as it came. Never raises for what it holds."""
@@ -67,18 +72,33 @@ class UsageReader:
         self._size += len(chunk)
         while self._size - len(self._tail[0]) >= _TAIL:
             self._size -= len(self._tail.popleft())
+            self._cut = True
 
     def read(self) -> dict[str, int]:
         """Tokens by resource; empty where nothing is said of them."""
-        text = b"".join((*self._head, *self._tail))
+        head, tail = b"".join(self._head), b"".join(self._tail)
         found: dict[str, Any] = {}
-        if text[:64].lstrip()[:1] in (b"{", b"["):
-            self._gather(parsed(text) or _end_of(text), found)
+        if head[:64].lstrip()[:1] in (b"{", b"["):
+            text = head + tail
+            self._gather(parsed(text) or _end_of(tail if self._cut else text, "]")[0], found)
         else:
-            for line in text.splitlines():
-                if line.startswith(b"data:"):
-                    self._read_event(line[5:].strip(), found)
+            for line in (head if self._cut else head + tail).splitlines():
+                self._read_line(line, found)
+            if self._cut:
+                lines = tail.splitlines()
+                if not lines[0].startswith(b"data:"):
+                    # The last event may repeat all that was said before, and say the use behind it.
+                    said, inside = _end_of(lines[0], "}")
+                    self._gather(said, found)
+                    self.whole |= inside
+                for line in lines:
+                    self._read_line(line, found)
+        self.odd = odd_usage(found)
         return read_usage(found)
+
+    def _read_line(self, line: bytes, found: dict[str, Any]) -> None:
+        if line.startswith(b"data:"):
+            self._read_event(line[5:].strip(), found)
 
     def _read_event(self, data: bytes, found: dict[str, Any]) -> None:
         if data == b"[DONE]":
@@ -110,13 +130,29 @@ def parsed(text: bytes | str) -> object:
         return None
 
 
-def _end_of(text: bytes) -> object:
-    """What the end of a JSON object says, whose middle is not there."""
+def _end_of(text: bytes, around: str) -> tuple[object, bool]:
+    """What the end of a JSON object says of the use, whose beginning need not be there.
+
+    around: what may close behind it, a list that it is in (Gemini's), or an object, as OpenAI's
+    `response` is in one that ends a stream; beside it, whether that does. What a model wrote is
+    further inside, or text, in which quotes are escaped.
+    """
     for name in _NAMES:
-        at = text.rfind(f'"{name}"'.encode())
-        if at >= 0:
-            return parsed(b"{" + text[at:])
-    return None
+        mark = f'"{name}"'.encode()
+        at = len(text)
+        for _ in range(_TRIES):
+            at = text.rfind(mark, 0, at)
+            if at < 0:
+                break
+            try:
+                end = text[at:].decode(errors="replace")
+                said, length = _DECODER.raw_decode("{" + end)
+            except (ValueError, RecursionError):
+                continue
+            behind = end[length - 1 :].strip()
+            if isinstance(said.get(name), dict) and behind in ("", around):
+                return said, behind == around
+    return None, False
 
 
 def _nothing(_: bytes) -> bytes:
@@ -208,15 +244,24 @@ Settle = Callable[[dict[str, int]], object]
 """Ends a reservation with what was used by resource; what is not named stays as reserved."""
 
 
+def reader_of(response: Any) -> UsageReader:
+    """What finds the use in the body of such a response."""
+    return UsageReader(response.headers.get("content-encoding", ""))
+
+
 def settle_with_body(
-    response: Any, settle: Settle, reserved: Mapping[str, int]
+    response: Any,
+    settle: Settle,
+    reserved: Mapping[str, int],
+    reader: UsageReader | None = None,
 ) -> BodyEnd[UsageReader]:
     """Has `settle` called once, when the body has ended, is closed, fails, or is collected.
 
     response: is_unread. Where it does not come to its end, what it said bounds its use from below
     only: nothing of what was `reserved` is given back for it. Gives that end, which the body holds.
+    reader: of this response; None for a new one.
     """
-    end = BodyEnd(settle, reserved, UsageReader(response.headers.get("content-encoding", "")))
+    end = BodyEnd(settle, reserved, reader or reader_of(response))
     asynchronous, synchronous = _classes(package_of(response) or "httpx")
     inner = response.stream
     kind = asynchronous if hasattr(inner, "__aiter__") else synchronous

@@ -85,6 +85,12 @@ def read_usage(usage: Mapping[str, Any]) -> dict[str, int]:
     return {resource: amount for resource, amount in found.items() if amount is not None}
 
 
+def odd_usage(usage: Mapping[str, Any]) -> int:
+    """How many amounts of an answer's `usage` are none that anybody could read."""
+    amounts = (usage.get(name) for name in _AMOUNTS if name not in _DETAILS)
+    return sum(amount is not None and _told(amount) is None for amount in amounts)
+
+
 @final
 class ChunkReader:
     """Finds what the chunks of a stream say it used: an SDK's objects, or dicts.
@@ -123,6 +129,11 @@ class ChunkReader:
     def read(self) -> dict[str, int]:
         """Tokens by resource; empty where nothing is said of them."""
         return read_usage(self._found)
+
+    @property
+    def odd(self) -> int:
+        """How many amounts cannot be read."""
+        return odd_usage(self._found)
 
     @property
     def total(self) -> object:

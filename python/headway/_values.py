@@ -43,6 +43,12 @@ def instant(value: object, now: float) -> float | None:
     return None if text is None else _core.parse_instant(text, now)
 
 
+def date(value: object) -> float | None:
+    """Seconds since the epoch of a time of RFC 3339 or an HTTP date, from 1970 to 2100."""
+    text = _text(value)
+    return None if text is None else _core.parse_date(text)
+
+
 def wait(value: object, now: float) -> float | None:
     """Seconds to wait as `Retry-After` says them: a duration, or a date compared with `now`."""
     text = _text(value)
@@ -51,8 +57,8 @@ def wait(value: object, now: float) -> float | None:
     found = _core.parse_duration(text)
     if found is not None:
         return found
-    date = _core.parse_date(text)
-    return None if date is None else max(0.0, date - now)
+    until = _core.parse_date(text)
+    return None if until is None else max(0.0, until - now)
 
 
 def _text(value: object) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,11 @@ from headway.receipts import Receipt
 
 UNLIMITED = 2**53
 """The amount of a limit that is not known, and counted for the day on which it is."""
+
+_MINUTE = 60.0
+
+_SURE = 3
+"""Answers that show a kind, at least."""
 
 _SHOWN = 3
 """Receipts in the text of an explanation."""
@@ -26,7 +31,7 @@ class LimitState:
     once (the burst of a `bucket`). ready_in: seconds until the cost that was asked about would fit
     into this limit by itself; inf where it never does, None where only answers still out can tell.
     account: the `client_id` whose own limit it is, None for the provider's. learnt: what of it was
-    found out from answers, and how surely; None for a limit that was given and no answer spoke of.
+    found out, and from what; None for a limit that was given and no answer spoke of.
     """
 
     limit: Limit
@@ -239,13 +244,23 @@ def _learnt(finding: dict[str, Any]) -> str | None:
         return others or None
     if finding["searched"]:
         return "not stated: found out by refusals"
+    parts = (f"stated as {finding['limit']}", *_sure(finding), others)
+    return ", ".join(part for part in parts if part)
+
+
+def _sure(finding: dict[str, Any]) -> Iterator[str]:
+    """How it is counted, as far as that is known, and by what."""
     shape, readings = finding["shape"], finding["readings"]
-    sure = (
-        f"{shape} by {readings} answers"
-        if readings and shape != "window"
-        else "taken for a window so far"
-    )
-    return ", ".join(part for part in (f"stated as {finding['limit']}", sure, others) if part)
+    if shape == "window":
+        # All kinds of server accept it, of a minute too; whatever is known beyond was told or seen.
+        if finding["per"] != _MINUTE:
+            yield "period found out by resets" if readings else "period as its provider says"
+        yield "taken for a window so far"
+    elif not readings:
+        yield f"{shape} by its provider's table"
+    else:
+        # What was found out before a restart has no number, and nor has what ends tell alone.
+        yield f"{shape} by {readings} answers" if readings >= _SURE else f"{shape} by answers"
 
 
 def explain(limiter: _core.LimiterCore, amounts: Sequence[int]) -> Explanation:

@@ -312,6 +312,28 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         self._context.read_chunk(chunk)
         return chunk
 
+    def _driving(self, name: str) -> Callable[..., Any]:
+        """A generator's `asend` or `athrow`, by which it can be read, too."""
+        method = getattr(self._inner, name)
+
+        async def drive(*arguments: Any) -> Any:
+            settlement = self._settlement
+            settlement.unread_since = math.inf
+            try:
+                settlement.loop = asyncio.get_running_loop()
+                chunk = await method(*arguments)
+            except GeneratorExit:  # as in __anext__
+                settlement.make_later(_End.CLOSED)
+                raise
+            except BaseException as error:
+                await settlement.make(_end_by(error))
+                raise
+            settlement.unread_since = monotonic()
+            self._context.read_chunk(chunk)
+            return chunk
+
+        return drive
+
     async def aclose(self) -> None:
         """Closes the stream and releases; does nothing the second time.
 
@@ -398,6 +420,8 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         # Only for what this object has not.
         if name.startswith("__") or name in RateLimitedAsyncIterator.__slots__:
             raise _lacking(self, name)
+        if name in ("asend", "athrow"):
+            return self._driving(name)
         return _reach(self, self._inner, name)
 
     def __del__(self) -> None:
@@ -441,6 +465,24 @@ class RateLimitedIterator(Iterator[_Chunk], Generic[_Chunk]):
         end.unread_since = monotonic()
         end.reader.hear(chunk)
         return chunk
+
+    def _driving(self, name: str) -> Callable[..., Any]:
+        """A generator's `send` or `throw`, by which it can be read, too."""
+        method = getattr(self._inner, name)
+
+        def drive(*arguments: Any) -> Any:
+            end = self._end
+            end.unread_since = math.inf
+            try:
+                chunk = method(*arguments)
+            except BaseException as error:
+                end.come(whole=isinstance(error, StopIteration))
+                raise
+            end.unread_since = monotonic()
+            end.reader.hear(chunk)
+            return chunk
+
+        return drive
 
     def close(self) -> None:
         """Closes the stream, where that can be closed, and settles."""
@@ -492,7 +534,16 @@ class RateLimitedIterator(Iterator[_Chunk], Generic[_Chunk]):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in RateLimitedIterator.__slots__:
             raise _lacking(self, name)
+        if name in ("send", "throw"):
+            return self._driving(name)
         return _reach(self, self._inner, name)
+
+
+def _end_by(error: BaseException) -> _End:
+    """How a stream ends that raises this."""
+    if isinstance(error, StopAsyncIteration):
+        return _End.EXHAUSTED
+    return _End.CLOSED if isinstance(error, asyncio.CancelledError) else _End.FAILED
 
 
 def _shown(inner: Any, own: type) -> type:

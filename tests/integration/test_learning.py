@@ -315,6 +315,71 @@ def test_a_limit_that_was_given_wins_and_others_are_learnt_beside_it() -> None:
     asyncio.run(run())
 
 
+def _openai(limit: int, left: int, reset: str) -> dict[str, str]:
+    return {
+        "x-ratelimit-limit-requests": str(limit),
+        "x-ratelimit-remaining-requests": str(left),
+        "x-ratelimit-reset-requests": reset,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "answers", "limit", "learnt"),
+    [
+        (
+            "https://api.anthropic.com",
+            [
+                {
+                    "anthropic-ratelimit-requests-limit": "1000",
+                    "anthropic-ratelimit-requests-remaining": "999",
+                    "anthropic-ratelimit-requests-reset": "2020-01-01T00:00:00Z",
+                }
+            ],
+            "1000 requests/min bucket",
+            "stated as 1000, bucket by its provider's table",
+        ),
+        (
+            "https://api.openai.com/v1",
+            [_openai(200, 200 - n, "23h59m50s") for n in range(1, 5)],
+            "200 requests/day window",
+            "stated as 200, period found out by resets, taken for a window so far",
+        ),
+        (
+            "https://api.openai.com/v1",
+            [_openai(600, 600 - 100 * n, f"{10 * n}s") for n in range(1, 5)],
+            "600 requests/min bucket",
+            "stated as 600, bucket by 4 answers",
+        ),
+        (
+            "https://api.groq.com/openai/v1",
+            [_openai(200, 200 - n, "23h59m50s") for n in range(1, 3)],
+            "200 requests/day window",
+            "stated as 200, period as its provider says, taken for a window so far",
+        ),
+    ],
+    ids=["kind", "period-found-out", "kind-found-out", "period"],
+)
+def test_what_is_known_of_a_limit_is_said_with_what_it_is_known_by(
+    url: str, answers: list[dict[str, str]], limit: str, learnt: str
+) -> None:
+    async def run() -> None:
+        left = iter(answers)
+
+        async def call() -> SimpleNamespace:
+            return SimpleNamespace(status_code=200, headers=next(left))
+
+        async with make(client=SimpleNamespace(base_url=url)) as scheduler:
+            for _ in answers:
+                await scheduler.submit_request(asks(), call)
+            explained = scheduler.explain(asks())
+            assert explained is not None
+            (known,) = explained.limits
+            said = str(known.learnt).partition(", others use")[0]
+            assert (str(known.limit), said) == (limit, learnt)
+
+    asyncio.run(run())
+
+
 def test_input_tokens_are_what_an_estimate_is_of_where_only_they_are_limited() -> None:
     async def run() -> None:
         async def call() -> SimpleNamespace:

@@ -110,7 +110,9 @@ def test_limits_are_learnt_from_what_is_only_watched() -> None:
     seen = observed_by(scheduler)
     # While nothing was known, all others would have waited for the first answer; and those for
     # which there was no room, for a minute.
-    assert (seen.requests, seen.would_have_waited, seen.refusals_avoided) == (25, 24, 15)
+    assert (seen.requests, seen.would_have_waited) == (25, 24)
+    # The one that would not have waited may be among the refused: a server counts in any order.
+    assert seen.refusals_avoided in (14, 15)
     assert seen.would_have_waited_seconds > 15 * 40
     found = scheduler.explain(ASKS)
     assert found is not None

@@ -7,7 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
+from servers import Server, said
 from users import Provider, Refused, asks, at_once, make, until
 
 from headway import (
@@ -24,6 +26,7 @@ from headway.scheduler import (
     StateManager,
     create_scheduler,
 )
+from headway.transports import AsyncTransport, Transport
 
 
 def test_a_thousand_requests_of_a_model_ask_once_for_its_bucket() -> None:
@@ -252,6 +255,73 @@ def test_it_is_told_what_answers_say_and_a_refusal_cools_the_bucket_for_as_long_
         ]
 
     asyncio.run(run())
+
+
+class Learning(Provider):
+    """Tells what its answers say of requests."""
+
+    async def discover_limits(
+        self, force_refresh: bool = False, timeout: float = 30.0
+    ) -> dict[str, DiscoveredBucket]:
+        return {}
+
+    def parse_rate_limit_response(self, *told: Any) -> RateLimitInfo:
+        self.told.append(told)
+        headers = told[0]
+        return RateLimitInfo(
+            rpm_limit=int(headers["x-mine-limit"]),
+            rpm_remaining=int(headers["x-mine-left"]),
+            rpm_reset=time.time() + 60,
+        )
+
+
+_EVENT = b'data: {"choices": [], "usage": {"total_tokens": 7}}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("threads", [False, True])
+def test_under_a_transport_it_is_told_what_good_answers_say(streams: bool, threads: bool) -> None:
+    """Their bodies are still to come then, and stay so: headers are what it is told."""
+
+    def say(number: int, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        left = {"x-mine-limit": "7", "x-mine-left": str(7 - number)}
+        if streams:
+            return 200, {"content-type": "text/event-stream", **left}, _EVENT
+        status, headers, content = said(200, {"usage": {"total_tokens": 7}})
+        return status, {**headers, **left}, content
+
+    asked = {"model": "m", "messages": []}
+    provider = Learning()
+
+    async def awaits(scheduler: Any, url: str) -> bytes:
+        async with (
+            httpx.AsyncClient(transport=AsyncTransport(scheduler), timeout=20) as client,
+            client.stream("POST", f"{url}/v1/chat/completions", json=asked) as response,
+        ):
+            await until(lambda: bool(provider.told))  # before any of the body is read
+            return await response.aread()
+
+    def waits(scheduler: Any, url: str) -> bytes:
+        with (
+            httpx.Client(transport=Transport(scheduler), timeout=20) as client,
+            client.stream("POST", f"{url}/v1/chat/completions", json=asked) as response,
+        ):
+            return response.read()
+
+    async def run(url: str) -> None:
+        async with make(provider=provider) as scheduler:
+            if threads:
+                body = await asyncio.to_thread(waits, scheduler, url)
+            else:
+                body = await awaits(scheduler, url)
+            assert b'"total_tokens": 7' in body
+            await until(lambda: len(scheduler.learnt_limits()) == 1)
+            assert scheduler.learnt_limits() == {"m": ["7 requests/min window"]}
+        ((headers, answer, status),) = provider.told
+        assert (headers["x-mine-left"], answer, status) == ("6", None, 200)
+
+    with Server(say) as server:
+        asyncio.run(run(server.url))
 
 
 class Property(RateLimitInfo):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,5 +185,70 @@ def test_pages_that_are_kept_hold_nothing_up() -> None:
                 kept.append(await asyncio.wait_for(scheduler.submit_request(asks(), call), 10))
             assert [type(page) for page in kept] == [Page] * 5
             assert idle(scheduler)
+
+    asyncio.run(run())
+
+
+async def _pieces() -> AsyncGenerator[Any, Any]:
+    try:
+        for _ in range(3):
+            yield {"usage": {"total_tokens": 5}}
+    except ValueError:
+        yield {"usage": {"total_tokens": 7}}
+
+
+def _pieces_sync() -> Generator[Any, Any, None]:
+    try:
+        for _ in range(3):
+            yield {"usage": {"total_tokens": 5}}
+    except ValueError:
+        yield {"usage": {"total_tokens": 7}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        # To its end, at which it has said what it has used.
+        (["send"] * 4, 5),
+        (["next", "send", "send", "next"], 5),
+        (["send", "caught", "send"], 7),
+        # It has failed, and what it said is a lower bound.
+        (["send", "thrown"], 100),
+        (["thrown"], 100),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_generator_that_is_driven_settles_as_one_that_is_iterated(
+    steps: list[str], left: int, asynchronous: bool
+) -> None:
+    async def drive(stream: Any, step: str) -> None:
+        given = {"next": (), "send": (None,), "caught": (ValueError(),), "thrown": (KeyError(),)}
+        name = {"next": "__next__", "send": "send"}.get(step, "throw")
+        if asynchronous:
+            name = {"__next__": "__anext__"}.get(name, f"a{name}")
+            await getattr(stream, name)(*given[step])
+        else:
+            getattr(stream, name)(*given[step])
+
+    async def run() -> None:
+        async def call() -> Any:
+            return _pieces() if asynchronous else _pieces_sync()
+
+        limits = ["1 concurrency", "1000 tokens/31day bucket"]
+        metadata = asks(estimated_tokens=100)
+
+        def used() -> list[int]:
+            explanation = scheduler.explain(metadata)
+            assert explanation is not None
+            return [each.used for each in explanation.limits]
+
+        async with make(limits=limits) as scheduler:
+            stream = await scheduler.submit_request(metadata, call)
+            for step in steps[:-1]:
+                await drive(stream, step)
+            assert used() == [1, 100]
+            with pytest.raises((StopIteration, StopAsyncIteration, KeyError, RuntimeError)):
+                await drive(stream, steps[-1])
+            assert used() == [0, left]
 
     asyncio.run(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,7 @@ from users import idle, until
 
 from headway import (
     ConfigurationError,
+    DeadlineExceededError,
     Limiter,
     RateLimiterConfig,
     RequestMetadata,
@@ -505,3 +507,52 @@ def test_what_cannot_be_governed_is_named() -> None:
         govern(object())
     with pytest.raises(ConfigurationError, match="limits: belong to the scheduler"):
         govern(httpx.Client(), scheduler=scheduler_of(), limits=["5 requests/min"])
+
+
+@serve("--dialect", "anthropic", "--limits", "50 requests/min bucket")
+@pytest.mark.parametrize("threads", [False, True])
+def test_anthropic_s_sdk_does_not_ask_again_for_what_cannot_be_in_time(
+    simulator: SimulatorProcess, threads: bool
+) -> None:
+    """It takes the errors of a transport for broken connections, all but its own."""
+    scheduler = scheduler_of(limits=["1 requests/day"])
+
+    async def awaits() -> None:
+        async with async_claude(simulator, scheduler) as client:
+            await client.messages.create(model="c", messages=SAYS, max_tokens=10)
+            with asking(deadline=0.2), pytest.raises(DeadlineExceededError) as caught:
+                await client.messages.create(model="c", messages=SAYS, max_tokens=10)
+        check(caught.value)
+        await scheduler.stop()
+
+    def waits() -> None:
+        with sync_claude(simulator, scheduler) as client:
+            client.messages.create(model="c", messages=SAYS, max_tokens=10)
+            with asking(deadline=0.2), pytest.raises(DeadlineExceededError) as caught:
+                client.messages.create(model="c", messages=SAYS, max_tokens=10)
+        check(caught.value)
+        scheduler.stop_sync()
+
+    def check(error: DeadlineExceededError) -> None:
+        assert isinstance(error, anthropic.AnthropicError)
+        assert scheduler.get_metrics()["requests_scheduled"] == 2
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (DeadlineExceededError, str(error))
+
+    if threads:
+        waits()
+    else:
+        asyncio.run(awaits())
+
+
+@serve("--limits", "50 requests/min bucket")
+def test_openai_s_sdk_hands_on_our_errors_as_they_are(simulator: SimulatorProcess) -> None:
+    async def run() -> None:
+        async with scheduler_of(limits=["1 requests/day"]) as scheduler:
+            async with async_openai(simulator, scheduler) as client:
+                await client.chat.completions.create(model="m", messages=SAYS)
+                with asking(deadline=0.2), pytest.raises(DeadlineExceededError):
+                    await client.chat.completions.create(model="m", messages=SAYS)
+            assert scheduler.get_metrics()["requests_scheduled"] == 2
+
+    asyncio.run(run())

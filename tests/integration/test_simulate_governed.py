@@ -9,8 +9,9 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from users import until
 
-from headway import RateLimiterConfig
+from headway import TEXT, RateLimiterConfig, RequestMetadata
 from headway.scheduler import Scheduler, create_scheduler
 from headway.simulate import SimulatorProcess
 from headway.transports import AsyncTransport
@@ -150,3 +151,37 @@ def test_what_no_header_tells_is_no_limit_as_long_as_nobody_is_refused(dialect: 
         asyncio.run(run())
         assert simulator.stats()["total"]["refused"] == 0
         assert simulator.stats()["admitted"] == 40
+
+
+def test_whom_venice_blocks_for_failing_asks_once_and_waits() -> None:
+    """It says so in words alone, and all that is asked meanwhile is refused, too."""
+    limit = ("--limits", "500 requests/min window", "--latency", "0.01")
+    with SimulatorProcess("--dialect", "venice", *limit) as simulator:
+        with httpx2.Client(base_url=simulator.url, trust_env=False) as other:
+            for _ in range(21):
+                other.post("/api/v1/chat/completions", content=b"nonsense")
+
+        async def run() -> None:
+            async with scheduler() as deciding:
+                transport = AsyncTransport(deciding, ToSimulator(simulator))
+                async with httpx2.AsyncClient(
+                    base_url="https://api.venice.ai/api/v1", transport=transport, timeout=30
+                ) as client:
+                    asked = {"model": "m", "messages": SAYS}
+                    tasks = [
+                        asyncio.ensure_future(client.post("/chat/completions", json=asked))
+                        for _ in range(10)
+                    ]
+                    await until(lambda: deciding.get_metrics()["cool_downs"] > 0)
+                    explanation = deciding.explain(RequestMetadata("r", "m", TEXT))
+                    assert explanation is not None
+                    assert [each.retry_after for each in explanation.receipts] == [30]
+                    # Of its half a minute; what is told no wait is tried again at once here.
+                    assert explanation.ready_in is not None
+                    assert explanation.ready_in > 5
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run(run())
+        assert simulator.stats()["refused_by"] == {"more than 20 failures in 30s": 1}

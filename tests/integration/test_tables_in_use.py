@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from users import Refused, asks, make
 
 from headway import (
     TEXT,
@@ -262,3 +263,44 @@ def test_what_is_owed_when_a_limit_is_halved_is_scaled_or_not(debt: str, fit: in
         assert words.try_acquire(*cost)
     answered("30")
     assert [words.try_acquire(*cost) for _ in range(fit + 1)] == [True] * fit + [False]
+
+
+_LEFT, _RESET = "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"
+_WHOLE = {"x-ratelimit-limit-requests": "60", _LEFT: "0", _RESET: "6s"}
+_ANTHROPIC = {
+    "anthropic-ratelimit-requests-limit": "50",
+    "anthropic-ratelimit-requests-remaining": "0",
+    "anthropic-ratelimit-requests-reset": "2099-01-01T00:00:00Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "table", "headers", "least", "most"),
+    [
+        ("basic", "openai", _WHOLE, 6, 7),
+        ("basic", "openai", {**_WHOLE, _LEFT: "1"}, 0, 1),
+        ("basic", "openai", {_LEFT: "0"}, 0, 1),
+        ("basic", "openai", {**_WHOLE, "retry-after": "2"}, 2, 3),
+        ("basic", "openai", {**_WHOLE, _RESET: "1h0m0s"}, 120, 121),
+        # Full again by then: it has something to give long before.
+        ("basic", "anthropic", _ANTHROPIC, 0, 1),
+        # What is kept to as a limit waits for it there.
+        ("intelligent", "openai", _WHOLE, 0, 1),
+        ("intelligent", "openai", {_LEFT: "0", _RESET: "6s"}, 6, 7),
+        ("account", "openai", {_LEFT: "0", _RESET: "6s"}, 6, 7),
+    ],
+)
+def test_a_refusal_that_asks_for_no_wait_holds_its_bucket_up_until_something_is_left_again(
+    mode: str, table: str, headers: dict[str, str], least: float, most: float
+) -> None:
+    async def run() -> None:
+        async def call() -> None:
+            raise Refused(429, headers)
+
+        async with make(mode, provider=table, max_retries=0, clock=ManualClock()) as scheduler:
+            with pytest.raises(Refused):
+                await scheduler.submit_request(asks(), call)
+            held = scheduler.get_metrics()["buckets"]["m"]["cooled_for"]
+            assert least <= held <= most
+
+    asyncio.run(run())

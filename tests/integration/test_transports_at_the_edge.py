@@ -408,3 +408,76 @@ def test_a_limiter_that_is_too_small_for_an_estimate_asks_all_the_same(package: 
             body = {"model": "m", "max_tokens": 5000, "messages": SAYS}
             assert client.post("/chat", json=body).json()["usage"]["total_tokens"] == 15
         assert limiter.explain(0, 0).limits[1].used == 15
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_limiter_s_place_comes_back_from_a_body_that_nobody_reads(
+    package: Any, threads: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def waits(url: str) -> None:
+        limiter = Limiter(["1 concurrency"])
+        transport = Transport(limiter)
+        transport._open_bodies.patience = 0.2
+        with (
+            package.Client(transport=transport, base_url=url, timeout=20) as client,
+            client.stream("POST", "/chat", json=asked) as left,
+        ):
+            assert limiter.explain(1).limits[0].used == 1
+            assert client.post("/chat", json=asked).json() == CHAT
+            assert json.loads(left.read()) == CHAT
+        assert limiter.explain(1).limits[0].used == 0
+        over.append(True)
+
+    async def awaits(url: str) -> None:
+        limiter = Limiter(["1 concurrency"])
+        transport = AsyncTransport(limiter)
+        transport._open_bodies.patience = 0.2
+        async with (
+            package.AsyncClient(transport=transport, base_url=url, timeout=20) as client,
+            client.stream("POST", "/chat", json=asked) as left,
+        ):
+            assert limiter.explain(1).limits[0].used == 1
+            other = await asyncio.wait_for(client.post("/chat", json=asked), 20)
+            assert other.json() == CHAT
+            assert json.loads(await left.aread()) == CHAT
+        assert limiter.explain(1).limits[0].used == 0
+        over.append(True)
+
+    over: list[bool] = []
+    asked = {"model": "m", "messages": SAYS}
+    with Server(lambda *_: said(200, CHAT)) as server:
+        if threads:
+            worker = threading.Thread(target=waits, args=(server.url,), daemon=True)
+            worker.start()
+            worker.join(20)
+        else:
+            asyncio.run(awaits(server.url))
+        assert over
+        assert len(server.asked) == 2
+    assert [each.levelname for each in caplog.records if "nobody has read" in each.message] == [
+        "WARNING"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "least", "most"),
+    [
+        (429, {"retry_after": "30"}, 20, 33),
+        (429, {"retry_after": "1", "retry_after_ms": "90000"}, 80, 91),
+        (429, {"retry_after": "86400"}, 110, 121),
+        (429, {}, 0, 0),
+        (200, {"retry_after": "30"}, 0, 0),
+    ],
+)
+def test_a_limiter_is_held_up_for_as_long_as_a_refusal_asks(
+    package: Any, status: int, headers: dict[str, str], least: float, most: float
+) -> None:
+    limiter = Limiter(["500 requests/min bucket"])
+    with (
+        Server(lambda *_: said(status, CHAT, **headers)) as server,
+        package.Client(transport=Transport(limiter), base_url=server.url, timeout=20) as client,
+    ):
+        assert client.post("/chat", json={"model": "m"}).status_code == status
+        held = limiter.explain(1).ready_in
+    assert held is not None
+    assert least <= held <= most

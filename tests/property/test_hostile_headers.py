@@ -19,7 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway import Limit, ManualClock, RateLimiterConfig, _core
+from headway import (
+    DiscoveredBucket,
+    Limit,
+    ManualClock,
+    ProviderInterface,
+    RateLimiterConfig,
+    RateLimitInfo,
+    _core,
+)
 from headway.providers import provider_tables
 from headway.scheduler import StateConfig, create_scheduler
 from headway.transports import AsyncTransport
@@ -244,11 +252,19 @@ QUOTA = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quo
         ("openai", {LIMIT: "60", LEFT: "59.9.9", RESET: "soon"}, {}, 2),
         ("openai", {LIMIT: "60", LEFT: "-1", "date": "today"}, {}, 1),
         ("openai", {"retry-after": "a while"}, {}, 1),
-        ("openai", {"retry-after": "1", "retry-after-ms": "a while"}, {}, 0),
+        ("openai", {"retry-after": "1", "retry-after-ms": "a while"}, {}, 1),
+        ("openai", {"retry-after": "2", "retry-after-ms": "1500"}, {}, 0),
+        ("openai", {"retry-after": "1", "retry-after-ms": "90000"}, {}, 1),
+        ("openai", {"x-should-retry": "True"}, {}, 0),
+        ("openai", {"x-should-retry": "perhaps"}, {}, 1),
         ("generic", {"ratelimit-policy": '"a";w=60'}, {}, 1),
         ("generic", {"ratelimit-policy": '"a";q=60;w=60', "ratelimit": '"a";r=5'}, {}, 0),
         ("gemini", {}, {"error": {"details": [{"violations": [QUOTA]}]}}, 1),
         ("gemini", {}, {"error": {"details": [{"violations": [{**QUOTA, "quotaId": "x"}]}]}}, 0),
+        ("gemini", {}, {"error": {"details": [{"retryDelay": "0s"}, {"retryDelay": "1s"}]}}, 0),
+        ("gemini", {}, {"error": {"details": [{"retryDelay": "soon"}, {"retryDelay": "1s"}]}}, 1),
+        ("venice", {}, {"error": "Please wait for 30s"}, 0),
+        ("venice", {}, {"error": "Please wait 3.0.0s"}, 1),
     ],
 )
 def test_each_value_that_cannot_be_read_is_counted(
@@ -268,6 +284,82 @@ def test_each_value_that_cannot_be_read_is_counted(
     assert metrics["answer_oddities"] == metrics["buckets"]["m"]["answer_oddities"] == oddities
     (series,) = metrics["series"]["headway_answer_oddities_total"]
     assert series["value"] == oddities
+
+
+def counted(answer: httpx.Response, **options: Any) -> int:
+    """The oddities of an answer."""
+
+    async def main() -> int:
+        config = RateLimiterConfig(max_retries=0)
+        own = StateConfig(namespace=uuid.uuid4().hex)
+        async with create_scheduler(None, config=config, state_config=own, **options) as scheduler:
+            transport = AsyncTransport(scheduler, httpx.MockTransport(lambda _: answer), "openai")
+            async with httpx.AsyncClient(transport=transport) as client:
+                await client.post("https://x.example/v1/chat", json={"model": "m"})
+            return int(scheduler.get_metrics()["answer_oddities"])
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "oddities"),
+    [
+        ("application/json", b'{"error":', 1),
+        ("application/problem+json; charset=utf-8", b"\xff", 1),
+        ("application/json", b"", 0),
+        ("application/json", b"null", 0),
+        ("application/json", b"[]", 0),
+        ("text/html", b"<p>Too many requests</p>", 0),
+    ],
+)
+def test_a_failure_that_says_that_it_is_json_and_is_none_is_counted(
+    kind: str, body: bytes, oddities: int
+) -> None:
+    assert counted(httpx.Response(429, headers={"content-type": kind}, content=body)) == oddities
+
+
+@pytest.mark.parametrize(
+    ("body", "oddities"),
+    [
+        (b'{"usage": {"total_tokens": 7, "input_tokens": null, "cost": "1 $"}}', 0),
+        (b'{"usage": {"total_tokens": "many", "input_tokens": -3}}', 2),
+        (b'data: {"usage": {"total_tokens": 1e99}}\n\n', 1),
+    ],
+)
+def test_a_use_that_cannot_be_read_is_counted_where_the_body_ends(
+    body: bytes, oddities: int
+) -> None:
+    assert counted(httpx.Response(200, stream=httpx.ByteStream(body))) == oddities
+
+
+class Own(ProviderInterface):
+    name = "own"
+
+    async def discover_limits(
+        self, force_refresh: bool = False, timeout: float = 30.0
+    ) -> dict[str, DiscoveredBucket]:
+        return {}
+
+    def parse_rate_limit_response(self, *told: Any) -> RateLimitInfo:
+        return RateLimitInfo()
+
+    async def get_bucket_for_model(self, model_id: str, resource_type: str | None = None) -> str:
+        return model_id
+
+
+@pytest.mark.parametrize(
+    ("options", "oddities"),
+    [
+        ({"mode": "basic"}, 2),
+        # Which words are a limit's is its affair.
+        ({"provider": Own()}, 1),
+    ],
+)
+def test_they_are_counted_where_nobody_learns_from_them(
+    options: dict[str, Any], oddities: int
+) -> None:
+    odd = {LIMIT: "sixty", LEFT: "1", RESET: "1s", "retry-after": "a while"}
+    assert counted(httpx.Response(429, headers=odd, json={}), **options) == oddities
 
 
 @settings(max_examples=60, deadline=None)

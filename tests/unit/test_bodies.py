@@ -92,6 +92,54 @@ def test_of_a_long_body_its_beginning_and_its_end_are_looked_at() -> None:
     assert held < 100_000
 
 
+SAID = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
+LONG = '"usage": {"total_tokens": 1}' * 6000  # in JSON, its quotes are escaped
+TOOL = [{"type": "tool", "input": {"usage": {"total_tokens": 2}}}]
+
+
+def events(last: object) -> bytes:
+    """A stream whose last event repeats all that was said before."""
+    before = b"event: delta\ndata: {}\n\n" * 2000
+    return before + b"event: last\ndata: " + json.dumps(last).encode() + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "usage", "whole"),
+    [
+        (
+            events(
+                {
+                    "type": "response.completed",
+                    "response": {
+                        "output": [LONG],
+                        "usage": SAID,
+                        "user": None,
+                        "metadata": {"usage": "none"},
+                    },
+                }
+            ),
+            SAID,
+            True,
+        ),
+        (events({"candidates": [LONG], "usageMetadata": SAID, "modelVersion": "m"}), SAID, False),
+        # What a model has made is not what it has used.
+        (events({"response": {"usage": SAID, "output": [LONG, *TOOL]}}), None, False),
+        (json.dumps({"content": [LONG, *TOOL], "usage": SAID, "model": "m"}).encode(), SAID, False),
+        (json.dumps([{}, {"text": LONG, "usageMetadata": SAID}]).encode(), SAID, False),
+        (json.dumps({"content": [LONG], "made": {"usage": SAID}}).encode(), None, False),
+    ],
+    ids=["responses", "event", "event-of-a-tool", "whole", "list", "whole-of-a-tool"],
+)
+def test_the_end_of_what_is_too_long_to_be_kept_says_the_use(
+    body: bytes, usage: dict[str, int] | None, whole: bool
+) -> None:
+    reader = UsageReader()
+    for at in range(0, len(body), 1400):
+        reader.feed(body[at : at + 1400])
+    expected = {"input_tokens": 7, "output_tokens": 3, "tokens": 10} if usage else {}
+    assert (reader.read(), reader.whole) == (expected, whole)
+
+
 @pytest.mark.parametrize(
     "usage",
     [

@@ -16,7 +16,13 @@ from headway.errors import (
 )
 from headway.providers import ProviderTable, provider_tables
 from headway.scheduler.answers import Answer
-from headway.scheduler.failures import classed, is_of_transport, is_refused, is_retried
+from headway.scheduler.failures import (
+    classed,
+    is_of_transport,
+    is_refused,
+    is_retried,
+    wait_told_by,
+)
 
 
 def seen(status: int, body: object = None, provider: str = "generic") -> Answer:
@@ -155,3 +161,18 @@ def test_the_server_outranks_the_table() -> None:
     )
     assert answer.kind == "spent"
     assert is_retried(answer, None)
+
+
+@pytest.mark.parametrize(
+    ("form", "until"),
+    [("epoch", 1_700_000_030), ("epoch_ms", 1_700_000_030_000), ("date", "2023-11-14T22:13:50Z")],
+)
+def test_an_instant_in_a_body_is_of_the_clock_that_the_answer_is_dated_by(
+    form: str, until: object
+) -> None:
+    table = ProviderTable(
+        {"name": "a", "limits": [], "waits": [{"at": "error.until", "form": form}]}
+    )
+    dated = {"date": "Tue, 14 Nov 2023 22:13:20 GMT"}  # years ago, by ours
+    answer = Answer(429, headers=dated, body={"error": {"until": until}})
+    assert wait_told_by(classed(answer, table)) == 30

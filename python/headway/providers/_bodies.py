@@ -104,9 +104,10 @@ def _one(root: object, limit: BodyLimit) -> dict[str, str] | None:
     return found
 
 
-def wait_in(root: object, wait: Wait, now: float) -> float | None:
-    """Seconds that a body asks to wait; of several the longest."""
+def wait_in(root: object, wait: Wait, now: float) -> tuple[float | None, int]:
+    """Seconds that a body asks to wait, of several the longest; how many cannot be read."""
     longest: float | None = None
+    odd = 0
     for text in texts_at(root, wait.at):
         said = text
         if wait.pattern is not None:
@@ -115,9 +116,11 @@ def wait_in(root: object, wait: Wait, now: float) -> float | None:
                 continue
             said = match.group("wait") or ""
         seconds = _seconds(said, wait.form, now)
-        if seconds is not None and 0 <= seconds < _FARTHEST:
+        if seconds is None or seconds >= _FARTHEST:
+            odd += 1
+        elif seconds >= 0:
             longest = max(seconds, longest or 0.0)
-    return longest
+    return longest, odd
 
 
 def _seconds(text: str, form: str, now: float) -> float | None:

@@ -130,11 +130,19 @@ class ProviderTable:
         return None
 
     def wait(self, body: object, now: float | None = None) -> float | None:
-        """Seconds that an error's body asks to wait; None where it does not ask."""
+        """Seconds that an error's body asks to wait; None where it does not ask.
+
+        now: when it was written, by the server's clock, in seconds since the epoch.
+        """
+        return self._waits(body, now)[0]
+
+    def _waits(self, body: object, now: float | None = None) -> tuple[float | None, int]:
+        """The same, and how many that it tells cannot be read."""
         root = root_of(body)
         now = time() if now is None else now
         waits = [wait_in(root, each, now) for each in self._format.waits]
-        return max((each for each in waits if each is not None), default=None)
+        told = max((each for each, _ in waits if each is not None), default=None)
+        return told, sum(odd for _, odd in waits)
 
     def credit_left(self, body: object) -> float | None:
         """The money that a key has left, in the provider's currency, by what credit_path answers.

@@ -30,7 +30,8 @@ class Answer:
     makes of it: its class, and how long its body asks to wait. call: the call, and what is known of
     it, for whoever reads the answer later; None for the second where nobody knows any more.
     doubtful: it is final unless the user's provider says that a limit was reached. begin_by: when
-    the request must have begun, in seconds as of Scheduler._now, where it has a deadline.
+    the request must have begun, in seconds as of Scheduler._now, where it has a deadline. oddities:
+    how much of it cannot be read, but for its headers.
     """
 
     status: int | None = None
@@ -44,6 +45,7 @@ class Answer:
     call: tuple[Any, Any] | None = None
     doubtful: bool = False
     begin_by: float | None = None
+    oddities: int = 0
 
 
 def read_answer(source: object) -> Answer:
@@ -51,11 +53,19 @@ def read_answer(source: object) -> Answer:
     response = look(source, "response")
     status = _status(source, response)
     failed = isinstance(source, BaseException) or (status is not None and status >= 400)
+    headers = _headers(source, response)
+    body, unread = _body(source, response) if failed else (None, False)
+    amounts = _usage_of(source)
+    usage = _tokens.read_usage(amounts) if amounts is not None else {}
+    odd = 0 if amounts is None else _tokens.odd_usage(amounts)
+    if unread and headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
+        odd += 1
     return Answer(
         status=status,
-        headers=_headers(source, response),
-        body=_body(source, response) if failed else None,
-        usage=read_usage(source),
+        headers=headers,
+        body=body,
+        usage=usage,
+        oddities=odd,
         table=_of(look(source, "extensions"), TABLE),
         final=_of(look(source, "extensions"), FINAL) is True,
     )
@@ -82,11 +92,17 @@ class _Fields(Mapping[str, Any]):
 
 def read_usage(source: object) -> dict[str, int]:
     """Tokens that a result says were used, as object or dict."""
+    usage = _usage_of(source)
+    return {} if usage is None else _tokens.read_usage(usage)
+
+
+def _usage_of(source: object) -> _Fields | None:
+    """What a result, an object or a dict, says of the tokens that were used."""
     for name in ("usage", "usage_metadata", "usageMetadata"):
         usage = _of(source, name)
         if usage is not None:
-            return _tokens.read_usage(_Fields(usage))
-    return {}
+            return _Fields(usage)
+    return None
 
 
 def _of(source: object, name: str) -> Any:
@@ -136,19 +152,24 @@ def _as_headers(headers: Any) -> dict[str, str]:
         return {}
 
 
-def _body(source: object, response: object) -> Mapping[str, Any] | None:
-    """The JSON object of an error, as far as it has been read: nothing is waited for here."""
+def _body(source: object, response: object) -> tuple[Mapping[str, Any] | None, bool]:
+    """The JSON object of an error, as far as it has been read: nothing is waited for here.
+
+    Beside it, where there is none, whether there is a text that is no JSON.
+    """
+    unread = False
     for owner in (source, response):
         # The latter two are where httpx and requests, and aiohttp, keep what they have read.
         for name in ("body", "_content", "_body"):
             body = look(owner, name)
             if isinstance(body, (bytes, str)) and 0 < len(body) <= _LONGEST_BODY:
-                body = parsed(body)
+                text, body = body, parsed(body)
+                unread |= body is None and text.strip() not in (b"null", "null")
             if type(body) is list and body:  # Gemini's, at the end of a stream
                 body = body[0]
             if isinstance(body, Mapping):
-                return body
-    return None
+                return body, False
+    return None, unread
 
 
 def _status(source: object, response: object) -> int | None:

@@ -12,7 +12,7 @@ import dataclasses
 
 from headway.errors import RateLimiterError, RequestTimeoutError
 from headway.providers.table import ProviderTable
-from headway.retry import LONGEST_TOLD, told_wait
+from headway.retry import LONGEST_TOLD, said_at, told_wait
 from headway.scheduler.answers import Answer
 
 REFUSED = 429
@@ -61,10 +61,12 @@ def is_of_transport(error: BaseException) -> bool:
 
 def classed(answer: Answer, table: ProviderTable) -> Answer:
     """A failure as its provider's table sees it."""
+    wait, odd = table._waits(answer.body, said_at(answer.headers))
     return dataclasses.replace(
         answer,
         kind=table.classify(answer.status, answer.headers, answer.body),
-        wait=table.wait(answer.body),
+        wait=wait,
+        oddities=answer.oddities + odd,
     )
 
 

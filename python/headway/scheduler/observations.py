@@ -9,7 +9,7 @@ from headway import _core
 from headway._log import fields
 from headway.providers import RateLimitInfo
 from headway.providers.table import ProviderTable, table_for
-from headway.retry import is_odd_wait
+from headway.retry import LONGEST_TOLD, odd_words
 from headway.scheduler.answers import Answer, look
 from headway.scheduler.config import SchedulerMode
 from headway.scheduler.failures import is_refused, wait_told_by
@@ -43,9 +43,12 @@ class Observations:
 
     def read(self, call: Any, answer: Answer, *, failed: bool) -> None:
         """What an attempt's answer says, before its reservation ends. failed: no good one."""
-        if not self._learns:
-            return
         bucket = call.bucket
+        for _ in range(answer.oddities):
+            bucket._odd()
+        if not self._learns:
+            self._look(bucket, answer)
+            return
         refused = is_refused(answer)
         if not (answer.headers or answer.body or refused or bucket.searches):
             return
@@ -59,6 +62,40 @@ class Observations:
             wait=wait_told_by(answer) if refused else None,
             failed=failed,
         )
+
+    def _look(self, bucket: Bucket, answer: Answer) -> None:
+        """Counts what cannot be read, where nobody learns from it."""
+        headers, odd = answer.headers, 0
+        if headers:
+            odd = odd_words(headers)
+        # What is a limit's, in which words, nobody knows but the user's own provider.
+        if self._scheduler.provider is None and (headers or answer.body):
+            odd += self.table_of(answer).read(headers, body=answer.body).oddities
+        for _ in range(odd):
+            bucket._odd()
+
+    def back_in(self, bucket: Bucket, answer: Answer) -> float | None:
+        """Seconds until there is more of what a refusal says that nothing is left of.
+
+        None where it does not say; of a limit that is kept to, which knows more; and of a `bucket`,
+        which is full again by then, and has something to give long before.
+        """
+        if self._scheduler.provider is not None:
+            return None
+        kept = {
+            (found["resource"], found["limit"])
+            for found in _core.findings(bucket)
+            if found["meter"] >= 0
+        }
+        resets = [
+            float(reading["reset"])
+            for reading in self.table_of(answer).read(answer.headers, body=answer.body).as_list()
+            if reading.get("remaining") == 0
+            and "reset" in reading
+            and reading.get("shape") != "bucket"
+            and (reading["resource"], reading.get("limit")) not in kept
+        ]
+        return min(max(resets), LONGEST_TOLD) if resets else None
 
     def hear(self, bucket: Bucket, reservation: Reservation, headers: Mapping[str, str]) -> None:
         """What a good answer's headers say, of which `reservation` is; before that ends."""
@@ -78,7 +115,7 @@ class Observations:
         failed: bool = False,
     ) -> None:
         readings = table.read(headers, body=body)
-        for _ in range(readings.oddities + is_odd_wait(headers)):
+        for _ in range(readings.oddities + odd_words(headers)):
             bucket._odd()
         record = record_of() if len(readings) or refused or bucket.searches else None
         if record is not None:

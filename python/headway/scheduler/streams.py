@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
-from headway._bodies import BodyEnd, is_unread, settle_with_body
+from headway._bodies import BodyEnd, UsageReader, is_unread, reader_of, settle_with_body
 from headway._core import Call, Reservation, resources
 from headway._tokens import ChunkReader
 from headway.scheduler.answers import USED
@@ -39,7 +39,7 @@ class _Ends:
         reservation: Reservation,
         reserved: tuple[int, ...],
         kept: frozenset[str],
-        reader: ChunkReader,
+        reader: ChunkReader | UsageReader,
     ) -> None:
         self._bucket = bucket
         self._reservation = reservation
@@ -72,6 +72,8 @@ class _Ends:
         if ended:
             self._bucket._settled(self._reserved, used)
             self._bucket._ended()
+            for _ in range(self._reader.odd):
+                self._bucket._odd()
         return ended
 
     def __del__(self) -> None:
@@ -193,7 +195,8 @@ def _wrap_response(
         return None
     # Its headers are in, so it has been counted.
     reservation.answered()
-    ends = _Ends(call.bucket, reservation, call.amounts, kept, ChunkReader())
+    reader = reader_of(response)
+    ends = _Ends(call.bucket, reservation, call.amounts, kept, reader)
     told = response.extensions.get(USED)
 
     def settle(used: dict[str, int]) -> None:
@@ -201,5 +204,5 @@ def _wrap_response(
             told(used)
         ends.settle(used)
 
-    streams.watch(settle_with_body(response, settle, ends.reserved), call.bucket)
+    streams.watch(settle_with_body(response, settle, ends.reserved, reader), call.bucket)
     return response

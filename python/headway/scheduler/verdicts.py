@@ -60,6 +60,8 @@ class Verdicts:
                 call.result = stream
                 if bucket.guarded:
                     self._went_well(call)
+                # Its headers are in; what is to come of its body is nobody's but its reader's.
+                self._scheduler._questions.read_later(answer)
                 return None
         refused = is_refused(answer)
         if answer.status is not None and answer.status >= 400:
@@ -286,10 +288,17 @@ class Verdicts:
         return random.random() * min(bound, config.max_backoff)
 
     def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
-        """A refusal holds up all of its bucket, for as long as it has told."""
+        """A refusal holds up all of its bucket, for as long as it has told.
+
+        Where it asks for no wait, at least until there is more of what it says is used up.
+        """
         told = wait_told_by(answer)
+        pause = 0.0
+        if told is None:
+            pause = self.pause(attempt)
+            told = self._scheduler._observations.back_in(bucket, answer)
         self._scheduler._events["cool_downs"] += 1
-        bucket.cool(_with_jitter(bucket, told) if told is not None else self.pause(attempt))
+        bucket.cool(pause if told is None else max(pause, _with_jitter(bucket, told)))
 
 
 def _jitter_of(told: float) -> float:

@@ -19,13 +19,15 @@ from headway import GENERIC, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
 from headway._core import WithReservation
 from headway._log import fields
-from headway.errors import CapacityExceededError, ConfigurationError
+from headway.errors import CapacityExceededError, ConfigurationError, RateLimiterError
 from headway.providers.table import ProviderTable, table_for, table_named
 from headway.scheduler.answers import FINAL, TABLE, USED
 from headway.scheduler.failures import REFUSED, RETRIED
 from headway.scheduler.streams import at_least
 from headway.scheduler.watching import WatchedCall, check_watching
+from headway.transports._errors import let_through
 from headway.transports._httpx import send_untold, send_untold_sync
+from headway.transports._limiter import OpenBodies, hold_up
 from headway.transports._network import NetworkDelays
 from headway.transports._requests import (
     CLAMPS,
@@ -108,6 +110,7 @@ class _Governor:
         self._provider = None if provider is None else table_named(provider)
         self._delays = NetworkDelays()
         self._outputs = Outputs()
+        self._open_bodies = OpenBodies()  # of a limiter
         self._tables: dict[str, ProviderTable] = {}
         self._lock = threading.Lock()
         self._started_in = 0  # the process in which it has seen to that the scheduler runs
@@ -180,14 +183,17 @@ class _Governor:
         kept: frozenset[str],
     ) -> None:
         """A limiter's reservation ends with the body."""
-        reservation.answered(refused=response.status_code == REFUSED)
+        refused = response.status_code == REFUSED
+        reservation.answered(refused=refused)
+        if refused and self._limiter is not None:
+            hold_up(self._limiter, response.headers)
 
         def settle(used: dict[str, int]) -> None:
             self._outputs.note(asked.model, used.get("output_tokens"))
             reservation.settle_used(at_least(used, reserved, kept))
 
         if is_unread(response):
-            settle_with_body(response, settle, reserved)
+            self._open_bodies.watch(settle_with_body(response, settle, reserved))
         else:
             settle({})
 
@@ -297,10 +303,11 @@ class AsyncTransport(_Governor, _AsyncBase):
     `max_concurrent_executions`.
 
     scheduler: a Scheduler, which is started with the first request if nobody has, or a Limiter,
-    which neither learns nor tries again. wrapped: what sends; None for a transport of the client's
-    package, with as many connections as requests need, through the environment's proxy if it names
-    one. provider: by whose table headers are read, a name or a ProviderTable; None goes by the
-    host.
+    which neither learns nor tries again, but is held up for as long as a refusal's headers ask; a
+    body that nobody reads for 300 s gives its place back. wrapped: what sends; None for a transport
+    of the client's package, with as many connections as requests need, through the environment's
+    proxy if it names one. provider: by whose table headers are read, a name or a ProviderTable;
+    None goes by the host.
 
     Requests that ask no model (GET, or without a `model`) are not counted where the host is a
     known provider's; to any other host, all are, as one bucket of the host's name. Raises what
@@ -311,6 +318,13 @@ class AsyncTransport(_Governor, _AsyncBase):
 
     async def handle_async_request(self, request: Any) -> Any:
         """What a client calls."""
+        try:
+            return await self._handle(request)
+        except RateLimiterError as error:
+            let_through(error, request)
+            raise
+
+    async def _handle(self, request: Any) -> Any:
         send = self._way(request).handle_async_request
         asked = self._asked(request, await request.aread() if _is_read(request) else b"")
         if asked is None:
@@ -411,6 +425,13 @@ class Transport(_Governor, _Base):
 
     def handle_request(self, request: Any) -> Any:
         """What a client calls."""
+        try:
+            return self._handle(request)
+        except RateLimiterError as error:
+            let_through(error, request)
+            raise
+
+    def _handle(self, request: Any) -> Any:
         send = self._way(request).handle_request
         asked = self._asked(request, request.read() if _is_read(request) else b"")
         if asked is None:
