@@ -120,6 +120,7 @@ PyObject* Count(PyObject* object, PyObject* what) {
                       : name == "breaker"   ? RequestOutcome::kBreaker
                       : name == "stopped"   ? RequestOutcome::kStopped
                       : name == "cancelled" ? RequestOutcome::kCancelled
+                      : name == "deadline"  ? RequestOutcome::kDeadline
                                             : RequestOutcome::kFailed);
   Py_RETURN_NONE;
 }

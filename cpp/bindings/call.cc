@@ -64,6 +64,7 @@ struct CallObject {
   bool in_flight;
   bool cancelled_by_us;  // the task is being cancelled: its time is over, or
   bool stopped;
+  bool revoked;  // no attempt begins any more: its task is to be cancelled by its loop
 };
 using Phase = CallObject::Phase;
 
@@ -397,6 +398,11 @@ bool IsStream(PyObject* object) {
 
 int Launch(CallObject* self, Nanos now, PyObject** result) {
   self->admitted = now;
+  if (self->revoked) {
+    self->reservation->Cancel(now);
+    PyErr_SetNone(cancelled_error);
+    return FailAs(self, RequestOutcome::kCancelled);
+  }
   if (self->bucket->guarded != 0 && !Guard(self, Object(self))) {
     self->reservation->Cancel(now);
     return FailAs(self, RequestOutcome::kBreaker);
@@ -482,6 +488,8 @@ int Admit(CallObject* self, PyObject** result) {
     ++bucket->submitted;
     if (!ReadMetadata(self)) return Fail(self);
   }
+  // Told while it was prepared, or between two steps.
+  if (self->stopped) return Stopped(self, kStoppedWaiting);
   if (bucket->guarded != 0 && !Guard(self, Py_None)) return FailAs(self, RequestOutcome::kBreaker);
   const Nanos now = state.Now();
   if (self->deadline != kNever && now - self->submitted > self->deadline) {
@@ -795,6 +803,9 @@ int Drove(CallObject* self, PySendResult sent, PyObject* value, PyObject** resul
   }
   Py_CLEAR(self->inner);
   Translate(self);
+  // It is not tried again, for that would be too late.
+  if (self->phase == Phase::kJudging && IsError("DeadlineExceededError"))
+    self->outcome = RequestOutcome::kDeadline;
   return Fail(self);
 }
 
@@ -999,6 +1010,12 @@ PyObject* StopMethod(PyObject* object, PyObject* /*unused*/) {
   return told;
 }
 
+// From any thread: no attempt begins any more, though its task has yet to be cancelled.
+PyObject* RevokeMethod(PyObject* object, PyObject* /*unused*/) {
+  Self(object)->revoked = true;
+  Py_RETURN_NONE;
+}
+
 // On its loop.
 PyObject* StopHere(PyObject* object, PyObject* /*unused*/) {
   CallObject* self = Self(object);
@@ -1178,6 +1195,7 @@ PyMethodDef methods[] = {
     {"_expire", &Expire, METH_NOARGS, nullptr},
     {"_stop", &StopMethod, METH_NOARGS, nullptr},
     {"_stop_here", &StopHere, METH_NOARGS, nullptr},
+    {"_revoke", &RevokeMethod, METH_NOARGS, nullptr},
     {"_enlist", &EnlistMethod, METH_NOARGS, nullptr},
     {"settle", &SettleMethod, METH_O,
      "settle($self, used, /)\n--\n\nEnds the attempt's reservation with what was used, by "
@@ -1206,6 +1224,7 @@ PyMemberDef members[] = {
     {"loop", T_OBJECT, offsetof(CallObject, loop), READONLY, nullptr},
     {"result", T_OBJECT, offsetof(CallObject, result), 0, nullptr},
     {"attempt", T_INT, offsetof(CallObject, attempt), READONLY, nullptr},
+    {"submitted", T_LONGLONG, offsetof(CallObject, submitted), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
 

@@ -241,6 +241,18 @@ PyObject* RaiseError(const char* name, const std::string& message) {
   return nullptr;
 }
 
+bool IsError(const char* name) {
+  PyObject* kind = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&kind, &value, &traceback);
+  PyObject* type = Error(name);
+  const bool is = type != nullptr && PyErr_GivenExceptionMatches(kind, type) != 0;
+  Py_XDECREF(type);
+  PyErr_Restore(kind, value, traceback);  // and not what looking it up may have raised
+  return is;
+}
+
 std::string FormatSeconds(Nanos nanos) {
   char text[32];
   std::snprintf(text, sizeof text, "%.3f s", Seconds(nanos));

@@ -193,6 +193,8 @@ bool ReadWaitOptions(PyObject* const* values, PyObject* names, WaitOptions& out)
 
 // Raises an error of headway.errors by its name. Always returns null.
 PyObject* RaiseError(const char* name, const std::string& message);
+// Whether the error that is set is one of those.
+bool IsError(const char* name);
 
 // `seconds` as nanoseconds, or false with a ValueError that names `what`.
 bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out);

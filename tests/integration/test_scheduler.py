@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
-from users import asks, at_once, idle, make, until
+from users import Provider, asks, at_once, idle, make, until
 
 from headway import (
     CapacityExceededError,
@@ -563,6 +564,7 @@ def test_a_deadline_counts_from_submission_for_a_retry_too(wait: float) -> None:
             raise Refused(503, {"Retry-After": str(wait)})
 
         async with make(limits=["60 requests/min bucket burst 1"], clock=clock) as scheduler:
+            before = outcomes(scheduler)
             assert await scheduler.submit_request(asks(), at_once) == 42
             handle = scheduler.submit(asks(deadline=8), call)
             await asyncio.sleep(0)
@@ -573,6 +575,66 @@ def test_a_deadline_counts_from_submission_for_a_retry_too(wait: float) -> None:
             # It has waited for 1 s and was under way for 4.
             with pytest.raises(DeadlineExceededError, match=r"it would have taken 10\."):
                 await asyncio.wait_for(handle, 20)
+            assert outcomes(scheduler) - before == {"succeeded": 1, "deadline": 1}
+
+    asyncio.run(run())
+
+
+def test_a_threads_retry_that_comes_too_late_is_counted_as_such() -> None:
+    def call() -> int:
+        raise Refused(503, {"Retry-After": "60"})
+
+    with make(limits=["60 requests/min"], client=None) as scheduler:
+        before = outcomes(scheduler)
+        with pytest.raises(DeadlineExceededError, match="it would have taken"):
+            scheduler.submit_sync(asks(deadline=30), call)
+        assert outcomes(scheduler) - before == {"deadline": 1}
+
+
+def outcomes(scheduler: Scheduler) -> Counter[str]:
+    """How many requests have ended in each way, of all schedulers that nobody has named."""
+    series = scheduler.get_metrics()["series"]["headway_requests_total"]
+    counts: Counter[str] = Counter()
+    for each in series:
+        counts[each["outcome"]] += each["value"]
+    return counts
+
+
+def test_what_is_told_to_stop_between_two_steps_does_not_begin() -> None:
+    async def run() -> None:
+        named, ran = asyncio.Event(), []
+
+        class Slow(Provider):
+            async def get_bucket_for_model(self, *_: Any) -> str:
+                await named.wait()
+                return "m"
+
+        async def call() -> None:
+            ran.append(1)
+
+        async with make(provider=Slow()) as scheduler:
+            loop = asyncio.get_running_loop()
+            request = scheduler.submit_request(asks(), call)
+            request._enlist()
+            task = loop.create_task(request)
+            await until(lambda: task._fut_waiter is not None)  # type: ignore[attr-defined]
+            answer, told = task._fut_waiter, loop.create_future()  # type: ignore[attr-defined]
+
+            def look() -> None:
+                """Stops it when its answer is there, and before it goes on with that."""
+                if answer.done():
+                    request._stop()
+                    told.set_result(None)
+                else:
+                    loop.call_soon(look)
+
+            look()
+            named.set()
+            await told
+            assert ran == []
+            with pytest.raises(SchedulerStoppedError):
+                await asyncio.wait_for(task, 20)
+            assert ran == []
 
     asyncio.run(run())
 

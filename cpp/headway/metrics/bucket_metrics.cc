@@ -51,8 +51,6 @@ absl::string_view UserCodeName(UserCode code) {
       return "provider";
     case UserCode::kClassifier:
       return "classifier";
-    case UserCode::kRequest:
-      return "request";
     case UserCode::kCallback:
       return "callback";
     case UserCode::kBackend:

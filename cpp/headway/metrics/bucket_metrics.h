@@ -131,12 +131,11 @@ class BucketMetrics {
 enum class UserCode : std::uint8_t {
   kProvider,
   kClassifier,
-  kRequest,
   kCallback,
   kBackend,
   kStrategy,
 };
-inline constexpr std::size_t kUserCodes = 6;
+inline constexpr std::size_t kUserCodes = 5;
 absl::string_view UserCodeName(UserCode code);
 
 // Those exceptions, for a whole scheduler. Thread-safe.

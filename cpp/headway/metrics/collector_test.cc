@@ -183,7 +183,6 @@ headway_capacity_units{scheduler="main",bucket="gpt \"4\"",limit="1 requests/min
 # TYPE headway_user_code_errors_total counter
 headway_user_code_errors_total{scheduler="main",origin="provider"} 0
 headway_user_code_errors_total{scheduler="main",origin="classifier"} 0
-headway_user_code_errors_total{scheduler="main",origin="request"} 0
 headway_user_code_errors_total{scheduler="main",origin="callback"} 1
 headway_user_code_errors_total{scheduler="main",origin="backend"} 0
 headway_user_code_errors_total{scheduler="main",origin="strategy"} 0

@@ -8,48 +8,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from headway._core import Call, Limit, WithReservation
+from headway._core import Limit
 from headway.scheduler.chores import running_loop
 
 if TYPE_CHECKING:
     from headway.limiter import Explanation
     from headway.scheduler.scheduler import Scheduler
     from headway.types import RequestMetadata
-
-
-@final
-class Revocable:
-    """A request function that is not called any more once its request was taken back.
-
-    From another thread the task is cancelled through its loop, which may take its next step before.
-    """
-
-    __slots__ = ("_function", "_revoked")
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-        # Set only then: each request and its function would be a cycle.
-        self._revoked: Call | None = None
-
-    def as_function(self) -> Any:
-        """What to submit in its place. What is no function stays as it is, for others to refuse."""
-        if isinstance(self._function, WithReservation):
-            return WithReservation(self)
-        return self if callable(self._function) else self._function
-
-    def revoke(self, call: Call) -> None:
-        """From any thread; `call` is the request that is to make no attempt."""
-        self._revoked = call
-
-    def __call__(self, *reservation: Any) -> Any:
-        revoked = self._revoked
-        if revoked is not None:
-            revoked.cancel_reservation()
-            raise asyncio.CancelledError
-        function = self._function
-        if isinstance(function, WithReservation):
-            function = function.function
-        return function(*reservation)
 
 
 @final
@@ -64,12 +29,10 @@ class Handle:
         scheduler: Scheduler,
         metadata: RequestMetadata,
         call: Any,
-        function: Revocable,
         start: float | None,
     ) -> None:
         self._scheduler = scheduler
         self._call = call
-        self._function = function
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] = self._loop.create_task(call)
         # A loop holds its tasks weakly, and nobody need keep a handle.
@@ -87,7 +50,7 @@ class Handle:
             # At once: in a later step of the loop it might be too late.
             self._task.cancel()
         else:
-            self._function.revoke(self._call)
+            self._call._revoke()
             self._loop.call_soon_threadsafe(self._task.cancel)
         return True
 

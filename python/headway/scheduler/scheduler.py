@@ -46,7 +46,7 @@ from headway.scheduler.buckets import (
 from headway.scheduler.choice import read_strategy
 from headway.scheduler.chores import Chores, running_loop
 from headway.scheduler.config import RateLimiterConfig, SchedulerMode, StateConfig
-from headway.scheduler.handle import Handle, Preview, Revocable
+from headway.scheduler.handle import Handle, Preview
 from headway.scheduler.life import Life
 from headway.scheduler.observations import Observations
 from headway.scheduler.open_streams import STREAM_PATIENCE, OpenStreams
@@ -370,8 +370,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise RuntimeError("submit() needs a running event loop: threads use submit_sync()")
         if not self._runs:
             raise SchedulerStoppedError("Scheduler is not running")
-        function = Revocable(request_func)
-        call = self.submit_request(metadata, function.as_function())
+        call = self.submit_request(metadata, request_func)
         call._enlist()
         bucket: Bucket | None = None
         start: float | None = None
@@ -385,7 +384,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         except BaseException:
             call.close()
             raise
-        handle = Handle(self, metadata, call, function, start)
+        handle = Handle(self, metadata, call, start)
         if bucket is not None and call.bucket is None:  # else the loop has begun it already
             self._outlook.begins(bucket, metadata, cost)
         return handle

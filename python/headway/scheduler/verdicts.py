@@ -9,7 +9,6 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, final
 
-from headway import _core
 from headway._log import fields
 from headway.errors import DeadlineExceededError, RequestTimeoutError
 from headway.providers import RateLimitInfo
@@ -139,17 +138,11 @@ class Verdicts:
         return answer
 
     def _bounded(self, call: Any, answer: Answer) -> Answer:
-        """With when the request must have begun; while its attempt is not forgotten."""
+        """With when the request must have begun."""
         deadline = look(call.metadata, "deadline")
         if deadline is None:
             return answer
-        submitted = look(call, "submitted")  # of a thread's call
-        if submitted is None:
-            # Where nobody knows when the attempt began, it did so now: a deadline is never early.
-            record = call.record()
-            began = None if record is None else _core.own_use(call.bucket, record)[0]
-            submitted = (self._scheduler._now() if began is None else began) - call.waited * 1e9
-        return dataclasses.replace(answer, begin_by=submitted / 1e9 + deadline)
+        return dataclasses.replace(answer, begin_by=call.submitted / 1e9 + deadline)
 
     def _may_be_refused(self, answer: Answer) -> bool:
         """Whether a failure that looks final is one that the user's own provider has a say in."""
