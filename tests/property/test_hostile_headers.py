@@ -251,6 +251,8 @@ QUOTA = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quo
         ("openai", {LIMIT: "sixty", LEFT: "59", RESET: "1s"}, {}, 1),
         ("openai", {LIMIT: "60", LEFT: "59.9.9", RESET: "soon"}, {}, 2),
         ("openai", {LIMIT: "60", LEFT: "-1", "date": "today"}, {}, 1),
+        ("openai", {LIMIT: "60", LEFT: "61"}, {}, 1),
+        ("openai", {LIMIT: "60", LEFT: "60"}, {}, 0),
         ("openai", {"retry-after": "a while"}, {}, 1),
         ("openai", {"retry-after": "1", "retry-after-ms": "a while"}, {}, 1),
         ("openai", {"retry-after": "2", "retry-after-ms": "1500"}, {}, 0),

@@ -201,7 +201,9 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
     }
     if (const auto text = text_of(each.remaining)) {
       reading.remaining = Whole(ParseNumber(*text));
-      if (reading.remaining == Reading::kUnsaid) odd(*text);
+      // That contradicts it.
+      const bool more = reading.limit > 0 && reading.remaining > reading.limit + reading.rounding;
+      if (reading.remaining == Reading::kUnsaid || more) odd(*text);
     }
     if (reading.limit == Reading::kUnsaid && reading.remaining == Reading::kUnsaid) continue;
     if (const auto text = text_of(each.reset)) {

@@ -56,6 +56,7 @@ void Inference::Become(const Verdict& verdict, int readings) {
   }
   verdict_ = verdict;
   readings_ = readings;
+  longest_ = 0;
 }
 
 void Inference::NoteSaid(const Reading& reading) {
@@ -102,6 +103,19 @@ void Inference::JudgeShort(const Told& told) {
   const Nanos period = Holds(ends_.longest, kMillisecond);
   if (period == 0 || period >= kMinute) return;
   Become({Shape::kWindow, period, 0}, ends_.count);
+}
+
+// Its members are gone after the period, or at the end of a `fixed` one, which is no sooner than
+// the longest reset.
+void Inference::JudgeGone(const Told& told) {
+  if (told.gone_after == 0 || told.sent - doubted_ < kDoubts) return;
+  Nanos period = Holds(longest_, kMillisecond);
+  for (const Nanos each : kPeriods)
+    if (each < kMinute && each <= told.gone_after) period = std::max(period, each);
+  if (period == 0 || period >= verdict_.period) return;
+  ends_ = {};
+  repeats_ = 0;
+  Become({Shape::kWindow, period, 0}, 1);
 }
 
 bool Inference::Follow(const Inference& other) {

@@ -57,7 +57,9 @@ struct Reading {
 // end stays the same, it is no `bucket`, and a window that ends so soon is no longer than that, or
 // it is a `fixed` one near its end. Both admit a whole burst after it. So that is believed, until a
 // reset is longer, or more is used after the end than others can have used: then it was one of a
-// minute, in which calls of others leave. From an hour on a period does not become shorter.
+// minute, in which calls of others leave. Where others use it as well, their calls may be what
+// leaves so soon, and calls of our own have to be seen to be gone. From an hour on a period does
+// not become shorter.
 //
 // Not thread-safe.
 class Inference {
@@ -95,6 +97,9 @@ class Inference {
     bool forgets = false;
     // More than half of the limit is used beyond what is ours within the verdict's period.
     bool crowded = false;
+    // Calls of ours that a `window` of the verdict's period would count are gone after so long; 0:
+    // none are known to be.
+    Nanos gone_after = 0;
   };
 
   // Of another limit of the same provider a period of seconds is known, whose end is this one's,
@@ -112,7 +117,9 @@ class Inference {
     NoteSaid(told.reading);
     if (told.reading.reset != kNever) {
       exact_ += told.reading.reset % kSecond > kMillisecond ? 1 : 0;
+      longest_ = std::max(longest_, told.reading.reset);
       if (!period_said_) NotePeriod(told);
+      if (guesses_period()) JudgeGone(told);
       if (!shape_said_) {
         NoteBucket(told);
         if (NoteEnd(told)) {
@@ -128,6 +135,11 @@ class Inference {
   }
 
   const Verdict& verdict() const { return verdict_; }
+  // Whether its period is a minute at most, and of that only a guess.
+  bool guesses_period() const {
+    return !period_said_ && !shape_said_ && verdict_.shape == Shape::kWindow &&
+           verdict_.period <= kMinute;
+  }
   // How many readings speak for it.
   int readings() const { return readings_; }
 
@@ -162,6 +174,7 @@ class Inference {
   void NoteSaid(const Reading& reading);
   void NotePeriod(const Told& told);
   void JudgeShort(const Told& told);
+  void JudgeGone(const Told& told);
   void NoteBucket(const Told& told);
   // Returns whether a window has begun.
   bool NoteEnd(const Told& told);
@@ -172,6 +185,7 @@ class Inference {
   int readings_ = 0;
   int exact_ = 0;             // resets that were no whole seconds
   Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
+  Nanos longest_ = 0;         // reset since the verdict was another one
   int longer_ = 0;            // resets one after another that were longer than the period
   bool period_said_ = false;
   bool shape_said_ = false;

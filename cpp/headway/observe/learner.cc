@@ -2,6 +2,7 @@
 #include "headway/observe/learner.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -87,7 +88,8 @@ Learner::Track& Learner::Find(const Reading& reading) {
                                   [i](const Track& other) { return other.meter == i; });
     // Given limits win, resource by resource; a reading is about the one of its period. One that
     // does not say its period is about a minute, or else the one of its amount.
-    const bool amounts = reading.period <= 0 && track.meter < 0 && Used(reading.limit) == p.amount;
+    const bool amounts = reading.period <= 0 && track.meter < 0 && meter.has_cells() &&
+                         Used(reading.limit) == p.amount;
     if (given && p.period != period && !amounts) {
       track.given = true;
       continue;
@@ -397,7 +399,33 @@ bool Learner::Forgets(const Track& track, const Reading& reading, std::int64_t c
   if (reading.remaining <= reading.rounding) return false;
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   // Refunds that nobody told of forget a little as well.
-  return certain - used - reading.rounding > std::max<std::int64_t>(1, track.limit / 4);
+  return certain - used - reading.rounding > std::max<std::int64_t>(1, track.limit / 5);
+}
+
+// How long after it was sent, at most, one of those that it forgets was not counted any more: the
+// oldest go first. 0: none is known to be gone, or it is nobody else's use that hides it.
+Nanos Learner::GoneAfter(Track& track, const Reading& reading, const AnsweredCall& of,
+                         std::int64_t certain, bool forgets) {
+  if (track.meter < 0 || (!forgets && !of.ahead)) return 0;
+  Meter& meter = bucket_->meter(track.meter);
+  if (!meter.has_cells() || (meter.Others() == 0 && !of.ahead)) return 0;
+  std::vector<RunOfCalls> runs = of.ahead ? track.before_look : meter.Runs();
+  std::sort(runs.begin(), runs.end(),
+            [](const RunOfCalls& a, const RunOfCalls& b) { return a.first < b.first; });
+  if (!forgets) {
+    if (!runs.empty())
+      track.counted_after = std::max(track.counted_after, of.sent - runs.front().first);
+    return 0;
+  }
+  std::int64_t gone =
+      certain - (track.limit - std::min(reading.remaining, track.limit)) - reading.rounding;
+  Nanos after = 0;
+  for (const RunOfCalls& run : runs) {
+    if (gone <= 0) break;
+    gone -= run.amount;
+    after = std::max<Nanos>(1, of.counted_by - run.first);
+  }
+  return after;
 }
 
 bool Learner::Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const {
@@ -429,6 +457,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     if (of.sent < track.told_at) continue;
     const bool stated = reading.limit > 0;
     if (stated && reading.limit != track.limit) {
+      track.counted_after = 0;
       track.limit = std::min(reading.limit, Limit::kMaxAmount - 1);
       track.told_at = of.sent;
     }
@@ -437,8 +466,15 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     const bool counts = track.meter >= 0 && bucket_->meter(track.meter).has_cells();
     const std::int64_t certain = counts ? Certain(track, of) : 0;
     const bool forgets = counts && Forgets(track, reading, certain);
-    const Inference::Told told{reading,     track.limit,    of.sent, of.answered,
-                               wall_offset, Own(track, of), forgets, Crowded(track, reading, of)};
+    const Inference::Told told{reading,
+                               track.limit,
+                               of.sent,
+                               of.answered,
+                               wall_offset,
+                               Own(track, of),
+                               forgets,
+                               Crowded(track, reading, of),
+                               GoneAfter(track, reading, of, certain, forgets)};
     track.inference.Note(told, [&](Nanos from, Nanos to) {
       return bucket_->history()->MostBetween(track.resource, from, to) > 0;
     });
@@ -456,7 +492,8 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     // others are being admitted all the while.
     if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
     track.newest = std::max(track.newest, of.sent);
-    LookAhead(now, track, of, about ? OthersLeave(now, track, reading, of.ahead, refused) : kNever);
+    LookAhead(now, track, of, about ? OthersLeave(now, track, reading, of.ahead, refused) : kNever,
+              LooksForPeriod(track, reading, now));
   }
   // A failure says nothing of what is admitted.
   if (refused || ((search_.limits() || at_once_.listens()) && !failed))
@@ -629,10 +666,37 @@ Nanos Learner::OthersLeave(Nanos now, Track& track, const Reading& reading, bool
   return now + std::min(track.comes_after, reading.reset == kNever ? kNever : reading.reset);
 }
 
+// When somebody is to look whether our own calls are still counted, where others use it, too, and
+// of the period there is only a guess; kNever: not. After the usual periods, in strides, and then
+// by halves; or later, if that is told.
+Nanos Learner::LooksForPeriod(const Track& track, const Reading& reading, Nanos now) const {
+  if (track.given || track.meter < 0 || !track.inference.guesses_period()) return kNever;
+  if (bucket_->meter(track.meter).Others() == 0) return kNever;
+  const Nanos period = track.inference.verdict().period;
+  std::vector<Nanos> shorter;
+  for (const Nanos each : Inference::kPeriods)
+    if (each > track.counted_after && each < period) shorter.push_back(each);
+  std::sort(shorter.begin(), shorter.end());
+  Nanos oldest = kNever;
+  for (const RunOfCalls& run : bucket_->meter(track.meter).Runs())
+    oldest = std::min(oldest, run.first);
+  if (shorter.empty() || oldest == kNever) return kNever;
+  Nanos age = shorter[(shorter.size() - 1) / 2];
+  if (period == Inference::kMinute) {
+    const auto stride = std::lower_bound(shorter.begin(), shorter.end(),
+                                         std::max(kSecond, 4 * track.counted_after));
+    if (stride == shorter.end()) return kNever;
+    age = *stride;
+  }
+  const Nanos at = oldest + age + age / 16;
+  return std::max(at, reading.reset == kNever ? now : now + reading.reset);
+}
+
 // Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard
 // of: a limit that was halved would have half of the next burst refused, and others who use it as
 // much as they have taken.
-void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave) {
+void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
+                        Nanos looks_at) {
   if (track.meter < 0 || !bucket_->meter(track.meter).has_cells()) return;
   const auto meter = static_cast<std::size_t>(track.meter);
   const std::int64_t amount =
@@ -645,8 +709,12 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   // ahead will do so again, by as much; so they soon wait for nothing.
   Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
                                                      : period / kPatience;
-  const bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
-                    2 * bucket_->meter(track.meter).Others() > p.amount;
+  bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
+              2 * bucket_->meter(track.meter).Others() > p.amount;
+  if (!sees && looks_at < ready) {
+    sees = true;
+    others_leave = looks_at;
+  }
   if (track.given && !sees) return;
   if (sees) {
     // They would have had to wait until the meter lets go of it anyhow.

@@ -128,10 +128,11 @@ class Learner {
     Nanos newest = -kNever;                 // when the newest request was sent of which we know
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
-    double others_pace = 0;  // units a nanosecond that others use, lately
-    Nanos good_at = kNever;  // when the latest good answer was read; kNever: none has come
-    Nanos comes_after = 0;   // how long after it the next fits, as a refusal has told; 0: none has
-    int refused_looks = 0;   // so many that went to see were refused, one after another
+    double others_pace = 0;   // units a nanosecond that others use, lately
+    Nanos good_at = kNever;   // when the latest good answer was read; kNever: none has come
+    Nanos comes_after = 0;    // how long after it the next fits, as a refusal has told; 0: none has
+    int refused_looks = 0;    // so many that went to see were refused, one after another
+    Nanos counted_after = 0;  // so long after they were sent, calls of ours were still counted
     // What of ours was in use when it was last settled that somebody goes ahead.
     std::vector<RunOfCalls> before_look;
     // What of ours was refused, and so not counted, oldest first.
@@ -168,11 +169,15 @@ class Learner {
   std::int64_t Own(const Track& track, const AnsweredCall& of) const;
   bool Crowded(const Track& track, const Reading& reading, const AnsweredCall& of) const;
   bool Forgets(const Track& track, const Reading& reading, std::int64_t certain) const;
+  Nanos GoneAfter(Track& track, const Reading& reading, const AnsweredCall& of,
+                  std::int64_t certain, bool forgets);
   void NoteRefused(Track& track, const AnsweredCall& of) const;
   static std::int64_t RefusedBetween(const Track& track, Nanos from, Nanos to, Nanos answered);
   static Nanos OthersLeave(Nanos now, Track& track, const Reading& reading, bool ahead,
                            std::optional<Nanos> refused);
-  void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave);
+  Nanos LooksForPeriod(const Track& track, const Reading& reading, Nanos now) const;
+  void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
+                 Nanos looks_at);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh,
              std::int64_t certain);
 
