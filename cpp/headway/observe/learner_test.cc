@@ -432,6 +432,24 @@ TEST_P(Learns, WhatOthersTakeInAPeriodOfSeconds) {
   }
 }
 
+// With nothing left of a limit that was lowered, more is counted than it says.
+TEST(Learner, TakesALimitThatIsLoweredForNoShorterPeriod) {
+  for (std::uint64_t run = 0; run < 5; ++run) {
+    Setting setting;
+    setting.other = kSecond;
+    const std::uint64_t seed = Random::Seed(run);
+    SCOPED_TRACE("HEADWAY_SEED=" + std::to_string(seed));
+    World world(setting, seed);
+    for (const Nanos at : {200 * kSecond, 330 * kSecond})
+      world.At(kStart + at, [&world] {
+        world.server.SetLimit(world.now, world.as_told.Says(0).limit / 4, false);
+      });
+    world.RunUntil(kStart + 8 * kMinute);
+    EXPECT_EQ(world.Found().verdict.period, kMinute);
+    EXPECT_EQ(world.Found().verdict.shape, Shape::kWindow);
+  }
+}
+
 // All of it has been spent, by somebody who has left: us before a restart, mostly. The answers tell
 // when it comes back.
 TEST_P(Learns, WhenQuotaThatWasSpentBeforeComesBack) {
