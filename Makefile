@@ -80,7 +80,8 @@ fresh:              ## both commands of the README in a minimal Debian 12 (root)
 fuzz: setup         ## the parsers of headers, on any input, for HEADWAY_FUZZ_SECONDS (60) each
 	@tools/fuzz
 
-soak: build         ## minutes of load
+soak: build         ## minutes of load, and random tests with other seeds
+	@tools/test-cpp-seeds
 	@build/venv/bin/python -m pytest -m soak -s -o faulthandler_timeout=3600 tests
 
 bench: build        ## every row of the goals with its floor

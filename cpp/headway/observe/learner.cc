@@ -28,6 +28,8 @@ constexpr Nanos kLongestSilentLook = 2 * kSecond;
 // What is refused within such a time is remembered as one, and so many of those.
 constexpr Nanos kRefusedTogether = 20 * kMillisecond;
 constexpr std::size_t kMostRefused = 64;
+// What a refusal tells to wait, at least, where others have used it up.
+constexpr Nanos kShortestWait = kSecond;
 // Each look that is refused doubles the wait for the next, so often.
 constexpr int kMostDoubled = 7;
 // Where so many at once are counted, a wait is a guess, of a second mostly.
@@ -653,15 +655,19 @@ void Learner::KeepFound(Nanos now, Nanos wall_offset, Track& track, const Limit&
 Nanos Learner::OthersLeave(Nanos now, Track& track, const Reading& reading, bool ahead,
                            std::optional<Nanos> refused) {
   if (refused && *refused != kNever) {
+    // Seconds that were rounded down are over too early, and none at all have said nothing.
+    const Nanos wait = std::max(*refused, kShortestWait);
     // Of a bucket, each comes back so long after the one before.
     const Nanos since = track.good_at == kNever ? 0 : std::max<Nanos>(0, now - track.good_at);
-    track.comes_after = std::min(since, *refused) + *refused;
+    track.comes_after = std::min(since, wait) + wait;
     // Who has waited for as long as he was told, and is refused again and again, meets others.
     track.refused_looks = ahead ? std::min(track.refused_looks + 1, kMostDoubled) : 0;
-    return now + (*refused << std::max(0, track.refused_looks - 1));
+    return now + (wait << std::max(0, track.refused_looks - 1));
   }
-  track.refused_looks = 0;
-  track.good_at = now;
+  if (!refused) {
+    track.refused_looks = 0;
+    track.good_at = now;
+  }
   if (track.comes_after == 0) return reading.reset == kNever ? kNever : now + reading.reset;
   return now + std::min(track.comes_after, reading.reset == kNever ? kNever : reading.reset);
 }

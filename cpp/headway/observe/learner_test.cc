@@ -137,6 +137,7 @@ struct Setting {
   // What is sent in the first second gets there, and back, so much later, at most, by chance.
   Nanos stall = 0;
   bool tells_wait = true;        // with a refusal, in whole seconds
+  bool floors = false;           // rounded down, and it is not asked any sooner than that
   const char* hidden = nullptr;  // a second limit, of which it says nothing
   bool silent = false;           // it says nothing at all
   int at_once = 0;               // it admits no more than so many at once, either; 0: any number
@@ -314,14 +315,17 @@ class World {
     call->Answered(now, answer.refused);
     std::optional<Nanos> refused_for;
     if (answer.refused)
-      refused_for = setting_.tells_wait ? WholeSeconds(answer.retry_after) : kNever;
+      refused_for = !setting_.tells_wait ? kNever
+                    : setting_.floors    ? answer.retry_after / kSecond * kSecond
+                                         : WholeSeconds(answer.retry_after);
     const absl::Span<const Reading> readings(&reading, setting_.silent ? 0 : 1);
     if (!readings.empty() || answer.refused || learner->searches())
       learner->Observe(now, /*wall_offset=*/0, AnsweredCall::Of(*call, now), readings, refused_for);
     const std::int64_t used = answer.refused ? 0 : 1;
     call->Settle(now, {&used, 1});
-    if (answer.refused)
-      bucket_->Cool(now + (setting_.tells_wait ? answer.retry_after : kSecond / 2));
+    if (!answer.refused) return;
+    const Nanos told = setting_.floors ? *refused_for : answer.retry_after;
+    bucket_->Cool(now + (setting_.tells_wait ? told : kSecond / 2));
   }
 
   Random random_;
@@ -472,6 +476,23 @@ TEST_P(Learns, WhenQuotaThatWasSpentBeforeComesBack) {
     if (!bucket) {
       EXPECT_LT(world.admitted[594], back + 3 * kSecond + 2 * setting.latency);
     }
+  }
+}
+
+// A wait that is rounded down is over too early, and in the last second is none at all.
+TEST(Learner, LooksOnceASecondWhereWaitsAreRoundedDown) {
+  for (const char* const given : {static_cast<const char*>(nullptr), "60 requests/min"}) {
+    Setting setting;
+    setting.shape = Shape::kFixed;
+    setting.limit = 60;
+    setting.given = given;
+    setting.floors = true;
+    setting.anchor = kStart - 50 * kSecond - kSecond / 2;
+    World world(setting, Random::Seed(0));
+    for (int i = 0; i < 60; ++i) world.server.Count(kStart - 20 * kSecond);
+    world.RunUntil(kStart + 30 * kSecond);
+    EXPECT_LE(world.refused.size(), given == nullptr ? 3U : 63U);
+    EXPECT_GE(world.admitted.size(), 58U);
   }
 }
 
@@ -1038,7 +1059,9 @@ TEST(Learner, SearchesOnFromWhatIsRecalled) {
     EXPECT_LE(world.refused.size(),
               static_cast<std::size_t>(std::max<std::int64_t>(0, 600 - limit)));
     world.RunUntil(kStart + 60 * kMinute);
-    EXPECT_NEAR(static_cast<double>(world.Found().limit), static_cast<double>(limit), 10);
+    // A refusal that meets a step up takes more back than the step.
+    EXPECT_NEAR(static_cast<double>(world.Found().limit), static_cast<double>(limit),
+                static_cast<double>(limit) * 0.08);
   }
   // Begun anew while the server still counts what another one has sent: that lowers nothing.
   Setting setting;

@@ -75,7 +75,8 @@ class UserCode:
         """What `method(*args)` gives, however it is written; within what is given to `call`."""
         if inspect.iscoroutinefunction(method):
             return await method(*args)
-        given = await self._threads_for("run").call(lambda: method(*args))
+        threads = self._threads_for(getattr(method, "__name__", "run"))
+        given = await threads.call(lambda: method(*args))
         return await given if inspect.isawaitable(given) else given
 
     def _threads_for(self, what: str) -> Threads:

@@ -142,7 +142,7 @@ class Verdicts:
         deadline = look(call.metadata, "deadline")
         if deadline is None:
             return answer
-        return dataclasses.replace(answer, begin_by=call.submitted / 1e9 + deadline)
+        return dataclasses.replace(answer, begin_by=call.submitted / 1e9 + float(deadline))
 
     def _may_be_refused(self, answer: Answer) -> bool:
         """Whether a failure that looks final is one that the user's own provider has a say in."""
@@ -286,10 +286,9 @@ class Verdicts:
         Where it asks for no wait, at least until there is more of what it says is used up.
         """
         told = wait_told_by(answer)
-        pause = 0.0
-        if told is None:
-            pause = self.pause(attempt)
-            told = self._scheduler._observations.back_in(bucket, answer)
+        pause = self.pause(attempt) if told is None else 0.0
+        if not told:  # a wait of nothing is over before anything is back
+            told = self._scheduler._observations.back_in(bucket, answer) or told
         self._scheduler._events["cool_downs"] += 1
         bucket.cool(pause if told is None else max(pause, _with_jitter(bucket, told)))
 

@@ -37,7 +37,8 @@ def hold_up(limiter: Limiter, headers: Mapping[str, str]) -> None:
 class OpenBodies:
     """Settles those that were not read for `patience` seconds. They can still be read afterwards.
 
-    A limiter has no chores; so a thread does it that is there as long as bodies are open.
+    A limiter has no chores; so a thread does it, one for all, while bodies are open and for as long
+    after.
     """
 
     def __init__(self, patience: float = STREAM_PATIENCE) -> None:
@@ -50,11 +51,16 @@ class OpenBodies:
     def watch(self, body: BodyEnd[Any]) -> None:
         """It is open from now on. From any thread."""
         self._open.add(weakref.ref(body, self._open.discard))
+        if self._looks():
+            return
+        with self._lock:
+            if not self._looks():
+                self._begin(self.patience)
+
+    def _looks(self) -> bool:
+        timer = self._timer
         # In a forked child, the parent's is not alive.
-        if self._timer is None or not self._timer.is_alive():
-            with self._lock:
-                if self._timer is None or not self._timer.is_alive():
-                    self._begin(self.patience)
+        return timer is not None and timer.is_alive()
 
     def _begin(self, wait: float) -> None:
         timer = threading.Timer(wait, self._look)
@@ -95,3 +101,7 @@ class OpenBodies:
             self.patience,
             extra=fields("idle_body_settled"),
         )
+
+
+OPEN_BODIES = OpenBodies()
+"""Those of all limiters."""

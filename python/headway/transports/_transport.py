@@ -27,7 +27,7 @@ from headway.scheduler.streams import at_least
 from headway.scheduler.watching import WatchedCall, check_watching
 from headway.transports._errors import let_through
 from headway.transports._httpx import send_untold, send_untold_sync
-from headway.transports._limiter import OpenBodies, hold_up
+from headway.transports._limiter import OPEN_BODIES, hold_up
 from headway.transports._network import NetworkDelays
 from headway.transports._requests import (
     CLAMPS,
@@ -110,7 +110,6 @@ class _Governor:
         self._provider = None if provider is None else table_named(provider)
         self._delays = NetworkDelays()
         self._outputs = Outputs()
-        self._open_bodies = OpenBodies()  # of a limiter
         self._tables: dict[str, ProviderTable] = {}
         self._lock = threading.Lock()
         self._started_in = 0  # the process in which it has seen to that the scheduler runs
@@ -193,7 +192,7 @@ class _Governor:
             reservation.settle_used(at_least(used, reserved, kept))
 
         if is_unread(response):
-            self._open_bodies.watch(settle_with_body(response, settle, reserved))
+            OPEN_BODIES.watch(settle_with_body(response, settle, reserved))
         else:
             settle({})
 
