@@ -434,6 +434,8 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
   // Of a minute and more, nobody asks.
   if (track.inference.verdict().period >= Inference::kMinute) return false;
   if (track.meter < 0 || reading.remaining < 0) return false;
+  // What somebody had used before we came, our own last run mostly, tells nothing.
+  if (of.sent - track.since < track.kept.period + Inference::kSlack) return false;
   const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
   // What began so long before may have been counted that much later, where the client is busy.
   const std::int64_t ours = bucket_->history()->MostBetween(
@@ -457,6 +459,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     if (reading.limit == 0) continue;
     Track& track = Find(reading);
     if (of.sent < track.told_at) continue;
+    track.since = std::min(track.since, of.sent);
     const bool stated = reading.limit > 0;
     if (stated && reading.limit != track.limit) {
       track.counted_after = 0;

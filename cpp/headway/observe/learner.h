@@ -125,6 +125,7 @@ class Learner {
     int meter = -1;                         // the one that counts; -1: none, it cannot be kept
     std::int64_t limit = Reading::kUnsaid;  // as stated
     Nanos told_at = -kNever;                // when the request was sent whose answer changed it
+    Nanos since = kNever;                   // when the first request was sent of which we know
     Nanos newest = -kNever;                 // when the newest request was sent of which we know
     Inference::Verdict kept;                // what `meter` is
     Inference inference;

@@ -479,6 +479,30 @@ TEST_P(Learns, WhenQuotaThatWasSpentBeforeComesBack) {
   }
 }
 
+// It was spent by the run that has learnt it.
+TEST_P(Learns, ToKeepToAPeriodOfSecondsThatWasRecalledThoughItIsSpent) {
+  for (const Nanos period : {kSecond, 6 * kSecond}) {
+    Setting setting = GetParam();
+    if (setting.latency > kSecond) setting.latency = setting.spread = 300 * kMillisecond;
+    setting.limit = 60;
+    setting.period = period;
+    setting.anchor = kStart - period / 3;
+    SCOPED_TRACE(setting.Describe() + ", " + std::to_string(period / kSecond) + " s");
+    World world(setting, Random::Seed(0));
+    for (int i = 0; i < 60; ++i) world.server.Count(kStart - period / 3);
+    Limit limit;
+    limit.amount = 60;
+    limit.resource = "requests";
+    limit.shape = Shape::kWindow;
+    limit.period = period;
+    world.Recall(limit);
+    world.RunUntil(kStart + kMinute);
+    EXPECT_LE(world.Found().verdict.period, period);
+    EXPECT_GE(world.admitted.size(), kMinute / period * 60 * 9 / 10);
+    EXPECT_LE(world.refused.size(), 2U);
+  }
+}
+
 // A wait that is rounded down is over too early, and in the last second is none at all.
 TEST(Learner, LooksOnceASecondWhereWaitsAreRoundedDown) {
   for (const char* const given : {static_cast<const char*>(nullptr), "60 requests/min"}) {
