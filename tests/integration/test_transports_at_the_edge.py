@@ -411,6 +411,26 @@ def test_a_limiter_that_is_too_small_for_an_estimate_asks_all_the_same(package: 
         assert limiter.explain(0, 0).limits[1].used == 15
 
 
+def test_a_client_of_the_wrong_kind_is_told_what_it_needs(package: Any) -> None:
+    with Server(lambda *_: said(200, CHAT)) as server:
+
+        async def main() -> None:
+            wrong = package.AsyncClient(transport=Transport(make()))
+            with pytest.raises(TypeError, match="needs AsyncTransport"):
+                await wrong.post(server.url)
+            with (
+                package.Client(transport=Transport(make()), base_url=server.url) as blocks,
+                pytest.raises(RuntimeError, match=r"use the async one .* or call it in a thread"),
+            ):
+                blocks.post("/chat", json={"model": "m"})
+
+        asyncio.run(main())
+        wrong = package.Client(transport=AsyncTransport(make()))
+        with pytest.raises(TypeError, match="needs a Transport"):
+            wrong.post(server.url)
+        assert server.asked == []
+
+
 @pytest.mark.parametrize("threads", [False, True])
 def test_a_limiter_s_place_comes_back_from_a_body_that_nobody_reads(
     package: Any,

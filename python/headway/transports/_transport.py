@@ -22,6 +22,7 @@ from headway._log import fields
 from headway.errors import CapacityExceededError, ConfigurationError, RateLimiterError
 from headway.providers.table import ProviderTable, table_for, table_named
 from headway.scheduler.answers import FINAL, TABLE, USED
+from headway.scheduler.chores import running_loop
 from headway.scheduler.failures import REFUSED, RETRIED
 from headway.scheduler.streams import at_least
 from headway.scheduler.watching import WatchedCall, check_watching
@@ -315,6 +316,10 @@ class AsyncTransport(_Governor, _AsyncBase):
 
     _verb = "handle_async_request"
 
+    def handle_request(self, _: Any) -> Any:
+        """Refused: a client that is not async needs a Transport."""
+        raise TypeError("AsyncTransport is for an async client: this one needs a Transport")
+
     async def handle_async_request(self, request: Any) -> Any:
         """What a client calls."""
         try:
@@ -422,6 +427,12 @@ class Transport(_Governor, _Base):
 
     _verb = "handle_request"
 
+    async def handle_async_request(self, _: Any) -> Any:
+        """Refused: an async client needs an AsyncTransport."""
+        raise TypeError(
+            "Transport is for a client that is not async: this one needs AsyncTransport"
+        )
+
     def handle_request(self, request: Any) -> Any:
         """What a client calls."""
         try:
@@ -435,6 +446,11 @@ class Transport(_Governor, _Base):
         asked = self._asked(request, request.read() if _is_read(request) else b"")
         if asked is None:
             return send(request)
+        if not self._observes and running_loop() is not None:
+            raise RuntimeError(
+                "a client that is not async would block its event loop while it waits: use the "
+                "async one (AsyncClient, AsyncOpenAI), or call it in a thread (asyncio.to_thread)"
+            )
         table = self._table(request)
         if self._limiter is not None:
             amounts = self._amounts(self._limiter, asked, table)
