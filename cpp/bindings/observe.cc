@@ -381,6 +381,14 @@ void AddObserve(py::module_& m) {
         "used. hold: for so many seconds the others wait for the answer of the first. searched: "
         "what refusals had shown, which is searched on.");
   m.def(
+      "read_late",
+      [](const py::object& limiter) {
+        State* const state = StateOfLimiter(limiter.ptr());
+        if (state == nullptr) throw py::error_already_set();
+        if (state->learner != nullptr) state->learner->ReadLate();
+      },
+      py::arg("limiter"), "Answers are read later than they come: nobody goes ahead to see.");
+  m.def(
       "searches",
       [](const py::object& limiter) {
         const State* const state = StateOfLimiter(limiter.ptr());

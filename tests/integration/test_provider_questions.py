@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,10 +16,12 @@ from users import Provider, Refused, asks, at_once, make, until
 from headway import (
     BucketNotFoundError,
     DiscoveredBucket,
+    ManualClock,
     MemoryBackend,
     ProviderError,
     RateLimitInfo,
     RequestMetadata,
+    _core,
 )
 from headway.scheduler import (
     RateLimiterConfig,
@@ -181,6 +184,39 @@ def test_buckets_are_forgotten_while_other_threads_make_and_forget_some() -> Non
     buckets._backend.words = forgotten_meanwhile  # type: ignore[method-assign]
     buckets._forget()
     assert set(buckets._buckets) == {"b"}
+
+
+def test_what_others_have_used_of_a_minute_by_ones_own_provider_stays_so_for_a_minute() -> None:
+    class Telling(Provider):
+        def parse_rate_limit_response(self, *_: Any) -> RateLimitInfo:
+            self.asked["parse"] += 1
+            if self.asked["parse"] > 1:
+                return RateLimitInfo()
+            return RateLimitInfo(rpm_limit=30, rpm_remaining=0)
+
+    async def call() -> SimpleNamespace:
+        return SimpleNamespace(status_code=200, headers={"x": "y"})
+
+    async def run() -> None:
+        clock, provider = ManualClock(), Telling()
+
+        def others() -> int:
+            found = _core.findings(scheduler._buckets.find("m", "", "m"))
+            return sum(each["others"] for each in found)
+
+        async with make(provider=provider, clock=clock) as scheduler:
+            await scheduler.submit_request(asks(), call)
+            await until(lambda: others() == 29)
+            waiting = asyncio.ensure_future(scheduler.submit_request(asks(), call))
+            for _ in range(50):
+                clock.advance(1)
+                await asyncio.sleep(0)
+            assert others() == 29
+            assert not waiting.done()
+            clock.advance(20)
+            await asyncio.wait_for(waiting, 20)
+
+    asyncio.run(run())
 
 
 def test_a_listed_bucket_that_makes_no_sense_is_listed_all_the_same() -> None:

@@ -454,12 +454,14 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   slowest_ = std::max(of.answered - of.began, slowest_ - since / kForgets);
   counted_late_ = std::max(of.counted_by - of.began, counted_late_ - since / kForgets);
   observed_ = std::max(observed_, now);
+  ++observations_;
   for (const Reading& reading : readings) {
     // Who says that there is no limit at all, and answers, means that he does not know.
     if (reading.limit == 0) continue;
     Track& track = Find(reading);
     if (of.sent < track.told_at) continue;
     track.since = std::min(track.since, of.sent);
+    track.heard = observations_;
     const bool stated = reading.limit > 0;
     if (stated && reading.limit != track.limit) {
       track.counted_after = 0;
@@ -497,9 +499,13 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     // others are being admitted all the while.
     if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
     track.newest = std::max(track.newest, of.sent);
-    LookAhead(now, track, of, about ? OthersLeave(now, track, reading, of.ahead, refused) : kNever,
-              LooksForPeriod(track, reading, now));
+    const Nanos leave =
+        about && !late_ ? OthersLeave(now, track, reading, of.ahead, refused) : kNever;
+    LookAhead(now, track, of, leave, late_ ? kNever : LooksForPeriod(track, reading, now));
   }
+  for (Track& track : tracks_)
+    if (of.ahead && track.released > 0 && track.heard != observations_)
+      SawNothing(now, track, of, refused, failed);
   // A failure says nothing of what is admitted.
   if (refused || ((search_.limits() || at_once_.listens()) && !failed))
     Search(now, wall_offset, of, readings, refused, changes);
@@ -718,9 +724,11 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   // ahead will do so again, by as much; so they soon wait for nothing.
   Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
                                                      : period / kPatience;
+  track.released = 0;
   bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
               2 * bucket_->meter(track.meter).Others() > p.amount;
-  if (!sees && looks_at < ready) {
+  track.for_period = !sees && looks_at < ready;
+  if (track.for_period) {
     sees = true;
     others_leave = looks_at;
   }
@@ -728,11 +736,29 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   if (sees) {
     // They would have had to wait until the meter lets go of it anyhow.
     patience = std::min(period, std::max({patience, ready - others_leave, kLongestLook}));
-    if (others_leave < ready) bucket_->OthersLeaveBy(track.meter, others_leave);
+    if (others_leave < ready) {
+      track.released = bucket_->meter(track.meter).Others();
+      track.released_at = of.counted_by;
+      bucket_->OthersLeaveBy(track.meter, others_leave);
+    }
     bucket_->LookAfterFirst(patience);
   }
   if (bucket_->LookAhead(patience, of.ahead) || of.ahead)
     track.before_look = bucket_->meter(track.meter).Runs();
+}
+
+// Somebody has gone to see, and his answer does not speak of the limit. A good one shows that it
+// was time; but for what it was sent to see, where that was the period.
+void Learner::SawNothing(Nanos now, Track& track, const AnsweredCall& of,
+                         std::optional<Nanos> refused, bool failed) {
+  if (refused || failed || track.for_period) {
+    bucket_->Raise(track.meter, track.released, track.released_at);
+    const Nanos again =
+        refused ? OthersLeave(now, track, Reading{}, /*ahead=*/true, refused) : kNever;
+    LookAhead(now, track, of, again, kNever);
+  } else {
+    track.released = 0;
+  }
 }
 
 std::vector<Finding> Learner::Findings() const {

@@ -2,6 +2,7 @@
 #ifndef HEADWAY_OBSERVE_LEARNER_H_
 #define HEADWAY_OBSERVE_LEARNER_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -101,11 +102,21 @@ class Learner {
   std::vector<Change> Recall(Nanos now, Nanos wall_offset, absl::Span<const Limit> limits,
                              Nanos hold, const std::optional<Limit>& searched = std::nullopt);
 
+  // What answers say is read later than they come: others may go on before that, so nobody goes to
+  // see what may have come back.
+  void ReadLate() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    late_ = true;
+  }
+
   std::vector<Finding> Findings() const;
-  // Whether a limit is being found out that is never stated: then every answer tells.
+  // Whether a limit is being found out that is never stated, or somebody has gone to see: then
+  // every answer tells, also one that says nothing.
   bool searches() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return search_.limits() || at_once_.listens();
+    return search_.limits() || at_once_.listens() ||
+           std::any_of(tracks_.begin(), tracks_.end(),
+                       [](const Track& track) { return track.released > 0; });
   }
 
  private:
@@ -129,10 +140,16 @@ class Learner {
     Nanos newest = -kNever;                 // when the newest request was sent of which we know
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
-    double others_pace = 0;   // units a nanosecond that others use, lately
-    Nanos good_at = kNever;   // when the latest good answer was read; kNever: none has come
-    Nanos comes_after = 0;    // how long after it the next fits, as a refusal has told; 0: none has
-    int refused_looks = 0;    // so many that went to see were refused, one after another
+    double others_pace = 0;  // units a nanosecond that others use, lately
+    Nanos good_at = kNever;  // when the latest good answer was read; kNever: none has come
+    Nanos comes_after = 0;   // how long after it the next fits, as a refusal has told; 0: none has
+    int refused_looks = 0;   // so many that went to see were refused, one after another
+    // What others have used and leaves early, for somebody to go and see, as it was counted; and
+    // whether that is only to find out the period.
+    std::int64_t released = 0;
+    Nanos released_at = 0;
+    bool for_period = false;
+    std::uint64_t heard = 0;  // the observation that spoke of it last
     Nanos counted_after = 0;  // so long after they were sent, calls of ours were still counted
     // What of ours was in use when it was last settled that somebody goes ahead.
     std::vector<RunOfCalls> before_look;
@@ -179,6 +196,8 @@ class Learner {
   Nanos LooksForPeriod(const Track& track, const Reading& reading, Nanos now) const;
   void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
                  Nanos looks_at);
+  void SawNothing(Nanos now, Track& track, const AnsweredCall& of, std::optional<Nanos> refused,
+                  bool failed);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh,
              std::int64_t certain);
 
@@ -199,6 +218,8 @@ class Learner {
   Nanos slowest_ = 0;
   // And how long after it began one of late was counted, at most, as far as its transport knows.
   Nanos counted_late_ = 0;
+  bool late_ = false;
+  std::uint64_t observations_ = 0;
   Nanos observed_ = 0;  // when the latest answer was read
 };
 

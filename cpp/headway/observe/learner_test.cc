@@ -1132,6 +1132,31 @@ TEST(Learner, SeesWhatOthersUseAgainAfterTheirFirstHasLeft) {
   EXPECT_EQ(said.bucket->Used(0, said.now), 41);
 }
 
+// One goes to see, and is told nothing.
+TEST(Learner, KeepsWhatOthersHaveUsedWhereALookTellsNothing) {
+  for (const std::optional<Nanos> refused : {std::optional<Nanos>(), std::optional(2 * kSecond)}) {
+    Said said;
+    said.Say(Of(30, 0));
+    ASSERT_EQ(said.learner->Findings().at(0).foreign, 29);
+    const Nanos wait = said.Wait(1);
+    EXPECT_LE(wait, 2 * kSecond);
+    said.now += wait;
+    const std::int64_t one = 1;
+    Reservation look;
+    Reservation other;
+    ASSERT_FALSE(said.bucket->TryReserve(said.now, {&one, 1}, false, look));
+    EXPECT_TRUE(said.bucket->TryReserve(said.now, {&one, 1}, false, other));  // it waits for that
+    said.now += kSecond / 2;
+    EXPECT_TRUE(said.learner->searches());
+    if (refused) look.Answered(said.now, true);
+    said.learner->Observe(said.now, 0, AnsweredCall::Of(look, said.now), {}, refused);
+    if (!refused) look.Answered(said.now, false);
+    look.Settle(said.now, {});
+    EXPECT_GE(said.bucket->Used(0, said.now), 29);
+    EXPECT_TRUE(said.bucket->TryReserve(said.now, {&one, 1}, false, other));
+  }
+}
+
 TEST(Learner, IsNotShutForLongByOneAnswer) {
   for (const char* const given : {"600 requests/min bucket", static_cast<const char*>(nullptr)}) {
     Said said(given, 0.9);

@@ -332,6 +332,8 @@ class Buckets:
         words = self._backend.make_words(
             bucket_id, used, self._learns, cold, proportional=table.proportional
         )
+        if self._scheduler.provider is not None:  # which is asked when others have gone on
+            _core.read_late(words)
         self._recall(bucket_id, words)
         bucket = Bucket(self._scheduler, words, bucket_id, self._label)
         bucket.searches = _core.searches(words)

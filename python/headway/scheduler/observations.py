@@ -148,9 +148,10 @@ class Observations:
         *,
         failed: bool = False,
     ) -> None:
-        if not _core.observe(bucket, record, readings, refused, wait, failed):
+        changed = _core.observe(bucket, record, readings, refused, wait, failed)
+        bucket.searches = _core.searches(bucket)
+        if not changed:
             return
-        bucket.searches = bucket.searches or (refused and _core.searches(bucket))
         bucket._learnt()
         before = dict(bucket.stated)
         for found in _core.findings(bucket):
