@@ -37,17 +37,34 @@ async def governed(simulator: SimulatorProcess) -> tuple[Watched, list[bool]]:
         return watched, await asyncio.gather(*(ask(client) for _ in range(CALLS)))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("shape", ["window", "fixed", "bucket"])
-def test_what_others_have_spent_is_used_as_it_comes_back(shape: str) -> None:
-    async def run(simulator: SimulatorProcess) -> tuple[Watched, list[bool], float]:
+async def begin_late(shape: str) -> tuple[Watched, list[bool], float]:
+    simulator = SimulatorProcess("--limits", LIMITS[shape], "--latency", "0.05")
+    await asyncio.to_thread(simulator.start)
+    try:
         await spend(simulator, Limit.parse(LIMITS[shape]).amount)
         began = time.monotonic()
         watched, answered = await asyncio.wait_for(governed(simulator), 90)
         return watched, answered, time.monotonic() - began
+    finally:
+        await asyncio.to_thread(simulator.stop)
 
-    with SimulatorProcess("--limits", LIMITS[shape], "--latency", "0.05") as simulator:
-        watched, answered, took = asyncio.run(run(simulator))
+
+@pytest.fixture(scope="module")
+def ends() -> dict[str, tuple[Watched, list[bool], float]]:
+    """All shapes side by side."""
+
+    async def all_of_them() -> list[tuple[Watched, list[bool], float]]:
+        return await asyncio.gather(*(begin_late(shape) for shape in LIMITS))
+
+    return dict(zip(LIMITS, asyncio.run(all_of_them()), strict=True))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", [*LIMITS])
+def test_what_others_have_spent_is_used_as_it_comes_back(
+    ends: dict[str, tuple[Watched, list[bool], float]], shape: str
+) -> None:
+    watched, answered, took = ends[shape]
     refused = [each for each in watched.exchanges if each.status == REFUSED]
     print(f"{shape}: {len(refused)} refused, {took:.1f} s")
     assert all(answered)
