@@ -363,6 +363,7 @@ def test_where_somebody_cancels_one_chore_all_of_them_go_elsewhere() -> None:
             stream = await scheduler.submit_request(asks(), giving(1))
             await until(lambda: scheduler._chores.count == 2)
             (look,) = (each for each in scheduler._chores._tasks if "OpenStreams" in repr(each))
+            await until(lambda: look._fut_waiter is not None)  # type: ignore[attr-defined]
             others = set(scheduler._chores._tasks) - {look}
             look.cancel()
             await asyncio.wait_for(asyncio.wait(others), 20)
