@@ -2,7 +2,6 @@
 #include "headway/observe/learner.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <utility>
 
@@ -501,7 +500,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     track.newest = std::max(track.newest, of.sent);
     const Nanos leave =
         about && !late_ ? OthersLeave(now, track, reading, of.ahead, refused) : kNever;
-    LookAhead(now, track, of, leave, late_ ? kNever : LooksForPeriod(track, reading, now));
+    LookAhead(now, track, of, leave, late_ ? nullptr : &reading);
   }
   for (Track& track : tracks_)
     if (of.ahead && track.released > 0 && track.heard != observations_)
@@ -677,8 +676,9 @@ Nanos Learner::OthersLeave(Nanos now, Track& track, const Reading& reading, bool
     track.refused_looks = 0;
     track.good_at = now;
   }
-  if (track.comes_after == 0) return reading.reset == kNever ? kNever : now + reading.reset;
-  return now + std::min(track.comes_after, reading.reset == kNever ? kNever : reading.reset);
+  const Nanos in =
+      track.comes_after == 0 ? reading.reset : std::min(track.comes_after, reading.reset);
+  return in == kNever ? kNever : now + in;
 }
 
 // When somebody is to look whether our own calls are still counted, where others use it, too, and
@@ -710,8 +710,9 @@ Nanos Learner::LooksForPeriod(const Track& track, const Reading& reading, Nanos 
 // Where all is used, and nothing can be asked for a while, whatever happens meanwhile is not heard
 // of: a limit that was halved would have half of the next burst refused, and others who use it as
 // much as they have taken.
+// `reading`: null where nobody is to look for its period.
 void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
-                        Nanos looks_at) {
+                        const Reading* reading) {
   if (track.meter < 0 || !bucket_->meter(track.meter).has_cells()) return;
   const auto meter = static_cast<std::size_t>(track.meter);
   const std::int64_t amount =
@@ -727,7 +728,8 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   track.released = 0;
   bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
               2 * bucket_->meter(track.meter).Others() > p.amount;
-  track.for_period = !sees && looks_at < ready;
+  const Nanos looks_at = sees || reading == nullptr ? kNever : LooksForPeriod(track, *reading, now);
+  track.for_period = looks_at < ready;
   if (track.for_period) {
     sees = true;
     others_leave = looks_at;
@@ -755,7 +757,7 @@ void Learner::SawNothing(Nanos now, Track& track, const AnsweredCall& of,
     bucket_->Raise(track.meter, track.released, track.released_at);
     const Nanos again =
         refused ? OthersLeave(now, track, Reading{}, /*ahead=*/true, refused) : kNever;
-    LookAhead(now, track, of, again, kNever);
+    LookAhead(now, track, of, again, /*reading=*/nullptr);
   } else {
     track.released = 0;
   }

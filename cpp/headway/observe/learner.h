@@ -195,7 +195,7 @@ class Learner {
                            std::optional<Nanos> refused);
   Nanos LooksForPeriod(const Track& track, const Reading& reading, Nanos now) const;
   void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
-                 Nanos looks_at);
+                 const Reading* reading);
   void SawNothing(Nanos now, Track& track, const AnsweredCall& of, std::optional<Nanos> refused,
                   bool failed);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh,
