@@ -90,6 +90,11 @@ class Bucket(_core.BucketCore):
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
 
+    def note_odd(self, times: int) -> None:
+        """So many values of an answer cannot be read."""
+        for _ in range(times):
+            self._odd()
+
     def learnt(self) -> list[str]:
         """Those that answers have told of, as the provider states them, or refusals."""
         present = _core.limits(self)

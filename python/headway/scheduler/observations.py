@@ -44,8 +44,7 @@ class Observations:
     def read(self, call: Any, answer: Answer, *, failed: bool) -> None:
         """What an attempt's answer says, before its reservation ends. failed: no good one."""
         bucket = call.bucket
-        for _ in range(answer.oddities):
-            bucket._odd()
+        bucket.note_odd(answer.oddities)
         if not self._learns:
             self._look(bucket, answer)
             return
@@ -65,14 +64,12 @@ class Observations:
 
     def _look(self, bucket: Bucket, answer: Answer) -> None:
         """Counts what cannot be read, where nobody learns from it."""
-        headers, odd = answer.headers, 0
-        if headers:
-            odd = odd_words(headers)
+        headers = answer.headers
+        odd = odd_words(headers)
         # What is a limit's, in which words, nobody knows but the user's own provider.
         if self._scheduler.provider is None and (headers or answer.body):
             odd += self.table_of(answer).read(headers, body=answer.body).oddities
-        for _ in range(odd):
-            bucket._odd()
+        bucket.note_odd(odd)
 
     def back_in(self, bucket: Bucket, answer: Answer) -> float | None:
         """Seconds until there is more of what a refusal says that nothing is left of.
@@ -115,8 +112,7 @@ class Observations:
         failed: bool = False,
     ) -> None:
         readings = table.read(headers, body=body)
-        for _ in range(readings.oddities + odd_words(headers)):
-            bucket._odd()
+        bucket.note_odd(readings.oddities + odd_words(headers))
         record = record_of() if len(readings) or refused or bucket.searches else None
         if record is not None:
             self._tell(bucket, record, readings, refused, wait, failed=failed)

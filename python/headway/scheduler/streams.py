@@ -72,8 +72,7 @@ class _Ends:
         if ended:
             self._bucket._settled(self._reserved, used)
             self._bucket._ended()
-            for _ in range(self._reader.odd):
-                self._bucket._odd()
+            self._bucket.note_odd(self._reader.odd)
         return ended
 
     def __del__(self) -> None:
