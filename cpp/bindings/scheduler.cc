@@ -460,6 +460,13 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   return result;
 }
 
+// Seconds until then; inf for never, None where only answers tell.
+PyObject* Wait(Nanos at, Nanos now) {
+  if (at == kNever) return PyFloat_FromDouble(Py_HUGE_VAL);
+  if (at >= kUntold) return Py_NewRef(Py_None);
+  return PyFloat_FromDouble(Seconds(std::max<Nanos>(0, at - now)));
+}
+
 // _let_through(bucket, metadata): counts it, whatever is in its way. Gives the reservation, what it
 // reserves, after how many seconds it would have been admitted (None: only answers can tell), and
 // which limit it would have waited for; -1: none, or the first answer, or after a refusal.
@@ -472,15 +479,12 @@ PyObject* LetThrough(PyObject* object, PyObject* args) {
   State& state = bucket->state();
   const absl::Span<const std::int64_t> amounts(request.amounts, state.resources.size());
   const Nanos now = state.Now();
-  const Denial denial = state.bucket->Estimate(now, {}, amounts);
+  const Denial denial = Forecast(now).Add(*state.bucket, nullptr, amounts).denial;
   const bool waits = denial.ready_at > now;
   auto reservation = std::make_unique<Reservation>();
   state.bucket->Force(now, amounts, *reservation);
   state.Serve();
-  PyObject* wait = denial.never() ? PyFloat_FromDouble(Py_HUGE_VAL)
-                   : denial.ready_at >= kUntold
-                       ? Py_NewRef(Py_None)
-                       : PyFloat_FromDouble(waits ? Seconds(denial.ready_at - now) : 0);
+  PyObject* wait = Wait(denial.ready_at, now);
   PyObject* made = MakeReservation(&state, std::move(reservation), bucket->path);
   PyObject* reserved = TupleOf(amounts);
   if (wait == nullptr || made == nullptr || reserved == nullptr) {
@@ -503,49 +507,74 @@ PyObject* StopBlocked(PyObject* object, PyObject* /*unused*/) {
   return PyLong_FromSize_t(parts.blocked.size());
 }
 
-// _estimate(bucket, metadata, more): when it would be admitted, behind `more` of the same.
-PyObject* Estimate(PyObject* object, PyObject* args) {
-  BucketObject* bucket = nullptr;
-  PyObject* metadata = nullptr;
-  PyObject* more = nullptr;
-  if (PyArg_ParseTuple(args, "O!OO", bucket_type, &bucket, &metadata, &more) == 0) return nullptr;
+constexpr char kForecast[] = "headway._core.Forecast";
+
+void DeleteForecast(PyObject* capsule) {
+  delete static_cast<Forecast*>(PyCapsule_GetPointer(capsule, kForecast));
+}
+
+// What is asked of which bucket, on whose path; null with an exception set.
+const Path* ReadOnPath(PyObject* object, BucketObject* bucket, PyObject* metadata,
+                       Request& request) {
   SchedulerParts& parts = PartsOf(object);
-  Request request;
   if (!ReadRequest(parts, bucket, metadata, request)) return nullptr;
   PyObject* client = Get(metadata, str_client_id);
   const Path* path = client == nullptr ? nullptr : parts.PathOf(bucket, client);
   Py_XDECREF(client);
+  return path;
+}
+
+// _ahead(bucket, metadata): all that goes in front of it, for _estimate.
+PyObject* Ahead(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* metadata = nullptr;
+  if (PyArg_ParseTuple(args, "O!O", bucket_type, &bucket, &metadata) == 0) return nullptr;
+  Request request;
+  const Path* path = ReadOnPath(object, bucket, metadata, request);
+  if (path == nullptr) return nullptr;
+  State& state = bucket->state();
+  auto forecast =
+      std::make_unique<Forecast>(state.scheduler().Ahead(*path, state.Now(), request.priority));
+  state.Serve();
+  PyObject* capsule = PyCapsule_New(forecast.get(), kForecast, &DeleteForecast);
+  if (capsule != nullptr) static_cast<void>(forecast.release());
+  return capsule;
+}
+
+// _estimate(bucket, metadata, line): when it would be admitted: behind all that goes in front of it
+// now; or, with what _ahead gave, behind that, to which it is added. Gives seconds, the limit that
+// it waits for, whether that is one of its account's own, and what it reserves.
+PyObject* Estimate(PyObject* object, PyObject* args) {
+  BucketObject* bucket = nullptr;
+  PyObject* metadata = nullptr;
+  PyObject* line = nullptr;
+  if (PyArg_ParseTuple(args, "O!OO", bucket_type, &bucket, &metadata, &line) == 0) return nullptr;
+  Forecast* forecast = nullptr;
+  if (line != Py_None) {
+    forecast = static_cast<Forecast*>(PyCapsule_GetPointer(line, kForecast));
+    if (forecast == nullptr) return nullptr;
+  }
+  Request request;
+  const Path* path = ReadOnPath(object, bucket, metadata, request);
   if (path == nullptr) return nullptr;
   State& state = bucket->state();
   const std::size_t resources = state.resources.size();
-  std::vector<std::int64_t> ahead;
-  if (more != Py_None) {
-    PyObject* sequence = PySequence_Fast(more, "more must be a sequence of amounts");
-    if (sequence == nullptr) return nullptr;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence); ++i)
-      ahead.push_back(PyLong_AsLongLong(PySequence_Fast_GET_ITEM(sequence, i)));
-    Py_DECREF(sequence);
-    if (PyErr_Occurred() != nullptr) return nullptr;
-    ahead.resize(resources);
-  }
   const Nanos now = state.Now();
   const absl::Span<const std::int64_t> amounts(request.amounts, resources);
-  Denial estimate{0, kNever};
+  Refusal estimate;  // never
   if (path->EverFits(amounts))
-    estimate = state.scheduler().Estimate(*path, now, request.priority, ahead, amounts);
+    estimate = state.scheduler().Estimate(*path, now, request.priority, amounts, forecast);
+  const Nanos at = estimate.denial.ready_at;
   state.Serve();
-  PyObject* wait = estimate.ready_at == kNever ? PyFloat_FromDouble(Py_HUGE_VAL)
-                   : estimate.ready_at >= kUntold
-                       ? Py_NewRef(Py_None)
-                       : PyFloat_FromDouble(Seconds(std::max<Nanos>(0, estimate.ready_at - now)));
-  PyObject* costs = PyTuple_New(static_cast<Py_ssize_t>(resources));
-  for (std::size_t i = 0; costs != nullptr && i < resources; ++i)
-    PyTuple_SET_ITEM(costs, static_cast<Py_ssize_t>(i), PyLong_FromLongLong(request.amounts[i]));
+  PyObject* wait = Wait(at, now);
+  PyObject* costs = TupleOf(amounts);
+  PyObject* of_account = PyBool_FromLong(estimate.by == path->limits() && estimate.by != nullptr);
   PyObject* out = wait == nullptr || costs == nullptr
                       ? nullptr
-                      : Py_BuildValue("OiO", wait, estimate.meter, costs);
+                      : Py_BuildValue("OiOO", wait, estimate.denial.meter, of_account, costs);
   Py_XDECREF(wait);
   Py_XDECREF(costs);
+  Py_DECREF(of_account);
   return out;
 }
 
@@ -741,6 +770,7 @@ PyMethodDef methods[] = {
     {"_admit", &Admit, METH_VARARGS, nullptr},
     {"_let_through", &LetThrough, METH_VARARGS, nullptr},
     {"_stop_blocked", &StopBlocked, METH_NOARGS, nullptr},
+    {"_ahead", &Ahead, METH_VARARGS, nullptr},
     {"_estimate", &Estimate, METH_VARARGS, nullptr},
     {"_live", &Live, METH_NOARGS, nullptr},
     {"_when_idle", &WhenIdle, METH_O, nullptr},

@@ -14,6 +14,7 @@ from headway import (
     TEXT,
     Account,
     CapacityExceededError,
+    DeadlineExceededError,
     ManualClock,
     RateLimiterConfig,
     RequestMetadata,
@@ -52,7 +53,19 @@ def test_those_submitted_in_one_step_stand_behind_each_other() -> None:
             for each in (*handles[1:], last):
                 each.cancel()
             await asyncio.gather(*handles, last, other, return_exceptions=True)
-            assert not scheduler._outlook._of_this_step()
+            assert not any(scheduler._outlook._steps.values())
+
+    asyncio.run(run())
+
+
+def test_accounts_that_submit_in_one_step_stand_behind_each_other() -> None:
+    async def run() -> None:
+        async with make(["1 requests/min bucket"], mode="account") as scheduler:
+            # More of them than have lines of their own.
+            handles = [scheduler.submit(asks(client_id=f"{i % 40}"), call) for i in range(80)]
+            assert [each.estimated_start for each in handles] == [60.0 * i for i in range(80)]
+            await scheduler.stop(0)
+            await asyncio.gather(*handles, return_exceptions=True)
 
     asyncio.run(run())
 
@@ -91,6 +104,59 @@ def test_one_that_can_never_go_out_is_in_nobodys_way_for_long() -> None:
                 await never
             assert scheduler.submit(asks(estimated_tokens=5), call).estimated_start == 0.0
             await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+# -- requests that are large beside their limit ----------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["window", "fixed"])
+def test_what_does_not_fit_into_a_period_is_foretold_for_the_next(shape: str) -> None:
+    """Of 1,000 a minute, 600 each: one a minute, where their sum would fit into six."""
+
+    async def run() -> None:
+        clock = ManualClock(60_000)
+        limits = [f"1_000 tokens/min {shape}" + (" anchor 0" if shape == "fixed" else "")]
+        config = RateLimiterConfig(rate_limit_buffer_ratio=1.0)
+        async with create_scheduler(None, config=config, limits=limits, clock=clock) as scheduler:
+            large = asks(estimated_tokens=600)
+            preview = scheduler.preview([large] * 10)
+            assert preview.admitted_in == pytest.approx(9 * 60)
+            began: list[float] = []
+
+            async def goes() -> None:
+                began.append(clock.now() - 60_000)
+
+            handles = [scheduler.submit(large, goes) for _ in range(10)]
+            foretold = [each.estimated_start for each in handles]
+            assert foretold == [pytest.approx(60 * i) for i in range(10)]
+            await asyncio.sleep(0)  # else it would stand before them
+            with pytest.raises(DeadlineExceededError, match="would have taken 600"):
+                await scheduler.submit_request(asks(estimated_tokens=600, deadline=599), goes)
+            small = scheduler.submit(asks(estimated_tokens=400, deadline=541), goes)
+            assert small.estimated_start == pytest.approx(540)
+            for handle in (*handles, small):
+                while not handle.done():
+                    clock.advance(1)
+                    await asyncio.sleep(0.001)
+            assert began == [pytest.approx(at, abs=2) for at in [*foretold, 540]]
+
+    asyncio.run(run())
+
+
+def test_a_preview_counts_what_an_account_may_take_by_itself() -> None:
+    async def run() -> None:
+        accounts = {"a": Account(limits=["1 requests/hour bucket"])}
+        limits = ["10 requests/min bucket burst 1"]
+        async with make(limits, mode="account", accounts=accounts) as scheduler:
+            preview = scheduler.preview([asks(client_id="a")] * 3)
+            assert preview.admitted_in == pytest.approx(7200)
+            assert str(preview.binds) == "1 requests/hour bucket"
+            # Others pass whoever is held up so.
+            both = [asks(client_id="a")] * 3 + [asks(client_id="b")] * 2
+            assert scheduler.preview(both).by_bucket == {"m": pytest.approx(7200)}
+            assert scheduler.preview([*both[2:], *both[:2]]).admitted_in == pytest.approx(7200)
 
     asyncio.run(run())
 

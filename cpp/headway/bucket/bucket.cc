@@ -18,8 +18,6 @@ std::mutex& ChangeMutex() {
   return mutex;
 }
 
-constexpr std::array<std::int64_t, Bucket::kMaxResources> kNothing{};
-
 }  // namespace
 
 Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8_t> resources,
@@ -275,8 +273,8 @@ void Bucket::FailCold() { LeaveCold(/*over=*/cold_tries_.fetch_add(1) + 1 >= kMo
 
 // Which limit admits last, and when. The instants are those of each meter by itself, so the whole
 // may fit later still; whoever waits looks again then.
-Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
-                    absl::Span<const std::int64_t> amounts, bool privileged, bool answered) {
+Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged,
+                    bool answered) {
   Denial denial{0, now};
   if (cool_.load() != 0) {
     if (const Nanos at = Cooled(now, privileged); at > now) denial = Denial{Denial::kCooling, at};
@@ -284,9 +282,7 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
   for (int i = 0; i < size(); ++i) {
     const std::int64_t wanted = amount(i, amounts);
     if (wanted == 0) continue;
-    const std::int64_t queued = amount(i, ahead);
-    Nanos at = queued == 0 ? meter(i).ReadyAt(now, wanted, answered)
-                           : meter(i).Estimate(now, queued, wanted);
+    Nanos at = meter(i).ReadyAt(now, wanted, answered);
     // Behind others that wait: it depends on them.
     if (!privileged && at <= now && meter(i).has_waiters()) at = now + 1;
     if (at > denial.ready_at) denial = Denial{i, at};
@@ -295,7 +291,7 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> ahead,
 }
 
 Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered) {
-  Denial denial = Bind(now, kNothing, amounts, /*privileged=*/true, answered);
+  Denial denial = Bind(now, amounts, /*privileged=*/true, answered);
   if (denial.ready_at <= now && calls_ != nullptr && !answered) HeldBack(now, amounts, denial);
   if (const Nanos until = WaitsForFirstUntil(); !answered && until > std::max(now, denial.ready_at))
     denial = Denial{Denial::kCooling, until};
@@ -303,18 +299,20 @@ Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answ
   return denial;
 }
 
-Denial Bucket::Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
-                        absl::Span<const std::int64_t> amounts) {
-  Denial denial = Bind(now, ahead, amounts, /*privileged=*/true, /*answered=*/false);
-  if (const Nanos until = WaitsForFirstUntil(); denial.ready_at < kUntold && until > now) {
+Denial Bucket::NotBefore(Nanos now, bool answered) {
+  Denial start{0, now};
+  if (cool_.load() != 0) {
+    if (const Nanos at = Cooled(now, /*privileged=*/true); at > now)
+      start = Denial{Denial::kCooling, at};
+  }
+  if (const Nanos until = WaitsForFirstUntil(); !answered && until > now) {
     if (!looks_ahead()) {
-      denial = Denial{Denial::kCooling, kUntold};
-    } else if (until > denial.ready_at) {
-      denial = Denial{Denial::kCooling, until};
+      start = Denial{Denial::kCooling, kUntold};
+    } else if (until > start.ready_at) {
+      start = Denial{Denial::kCooling, until};
     }
   }
-  SignalIfOwed();
-  return denial;
+  return start;
 }
 
 // What was taken of all meters, last first. What was counted at once holds no pin in its cell.
@@ -350,7 +348,7 @@ bool Bucket::TryTake(Nanos now, absl::Span<const std::int64_t> amounts) {
   }
   absl::InlinedVector<Taken, 4> taken(static_cast<std::size_t>(size()));
   for (;;) {
-    const Denial denial = Bind(now, kNothing, amounts, /*privileged=*/false, /*answered=*/true);
+    const Denial denial = Bind(now, amounts, /*privileged=*/false, /*answered=*/true);
     const bool took = denial.ready_at <= now &&
                       TakeAll(now, amounts, false, true, true, true, absl::MakeSpan(taken));
     SignalIfOwed();
@@ -397,7 +395,7 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
   for (;;) {
     Denial denial;
     if (!looked) {
-      denial = Bind(now, kNothing, amounts, privileged, answered);
+      denial = Bind(now, amounts, privileged, answered);
       if (denial.ready_at > now ||
           (calls_ != nullptr && !untimed && HeldBack(now, amounts, denial))) {
         SignalIfOwed();
@@ -445,7 +443,7 @@ void Bucket::GoesAlone(Nanos now, absl::Span<const std::int64_t> amounts, bool a
   if (begins) GoesAhead(out);
   if (!looks_ahead()) return;
   out.ahead_ = Left(now);
-  const Nanos next = Bind(now, kNothing, amounts, /*privileged=*/true, answered).ready_at;
+  const Nanos next = Bind(now, amounts, /*privileged=*/true, answered).ready_at;
   cold_hold_.store(patience_.load() + (next > now && next < kUntold ? next - now : 0));
 }
 

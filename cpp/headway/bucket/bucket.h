@@ -164,9 +164,12 @@ class Bucket {
   // Looks only: what would bind, and when it would fit (`now` or earlier: it fits).
   Denial Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered = false);
 
-  // As Look, with `ahead` (by resource) queued before it.
-  Denial Estimate(Nanos now, absl::Span<const std::int64_t> ahead,
-                  absl::Span<const std::int64_t> amounts);
+  // For a Forecast: nothing goes before that, whatever the limits say.
+  Denial NotBefore(Nanos now, bool answered);
+  // Whoever looks at a meter himself owes that to those who wait.
+  void SignalIfOwed() {
+    if (calls_ != nullptr) SignalOwed();
+  }
 
   // Changes one limit (same shape and resource) while in use.
   void SetLimit(Nanos now, int meter, const Limit& limit, Nanos wall_offset, Debt debt);
@@ -239,8 +242,7 @@ class Bucket {
 
   bool TakeAll(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered,
                bool untimed, bool begins, absl::Span<Taken> taken);
-  Denial Bind(Nanos now, absl::Span<const std::int64_t> ahead,
-              absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
+  Denial Bind(Nanos now, absl::Span<const std::int64_t> amounts, bool privileged, bool answered);
   Nanos Cooled(Nanos now, bool privileged);
   bool HeldBack(Nanos now, absl::Span<const std::int64_t> amounts, Denial& denial);
   bool EnterCold(Nanos now, bool& alone);
@@ -267,9 +269,6 @@ class Bucket {
   }
   void Signal() {
     if (signal_ != nullptr) signal_->Signal(*this);
-  }
-  void SignalIfOwed() {
-    if (calls_ != nullptr) SignalOwed();
   }
   void SignalOwed();
 

@@ -10,6 +10,7 @@
 
 #include <gtest/gtest.h>
 
+#include "headway/bucket/forecast.h"
 #include "headway/simulate/memory.h"
 #include "headway/simulate/oracle.h"
 #include "headway/simulate/random.h"
@@ -370,7 +371,8 @@ TEST(Bucket, WhatIsForcedCountsBeyondWhatFits) {
     Reservation refused;
     ASSERT_TRUE(Reserve(bucket, kNow, {1, 0}, refused));
     // As late as if all of them had fitted: none of a period's has left before that is over.
-    const Nanos ready = bucket->Estimate(kNow, {}, Amounts{1, 0}).ready_at;
+    const Nanos ready =
+        Forecast(kNow).Add(*bucket.operator->(), nullptr, Amounts{1, 0}).denial.ready_at;
     EXPECT_GE(ready, kNow + (shape == Shape::kBucket ? 6 : 10) * kSecond);
     EXPECT_LT(ready, kNow + 11 * kSecond);
     // It is settled like anything that was admitted.
@@ -402,12 +404,12 @@ TEST(Bucket, OneThatIsForcedGoesAloneAndTells) {
   Reservation first;
   Reservation second;
   bucket->Force(kNow, Amounts{1}, first);
-  EXPECT_EQ(bucket->Estimate(kNow, {}, Amounts{1}).ready_at, kUntold);
+  EXPECT_EQ(Forecast(kNow).Add(*bucket, nullptr, Amounts{1}).denial.ready_at, kUntold);
   bucket->Force(kNow, Amounts{1}, second);
   EXPECT_TRUE(first.alone());
   EXPECT_FALSE(second.alone());
   EXPECT_TRUE(first.Answered(kNow, /*refused=*/false));
-  EXPECT_LE(bucket->Estimate(kNow, {}, Amounts{1}).ready_at, kNow);
+  EXPECT_LE(Forecast(kNow).Add(*bucket, nullptr, Amounts{1}).denial.ready_at, kNow);
   EXPECT_TRUE(first.Settle(kNow, {}));
   EXPECT_TRUE(second.Settle(kNow, {}));
   bucket->Unref();
@@ -578,7 +580,8 @@ TEST(Bucket, SendsOneAloneUntilItsAnswerTells) {
   EXPECT_EQ(held->meter, Denial::kCooling);
   EXPECT_NEAR(held->ready_at, kNow + kHold, 1);
   EXPECT_EQ(bucket->Look(kNow + kSecond, Amounts{1}).ready_at, held->ready_at);
-  EXPECT_EQ(bucket->Estimate(kNow + kSecond, {}, Amounts{1}).ready_at, kUntold)
+  EXPECT_EQ(Forecast(kNow + kSecond).Add(*bucket.operator->(), nullptr, Amounts{1}).denial.ready_at,
+            kUntold)
       << "only the answer can tell";
   EXPECT_TRUE(first.Answered(kNow + 2 * kSecond, /*refused=*/false));
   EXPECT_EQ(bucket.signals(), 1);

@@ -1,10 +1,11 @@
 // headway/meter/bucket_meter.cc: the verbs of `bucket` that are not on the hottest path.
 #include "headway/meter/bucket_meter.h"
 
+#include "headway/meter/forecast.h"
+
 namespace headway {
 
-Nanos BucketMeter::Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
-                            bool answered) {
+Nanos BucketMeter::ReadyAt(Meter& m, Nanos now, std::int64_t amount, bool answered) {
   for (;;) {
     const Word word{m.word_.load(std::memory_order_acquire)};
     const Parameters p = m.slots_.Load(word.generation());
@@ -14,16 +15,26 @@ Nanos BucketMeter::Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_
     const Nanos unbegun = Unbegun(m, p);
     if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
     if (increment > p.tolerance) return kNever;
-    const Nanos before =
-        ahead == 0 ? word.value()
-                   : std::max(word.value(), now) + std::min(p.Cost(ahead), Word::kMaxValue);
-    if (before + increment > from + p.tolerance)
-      return std::max(now, before + guard + increment - p.tolerance);
+    if (word.value() + increment > from + p.tolerance)
+      return std::max(now, word.value() + guard + increment - p.tolerance);
     if (unbegun == 0 || now + unbegun + increment <= from + p.tolerance) return now;
     // Until enough of it has begun, which signals whoever has said here that he depends on it. Or
     // until the bucket is full, where that is only for its guard.
     if ((m.unbegun_.fetch_or(kDepended) & kDepended) == 0) continue;
     return unbegun + increment > p.tolerance ? kUntold : std::max(now + 1, word.value() + guard);
+  }
+}
+
+// What has not begun is taken to begin now.
+void BucketMeter::Foresee(Meter& m, Nanos now, bool answered, MeterForecast& out) {
+  for (;;) {
+    const Word word{m.word_.load(std::memory_order_acquire)};
+    out.p_ = m.slots_.Load(word.generation());
+    out.guard_ = answered ? 0 : out.p_.guard();
+    out.began_ = m.began_.load(std::memory_order_relaxed);
+    const Nanos unbegun = Unbegun(m, out.p_);
+    out.word_ = unbegun == 0 ? word.value() : std::max(word.value(), now + unbegun);
+    if (m.word_.load(std::memory_order_acquire) == word.bits) return;
   }
 }
 

@@ -12,6 +12,8 @@
 
 namespace headway {
 
+class MeterForecast;
+
 // GCRA (the ATM Forum's generic cell rate algorithm, TM 4.0): the word is the instant at which all
 // that was admitted will have been paid for.
 //
@@ -106,8 +108,8 @@ class BucketMeter {
   static void Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static void Raise(Meter& m, Nanos bound, Nanos at, Nanos seen);
   static bool Lower(Meter& m, Nanos bound, Nanos seen);
-  static Nanos Estimate(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount,
-                        bool answered);
+  static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t amount, bool answered);
+  static void Foresee(Meter& m, Nanos now, bool answered, MeterForecast& out);
   static std::int64_t Used(const Meter& m, Nanos now);
 
   // A word of `value` under `old`, as the same debt under `fresh` (SetLimit). At least `now`: an

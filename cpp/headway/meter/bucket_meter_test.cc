@@ -411,43 +411,6 @@ TEST(BucketMeter, AnObservationOnlyRaisesOrLowers) {
   EXPECT_FALSE(Take(meter, now, 1)) << "somebody waits";
 }
 
-TEST(BucketMeter, EstimatesWhenAQueueWouldHaveGone) {
-  for (std::uint64_t run = 0; run < 1'000; ++run) {
-    Random random(Random::Seed(run));
-    SCOPED_TRACE(random.Describe());
-    const Limit limit =
-        Make(random.From(1, 1000), random.From(1, 1000) * kMillisecond, random.From(1, 50));
-    Meter meter(limit, 0);
-    Nanos now = random.From(0, kDay);
-    const std::int64_t first = random.From(0, limit.burst_or_amount());
-    ASSERT_TRUE(Take(meter, now, first, /*answered=*/false));
-    now += random.From(0, limit.period);
-    // A cost of nearly a whole burst may leave the bucket idle for the guard, each time.
-    const bool large = random.OneIn(2);
-    const std::int64_t most = large ? limit.burst_or_amount() : (limit.burst_or_amount() + 1) / 2;
-    std::vector<std::int64_t> queue(static_cast<std::size_t>(random.From(0, 30)));
-    std::int64_t ahead = 0;
-    for (std::int64_t& cost : queue) ahead += cost = random.From(1, most);
-    const std::int64_t mine = random.From(1, most);
-    const Nanos estimate = meter.Estimate(now, ahead, mine);
-    queue.push_back(mine);
-    for (const std::int64_t cost : queue) {
-      now = meter.ReadyAt(now, cost);
-      ASSERT_TRUE(Take(meter, now, cost, /*answered=*/false));
-    }
-    ASSERT_LE(estimate, now);
-    ASSERT_GE(estimate,
-              large ? now - static_cast<Nanos>(queue.size()) * GuardOf(limit, false) : now);
-  }
-}
-
-TEST(BucketMeter, AQueueLongerThanTimeIsNotTakenForImpossible) {
-  Meter meter(Make(1, Limit::kMaxPeriod), 0);
-  const Nanos at = meter.Estimate(0, Limit::kMaxAmount, 1);
-  EXPECT_GT(at, 30 * 365 * kDay);
-  EXPECT_LT(at, kUntold);
-}
-
 // Reserved slots go out at their instants, whatever was cancelled or settled in between, and others
 // take what the meter lets them; all of it together is what a bucket server would have admitted.
 void SlotsBesideTheServer(Random& random, int slots, bool settles) {

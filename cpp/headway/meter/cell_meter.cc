@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "headway/meter/forecast.h"
+
 namespace headway {
 namespace {
 
@@ -310,7 +312,37 @@ void CellMeter::GoesAhead(Meter& m, const Taken& taken) {
   }
 }
 
-Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
+std::optional<std::size_t> CellMeter::Look(Meter& m, const Parameters& p, AllLeaving& leaving) {
+  Cells& cells = m.cells();
+  std::size_t count = 0;
+  const std::uint32_t open = cells.open.load();
+  const bool in_order = cells.in_order.load();
+  const Nanos margin = cells.known_margin();
+  Nanos later_first = kUntold;
+  for (std::uint32_t back = 0; back < Cells::kRing; ++back) {
+    const Cell& cell = cells.at(open - back);
+    const std::uint64_t state = cell.state.load();
+    const std::int64_t sum = cell.sum.load();
+    if (sum > 0) HEADWAY_PAUSE();
+    const Nanos earlier = Earlier(cell, margin, p.period);
+    const Nanos counted = CountedBy(cell, state, margin, later_first);
+    // Half emptied, a cell tells nothing; whoever empties it signals when it is done.
+    const bool emptying = (state & Cell::kEmptying) != 0;
+    const bool takes_more = back == 0 && (state & Cell::kClosed) == 0;
+    if (sum > 0)
+      leaving[count++] = {emptying ? kUntold : Leaves(m.shape_, p, counted), sum,
+                          takes_more ? cell.begin.load() : kNever};
+    if (in_order) later_first = std::min(later_first, earlier);
+    if (cell.state.load() != state) return std::nullopt;
+  }
+  if (const std::int64_t foreign = cells.foreign.load(); foreign > 0)
+    leaving[count++] = {Leaves(m.shape_, p, cells.foreign_last.load()), foreign, kNever};
+  std::sort(leaving.begin(), leaving.begin() + static_cast<std::ptrdiff_t>(count),
+            [](const Leaving& a, const Leaving& b) { return a.at < b.at; });
+  return count;
+}
+
+Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t amount) {
   for (;;) {
     const Word word{m.word_.load()};
     const Parameters p = m.slots_.Load(word.generation());
@@ -318,53 +350,35 @@ Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t a
       if (m.word_.load() != word.bits) continue;
       return kNever;
     }
-    // What is asked for beyond whole limits' worth queued ahead: each of those takes a period more.
-    const std::int64_t total = ahead + amount;
-    if (word.value() <= p.amount - total) return now;
+    if (word.value() <= p.amount - amount) return now;
     if (Free(m, p, now)) continue;
-    Cells* cells = &m.cells();
-    const std::int64_t rounds = (total - 1) / p.amount;
-    std::int64_t over = word.value() + (total - rounds * p.amount) - p.amount;
-    struct Leaving {
-      Nanos at;
-      std::int64_t sum;
-    };
-    std::array<Leaving, Cells::kRing + 1> leaving{};
-    std::size_t count = 0;
-    const std::uint32_t open = cells->open.load();
-    const bool in_order = cells->in_order.load();
-    const Nanos margin = cells->known_margin();
-    Nanos later_first = kUntold;
-    bool moved = false;
-    for (std::uint32_t back = 0; back < Cells::kRing && !moved; ++back) {
-      const Cell& cell = cells->at(open - back);
-      const std::uint64_t state = cell.state.load();
-      const std::int64_t sum = cell.sum.load();
-      if (sum > 0) HEADWAY_PAUSE();
-      const Nanos earlier = Earlier(cell, margin, p.period);
-      const Nanos counted = CountedBy(cell, state, margin, later_first);
-      // Half emptied, a cell tells nothing; whoever empties it signals when it is done.
-      const bool emptying = (state & Cell::kEmptying) != 0;
-      if (sum > 0) leaving[count++] = {emptying ? kUntold : Leaves(m.shape_, p, counted), sum};
-      if (in_order) later_first = std::min(later_first, earlier);
-      moved = cell.state.load() != state;
-    }
-    if (moved) continue;
-    if (const std::int64_t foreign = cells->foreign.load(); foreign > 0)
-      leaving[count++] = {Leaves(m.shape_, p, cells->foreign_last.load()), foreign};
-    if (Word{m.word_.load()}.bits != word.bits) continue;
-    std::sort(leaving.begin(), leaving.begin() + static_cast<std::ptrdiff_t>(count),
-              [](const Leaving& a, const Leaving& b) { return a.at < b.at; });
+    AllLeaving leaving{};
+    const std::optional<std::size_t> count = Look(m, p, leaving);
+    if (!count || Word{m.word_.load()}.bits != word.bits) continue;
+    std::int64_t over = word.value() - (p.amount - amount);
     Nanos at = now;
-    for (std::size_t i = 0; i < count && over > 0; ++i) {
-      over -= leaving[i].sum;
+    for (std::size_t i = 0; i < *count && over > 0; ++i) {
+      over -= leaving[i].amount;
       at = std::max(at, leaving[i].at);
     }
-    if (over > 0 || at >= kUntold) return kUntold;
-    if (rounds == 0) return at;
-    if (m.shape_ == Shape::kFixed) at = WindowStart(p, at);
-    if (rounds > (kUntold - 1 - at) / p.period) return kUntold - 1;
-    return at + rounds * p.period;
+    return over > 0 || at >= kUntold ? kUntold : at;
+  }
+}
+
+void CellMeter::Foresee(Meter& m, Nanos now, MeterForecast& out) {
+  for (;;) {
+    const Word word{m.word_.load()};
+    const Parameters p = m.slots_.Load(word.generation());
+    if (word.value() > 0 && Free(m, p, now)) continue;
+    AllLeaving leaving{};
+    const std::optional<std::size_t> count =
+        word.value() > 0 ? Look(m, p, leaving) : std::optional<std::size_t>(0);
+    if (!count || Word{m.word_.load()}.bits != word.bits) continue;
+    out.p_ = p;
+    out.used_ = word.value();
+    for (std::size_t i = 0; i < *count && leaving[i].at < kUntold; ++i)
+      out.leaving_.push_back({leaving[i].at, leaving[i].open_since, leaving[i].amount});
+    return;
   }
 }
 

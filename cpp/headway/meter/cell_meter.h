@@ -6,12 +6,15 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "headway/base/pause.h"
 #include "headway/meter/meter.h"
 
 namespace headway {
+
+class MeterForecast;
 
 // A run of calls that began one after another, and leave together.
 //
@@ -108,7 +111,10 @@ class CellMeter {
   static bool Take(Meter& m, Nanos now, std::int64_t amount, bool pass_waiters, bool answered,
                    bool begins, Taken& taken);
   static void Begin(Meter& m, Nanos now, Taken& taken);
-  static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount);
+  static Nanos ReadyAt(Meter& m, Nanos now, std::int64_t amount);
+  static void Foresee(Meter& m, Nanos now, MeterForecast& out);
+  // When what the server counted at `counted` leaves.
+  static Nanos Leaves(Shape shape, const Parameters& p, Nanos counted);
   static bool GiveBack(Meter& m, const Taken& taken, std::int64_t amount, bool cancel);
   static void Charge(Meter& m, Nanos now, std::int64_t amount);
   static void Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
@@ -126,7 +132,15 @@ class CellMeter {
   static std::int64_t Used(Meter& m, Nanos now);
 
  private:
-  static Nanos Leaves(Shape shape, const Parameters& p, Nanos counted);
+  struct Leaving {
+    Nanos at;
+    std::int64_t amount;
+    Nanos open_since;  // of the cell that takes new members; else kNever
+  };
+  using AllLeaving = std::array<Leaving, Cells::kRing + 1>;
+  // What is in use, in the order in which it leaves (kUntold: only answers tell); what is in no
+  // cell yet is left out. Returns how many there are; nothing where a cell moved meanwhile.
+  static std::optional<std::size_t> Look(Meter& m, const Parameters& p, AllLeaving& leaving);
   static Nanos CountedBy(const Cell& cell, std::uint64_t state, Nanos margin, Nanos later_first);
   static Nanos Earlier(const Cell& cell, Nanos margin, Nanos period);
   // Frees every cell whose time has come. Returns whether any was.

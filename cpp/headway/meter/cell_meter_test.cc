@@ -616,39 +616,6 @@ TEST(CellMeter, OthersUseIsOneCellThatTheNextObservationReplaces) {
   }
 }
 
-TEST(CellMeter, EstimatesNeverLaterThanAQueueWouldHaveGone) {
-  for (const Shape shape : {Shape::kWindow, Shape::kFixed}) {
-    for (std::uint64_t run = 0; run < 300; ++run) {
-      Random random(Random::Seed(run));
-      SCOPED_TRACE(random.Describe());
-      const Limit limit = Make(shape, random.From(1, 200), random.From(1, 60) * kSecond);
-      Meter meter(limit, 0);
-      Nanos now = random.From(0, kDay);
-      for (std::int64_t i = random.From(0, 10); i > 0; --i) {
-        Take(meter, now, random.From(1, limit.amount));
-        now += random.From(0, limit.period / 4);
-      }
-      std::vector<std::int64_t> queue(static_cast<std::size_t>(random.From(0, 20)));
-      std::int64_t ahead = 0;
-      for (std::int64_t& cost : queue) ahead += cost = random.From(1, limit.amount);
-      const std::int64_t mine = random.From(1, limit.amount);
-      const Nanos estimate = meter.Estimate(now, ahead, mine);
-      queue.push_back(mine);
-      for (const std::int64_t cost : queue) {
-        now = meter.ReadyAt(now, cost);
-        ASSERT_TRUE(Take(meter, now, cost));
-      }
-      ASSERT_LE(estimate, now);
-    }
-  }
-}
-
-TEST(FixedMeter, EstimatesFromWindowToWindow) {
-  Meter meter(Make(Shape::kFixed, 10, kWindow), 0);
-  EXPECT_EQ(meter.Estimate(3 * kSecond, 25, 1), 2 * kWindow);
-  EXPECT_EQ(meter.Estimate(3 * kSecond, 9, 1), 3 * kSecond);
-}
-
 TEST(CellMeter, UsesMoreThanNinetyEightHundredthsOfTheLimit) {
   // Under steady pressure from single units, whatever the shape.
   for (const Shape shape : {Shape::kWindow, Shape::kFixed}) {

@@ -47,13 +47,13 @@ class ConcurrencyMeter {
     return Word{before}.waiters();
   }
 
-  static Nanos ReadyAt(const Meter& m, Nanos now, std::int64_t ahead, std::int64_t amount) {
+  static Nanos ReadyAt(const Meter& m, Nanos now, std::int64_t amount) {
     for (;;) {
       const Word word{m.word_.load(std::memory_order_acquire)};
       const std::int64_t limit = m.slots_.Load(word.generation()).amount;
       if (m.word_.load(std::memory_order_acquire) != word.bits) continue;
       if (amount > limit) return kNever;
-      return word.value() + ahead <= limit - amount ? now : kUntold;
+      return word.value() <= limit - amount ? now : kUntold;
     }
   }
 };

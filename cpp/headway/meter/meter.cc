@@ -39,25 +39,12 @@ Nanos Meter::ReadyAt(Nanos now, std::int64_t amount, bool answered) {
   if (amount == 0) return now;
   switch (shape_) {
     case Shape::kBucket:
-      return BucketMeter::Estimate(*this, now, 0, amount, answered);
+      return BucketMeter::ReadyAt(*this, now, amount, answered);
     case Shape::kConcurrency:
     case Shape::kCredit:
-      return ConcurrencyMeter::ReadyAt(*this, now, 0, amount);
+      return ConcurrencyMeter::ReadyAt(*this, now, amount);
     default:
-      return CellMeter::ReadyAt(*this, now, 0, amount);
-  }
-}
-
-Nanos Meter::Estimate(Nanos now, std::int64_t ahead, std::int64_t amount) {
-  if (amount == 0) return now;
-  switch (shape_) {
-    case Shape::kBucket:
-      return BucketMeter::Estimate(*this, now, ahead, amount, /*answered=*/false);
-    case Shape::kConcurrency:
-    case Shape::kCredit:
-      return ConcurrencyMeter::ReadyAt(*this, now, ahead, amount);
-    default:
-      return CellMeter::ReadyAt(*this, now, ahead, amount);
+      return CellMeter::ReadyAt(*this, now, amount);
   }
 }
 

@@ -176,11 +176,6 @@ class Meter {
   std::int64_t Used(Nanos now);
   std::int64_t Capacity() const;
 
-  // When `ahead` + `amount` units would have fitted if they were admitted from now on one by one as
-  // they fit, nothing given back; kUntold where only answers can tell. In a `bucket`, costs of
-  // nearly a whole burst may each come later by the guard.
-  Nanos Estimate(Nanos now, std::int64_t ahead, std::int64_t amount);
-
   std::uint64_t bits() const { return word_.load(); }
   bool has_waiters() const { return Word{word_.load()}.waiters(); }
   void SetWaiters() { word_.fetch_or(Word::kWaiters); }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <utility>
 
 namespace headway {
@@ -48,7 +49,6 @@ void Flow::Append(Waiter* w) {
   tail = w;
   w->flow_ = this;
   cost += static_cast<double>(w->cost_);
-  for (std::size_t i = 0; i < w->amounts_.size(); ++i) queued[i] += w->amounts_[i];
 }
 
 void Flow::Unlink(Waiter* w) {
@@ -56,7 +56,6 @@ void Flow::Unlink(Waiter* w) {
   (w->next_ != nullptr ? w->next_->previous_ : tail) = w->previous_;
   w->flow_ = nullptr;
   cost -= static_cast<double>(w->cost_);
-  for (std::size_t i = 0; i < w->amounts_.size(); ++i) queued[i] -= w->amounts_[i];
 }
 
 void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
@@ -65,15 +64,12 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
   if (flow == nullptr || flow->account != account) {
     std::unique_ptr<Flow>& found = flows_[account];
     if (found == nullptr) {
-      found = std::make_unique<Flow>(account, share, this, resources_);
+      found = std::make_unique<Flow>(account, share, this);
       ++share->users;
     }
     flow = last_ = found.get();
   }
   const bool was_empty = flow->head == nullptr;
-  if (flow->queued.size() < w->amounts().size()) flow->queued.resize(w->amounts().size());
-  if (queued_.size() < w->amounts().size()) queued_.resize(w->amounts().size());
-  for (std::size_t i = 0; i < w->amounts().size(); ++i) queued_[i] += w->amounts()[i];
   flow->Append(w);
   if (was_empty && flow->offered) --stale_;
   if (!was_empty || flow->parked_at != nullptr) return;
@@ -84,7 +80,6 @@ void ClassQueue::Append(Waiter* w, const Account* account, Share* share) {
 void ClassQueue::Unlink(Waiter* w) {
   --size_;
   Flow* flow = w->flow_;
-  for (std::size_t i = 0; i < w->amounts().size(); ++i) queued_[i] -= w->amounts()[i];
   const bool was_head = flow == elected_ && flow->head == w;
   flow->Unlink(w);
   if (flow->head == nullptr && flow->parked_at == nullptr) shares_->End(*flow->share);
@@ -210,7 +205,7 @@ ClassQueue& BucketQueue::ClassOf(const Waiter& w) {
   if (c == nullptr) {
     std::unique_ptr<Shares>& shares = shares_[w.priority_];
     if (shares == nullptr) shares = std::make_unique<Shares>();
-    c = std::make_unique<ClassQueue>(line, w.priority_, w.amounts_.size(), shares.get());
+    c = std::make_unique<ClassQueue>(line, w.priority_, shares.get());
     ++classes_;
   }
   last_ = c.get();
@@ -293,6 +288,9 @@ void BucketQueue::Append(Waiter* w) {
   ClassQueue& c = ClassOf(*w);
   c.Append(w, account, &c.shares_->Of(account));
   Count(*w, 1);
+  if (foreseen_ && foreseen_->uses > 0 && foreseen_->account == account &&
+      foreseen_->priority <= w->priority_)
+    AddTo(foreseen_->line, *w);
 }
 
 void BucketQueue::Unlink(Waiter* w) {
@@ -346,37 +344,67 @@ void BucketQueue::Count(const Waiter& w, int change) {
   if (found->second == 0) by_gate_.erase(found);
 }
 
-absl::InlinedVector<std::int64_t, 4> BucketQueue::Ahead(std::int32_t priority,
-                                                        const Account* account,
-                                                        std::size_t resources) const {
-  absl::InlinedVector<std::int64_t, 4> sum(resources);
+const Forecast& BucketQueue::Ahead(std::int32_t priority, const Account* account, Nanos now) {
+  const bool fresh = foreseen_ && foreseen_->priority == priority &&
+                     foreseen_->account == account && foreseen_->uses > 0 &&
+                     now - foreseen_->at <= static_cast<Nanos>(depth_) * kMicrosecond;
+  if (!fresh)
+    foreseen_.emplace(Foreseen{priority, account, now, depth_ < kMany ? 1 : depth_ / 16,
+                               Foresee(priority, account, now)});
+  --foreseen_->uses;
+  return foreseen_->line;
+}
+
+Forecast BucketQueue::Foresee(std::int32_t priority, const Account* account, Nanos now) const {
   // By what its account will have been given when its turn comes, its own that wait included.
   const auto shares = shares_.find(priority);
   double given = shares == shares_.end() ? 0 : shares->second->Given(account);
+  std::vector<std::pair<std::int32_t, const Flow*>> flows;
   for (const auto& line : lines_) {
     for (auto it = line->classes.lower_bound(priority); it != line->classes.end(); ++it) {
       const ClassQueue& c = *it->second;
       if (account != nullptr)
         if (const Flow* own = c.FlowOf(account)) given += own->cost / own->share->weight;
-      if (c.priority() == priority) continue;
-      for (std::size_t i = 0; i < std::min(resources, c.queued().size()); ++i)
-        sum[i] += c.queued()[i];
+      c.ForEachFlow([&flows, &c](const Flow& f) { flows.emplace_back(c.priority(), &f); });
     }
   }
-  for (const auto& line : lines_) {
-    const auto found = line->classes.find(priority);
-    if (found == line->classes.end()) continue;
-    found->second->ForEachFlow([&](const Flow& flow) {
-      // Of another account of this priority, as much as brings it up to there.
-      double part = 1;
-      if (flow.account != account && flow.cost > 0)
-        part = std::clamp((given - flow.share->given) * flow.share->weight / flow.cost, 0.0, 1.0);
-      for (std::size_t i = 0; i < std::min(resources, flow.queued.size()); ++i)
-        sum[i] += part == 1 ? flow.queued[i]
-                            : static_cast<std::int64_t>(part * static_cast<double>(flow.queued[i]));
-    });
+  // The next of each flow, and how much of it still goes in front.
+  struct Next {
+    std::int32_t priority;
+    const Waiter* waiter;
+    double left;
+    bool operator<(const Next& other) const {
+      return std::pair(priority, other.waiter->sequence_) <
+             std::pair(other.priority, waiter->sequence_);
+    }
+  };
+  std::vector<Next> heap;
+  for (const auto& [of, flow] : flows) {
+    // Of another account of this priority, as much as brings it up to there.
+    const double left = of != priority || flow->account == account
+                            ? std::numeric_limits<double>::infinity()
+                            : (given - flow->share->given) * flow->share->weight;
+    if (flow->head != nullptr && left > 0) heap.push_back({of, flow->head, left});
   }
-  return sum;
+  std::make_heap(heap.begin(), heap.end());
+  Forecast forecast(now);
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end());
+    Next& next = heap.back();
+    // While no other flow has one before it, which is always where there is no other.
+    do {
+      const Waiter* const w = next.waiter;
+      if (w->outcome() == Outcome::kWaiting) AddTo(forecast, *w);
+      next.left -= static_cast<double>(w->cost_);
+      next.waiter = w->next_;
+    } while (next.waiter != nullptr && next.left > 0 && (heap.size() == 1 || heap.front() < next));
+    if (next.waiter != nullptr && next.left > 0) {
+      std::push_heap(heap.begin(), heap.end());
+    } else {
+      heap.pop_back();
+    }
+  }
+  return forecast;
 }
 
 std::size_t BucketQueue::Demand(std::size_t most, absl::Span<std::int64_t> amounts) {

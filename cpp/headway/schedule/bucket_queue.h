@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/container/node_hash_map.h"
+#include "headway/bucket/forecast.h"
 #include "headway/schedule/waiter.h"
 
 namespace headway {
@@ -103,8 +105,7 @@ Turn TurnOf(const Waiter& head, std::int32_t priority, Nanos ageing);
 
 // Waits of one account, one priority and one line: first in, first out.
 struct Flow {
-  Flow(const Account* a, Share* s, ClassQueue* c, std::size_t resources)
-      : account(a), share(s), of(c), queued(resources) {}
+  Flow(const Account* a, Share* s, ClassQueue* c) : account(a), share(s), of(c) {}
 
   void Append(Waiter* w);
   void Unlink(Waiter* w);
@@ -114,19 +115,18 @@ struct Flow {
   ClassQueue* const of;
   Waiter* head = nullptr;
   Waiter* tail = nullptr;
-  AccountPlace* parked_at = nullptr;            // held up by the account's own limits
-  Turn parked_turn;                             // there, of the head that it had then
-  bool offered = false;                         // an entry of the class's heap is for it
-  double cost = 0;                              // of all that wait
-  absl::InlinedVector<std::int64_t, 2> queued;  // the sum of what waits, by resource
+  AccountPlace* parked_at = nullptr;  // held up by the account's own limits
+  Turn parked_turn;                   // there, of the head that it had then
+  bool offered = false;               // an entry of the class's heap is for it
+  double cost = 0;                    // of all that wait
 };
 
 // Waits of one priority in one line, of all accounts. The one whose turn it is, its head, is
 // elected once and stays until it goes: a newcomer of another account does not pass it.
 class ClassQueue {
  public:
-  ClassQueue(Line* line, std::int32_t priority, std::size_t resources, Shares* shares)
-      : line_(line), priority_(priority), resources_(resources), shares_(shares) {}
+  ClassQueue(Line* line, std::int32_t priority, Shares* shares)
+      : line_(line), priority_(priority), shares_(shares) {}
 
   void Append(Waiter* w, const Account* account, Share* share);
   void Unlink(Waiter* w);
@@ -138,8 +138,6 @@ class ClassQueue {
   }
   const Share& share() const { return *elected_->share; }
   std::int32_t priority() const { return priority_; }
-  // The sum of what waits in it, by resource.
-  absl::Span<const std::int64_t> queued() const { return queued_; }
   std::uint32_t asks() const;
   BucketQueue* queue() const;
 
@@ -187,13 +185,11 @@ class ClassQueue {
 
   Line* const line_;
   const std::int32_t priority_;
-  const std::size_t resources_;
   Shares* const shares_;
   bool placed_ = false;  // in its line's order, at `turn_`
   bool listed_ = false;  // among those whose place is still to be found
   Turn turn_;
   std::size_t size_ = 0;
-  absl::InlinedVector<std::int64_t, 2> queued_;
   Flow* elected_ = nullptr;
   Flow* last_ = nullptr;  // that was appended to: almost always the next one, too
   absl::flat_hash_map<const Account*, std::unique_ptr<Flow>> flows_;
@@ -252,9 +248,14 @@ class BucketQueue final : public Place {
   // Whether all who wait are in one class.
   bool OfOneClass() const { return classes_ == 1; }
 
-  // By resource, what goes in front of a newcomer of this priority and account.
-  absl::InlinedVector<std::int64_t, 4> Ahead(std::int32_t priority, const Account* account,
-                                             std::size_t resources) const;
+  // Of what goes in front of a newcomer of this priority and account. To make it takes as long as
+  // all of that is looked at; so where many wait it is made once for as many newcomers as that pays
+  // for, and does not know what became of the others since: at most for 1 µs for each that waits.
+  const Forecast& Ahead(std::int32_t priority, const Account* account, Nanos now);
+  static constexpr std::size_t kMany = 1'000;
+  static Refusal AddTo(Forecast& line, const Waiter& w) {
+    return line.Add(*w.bucket_, w.path_ == nullptr ? nullptr : w.path_->limits(), w.amounts_);
+  }
 
   // What the first `most` ask of those whom credit would let go, class by class, by resource;
   // returns how many there are.
@@ -296,6 +297,7 @@ class BucketQueue final : public Place {
   friend class ClassQueue;
   friend class GateQueue;
 
+  Forecast Foresee(std::int32_t priority, const Account* account, Nanos now) const;
   ClassQueue& ClassOf(const Waiter& w);
   void List(ClassQueue* c);
   void Count(const Waiter& w, int change);
@@ -309,6 +311,14 @@ class BucketQueue final : public Place {
   std::vector<ClassQueue*> listed_;
   std::vector<ClassQueue*> order_;
   absl::btree_map<std::int32_t, std::unique_ptr<Shares>> shares_;  // of each priority there is
+  struct Foreseen {
+    std::int32_t priority;
+    const Account* account;  // only compared
+    Nanos at;
+    std::size_t uses;  // before it is made anew
+    Forecast line;
+  };
+  std::optional<Foreseen> foreseen_;
 };
 
 // The buckets whose heads are held up by how many may be under way at once. They take turns: who

@@ -168,12 +168,9 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
     return;
   }
   if (waiter->deadline_ != kNever) {
-    const Account* account = waiter->path_ == nullptr ? nullptr : waiter->path_->account();
-    const auto ahead = queue.Ahead(waiter->priority_, account, waiter->amounts_.size());
-    Denial estimate = waiter->bucket_->Estimate(now, ahead, waiter->amounts_);
-    if (Bucket* own = waiter->path_ == nullptr ? nullptr : waiter->path_->limits(); own != nullptr)
-      estimate.ready_at =
-          std::max(estimate.ready_at, own->Look(now, waiter->amounts_, /*answered=*/true).ready_at);
+    Forecast line =
+        queue.Ahead(waiter->priority_, path == nullptr ? nullptr : path->account(), now);
+    const Denial estimate = BucketQueue::AddTo(line, *waiter).denial;
     // Behind others the estimate is for the whole queue in front; kUntold is let in.
     if (waiter->deadline_ < now ||
         (estimate.ready_at < kUntold && estimate.ready_at > waiter->deadline_)) {
@@ -624,29 +621,32 @@ void Scheduler::Nudge() {
   wake_();
 }
 
-Denial Scheduler::Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
-                           absl::Span<const std::int64_t> more,
+Denial Scheduler::Estimate(Bucket& bucket, Nanos now, std::int32_t priority,
                            absl::Span<const std::int64_t> amounts) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const BucketQueue* queue = FindNow(bucket, now);
-  if (queue == nullptr && more.empty()) return bucket.Look(now, amounts);
-  absl::InlinedVector<std::int64_t, 4> ahead(amounts.size());
-  if (queue != nullptr) ahead = queue->Ahead(priority, account, amounts.size());
-  for (std::size_t i = 0; i < more.size(); ++i) ahead[i] += more[i];
-  return bucket.Estimate(now, ahead, amounts);
+  BucketQueue* queue = FindNow(bucket, now);
+  if (queue == nullptr) return bucket.Look(now, amounts);
+  return Forecast(queue->Ahead(priority, nullptr, now)).Add(bucket, nullptr, amounts).denial;
 }
 
-Denial Scheduler::Estimate(const Path& path, Nanos now, std::int32_t priority,
-                           absl::Span<const std::int64_t> more,
-                           absl::Span<const std::int64_t> amounts) {
-  Denial estimate = Estimate(*path.bucket(), path.account(), now, priority, more, amounts);
-  if (estimate.ready_at >= kUntold) return estimate;
-  if (path.limits() != nullptr) {
-    const Denial own = path.limits()->Look(now, amounts, /*answered=*/true);
-    estimate.ready_at = std::max(estimate.ready_at, own.ready_at);
-  }
-  if (path.gate() != nullptr && path.gate()->meter(0).ReadyAt(now, 1) > now)
-    estimate.ready_at = kUntold;
+Forecast Scheduler::Ahead(const Path& path, Nanos now, std::int32_t priority) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  BucketQueue* queue = FindNow(*path.bucket(), now);
+  return queue == nullptr ? Forecast(now) : queue->Ahead(priority, path.account(), now);
+}
+
+Refusal Scheduler::Estimate(const Path& path, Nanos now, std::int32_t priority,
+                            absl::Span<const std::int64_t> amounts, Forecast* line) {
+  const auto look = [&] {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    BucketQueue* queue = FindNow(*path.bucket(), now);
+    if (queue == nullptr) return path.Look(now, amounts);
+    Forecast its = queue->Ahead(priority, path.account(), now);
+    return its.Add(*path.bucket(), path.limits(), amounts);
+  };
+  Refusal estimate = line == nullptr ? look() : line->Add(*path.bucket(), path.limits(), amounts);
+  const bool full = path.gate() != nullptr && path.gate()->meter(0).ReadyAt(now, 1) > now;
+  if (full && estimate.denial.ready_at < kUntold) estimate.denial.ready_at = kUntold;
   return estimate;
 }
 

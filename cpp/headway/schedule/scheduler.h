@@ -77,15 +77,15 @@ class Scheduler final : public WaiterSignal {
     return !intake_.empty() || !cancelled_.empty() || !touched_.empty() || nudged_.load();
   }
 
-  // What would bind a newcomer behind all that waits, and when it would be admitted.
+  // What would bind a newcomer behind all that waits, and when it would be admitted (see Forecast;
+  // nobody has aged by then). On a path, where the gate is full only answers can tell. `line`:
+  // behind that instead, to which it is added.
   Denial Estimate(Bucket& bucket, Nanos now, std::int32_t priority,
-                  absl::Span<const std::int64_t> amounts) {
-    return Estimate(bucket, nullptr, now, priority, {}, amounts);
-  }
-  // The same on a path, behind `more` that is not submitted yet, too. Where the gate is full only
-  // answers can tell.
-  Denial Estimate(const Path& path, Nanos now, std::int32_t priority,
-                  absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
+                  absl::Span<const std::int64_t> amounts);
+  Refusal Estimate(const Path& path, Nanos now, std::int32_t priority,
+                   absl::Span<const std::int64_t> amounts, Forecast* line = nullptr);
+  // Of all that goes in front of a newcomer, for those that are to be added behind it.
+  Forecast Ahead(const Path& path, Nanos now, std::int32_t priority);
 
   // How many wait on this bucket; of them only those who come through this gate.
   std::size_t Depth(Bucket& bucket, Nanos now);
@@ -134,8 +134,6 @@ class Scheduler final : public WaiterSignal {
   void Forget();
 
  private:
-  Denial Estimate(Bucket& bucket, const Account* account, Nanos now, std::int32_t priority,
-                  absl::Span<const std::int64_t> more, absl::Span<const std::int64_t> amounts);
   Waiter* Push(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> amounts,
                std::int32_t priority, Nanos now, Nanos deadline, Mailbox* mailbox, void* cookie,
                bool again = false);

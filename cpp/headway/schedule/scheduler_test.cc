@@ -112,12 +112,19 @@ struct Limiter {
   std::uint8_t resource;
   std::unique_ptr<simulate::BucketOracle> bucket;
   std::int64_t in_use = 0;
+  Nanos last = 0;  // that it was taken from
 
-  Nanos ReadyAt(Nanos now, std::int64_t units, std::int64_t ahead = 0) const {
-    if (units == 0) return now;
-    if (bucket != nullptr) return bucket->ReadyAt(now, units, ahead);
+  Nanos ReadyAt(Nanos now, std::int64_t units) const {
+    if (units == 0 || now >= kUntold) return now;
+    if (bucket != nullptr) return bucket->ReadyAt(now, units);
     if (units > limit.amount) return kNever;
-    return in_use + ahead + units <= limit.amount ? now : kUntold;
+    return in_use + units <= limit.amount ? now : kUntold;
+  }
+  void Take(Nanos now, std::int64_t units) {
+    last = std::max(last, now);
+    if (units == 0 || now >= kUntold) return;
+    if (bucket != nullptr) bucket->Take(now, units);
+    in_use += units;
   }
 };
 
@@ -167,13 +174,7 @@ class SlowScheduler {
       if (w.looked_at) continue;
       w.looked_at = true;
       if (w.deadline == kNever) continue;
-      Amounts ahead(resources_);
-      for (std::size_t k = 0; k < i; ++k)
-        if (waiting[k].priority >= w.priority)
-          for (std::size_t r = 0; r < resources_; ++r) ahead[r] += waiting[k].amounts[r];
-      Nanos estimate = now;
-      for (const Limiter& l : limiters_)
-        estimate = std::max(estimate, l.ReadyAt(now, w.amounts[l.resource], ahead[l.resource]));
+      const Nanos estimate = Estimate(now, i);
       if (w.deadline < now || (estimate < kUntold && estimate > w.deadline)) {
         failed.push_back(w.id);
         waiting.erase(waiting.begin() + static_cast<std::ptrdiff_t>(i--));
@@ -205,6 +206,32 @@ class SlowScheduler {
   std::vector<Wait> waiting;
 
  private:
+  // By what a copy of all limits admits to those before it, one after another.
+  Nanos Estimate(Nanos now, std::size_t newcomer) const {
+    std::vector<const Wait*> order;
+    for (std::size_t k = 0; k <= newcomer; ++k)
+      if (waiting[k].priority >= waiting[newcomer].priority) order.push_back(&waiting[k]);
+    std::stable_sort(order.begin(), order.end(),
+                     [](const Wait* a, const Wait* b) { return a->priority > b->priority; });
+    std::vector<Limiter> copies;
+    for (const Limiter& l : limiters_) {
+      copies.push_back({l.limit, l.resource, nullptr, l.in_use});
+      if (l.bucket != nullptr)
+        copies.back().bucket = std::make_unique<simulate::BucketOracle>(*l.bucket);
+    }
+    Nanos at = now;
+    for (const Wait* w : order) {
+      at = now;
+      for (Limiter& l : copies) {
+        const std::int64_t units = w->amounts[l.resource];
+        if (units > 0) at = std::max(at, l.ReadyAt(std::max(at, l.last), units));
+      }
+      for (Limiter& l : copies)
+        if (w->amounts[l.resource] > 0) l.Take(at, w->amounts[l.resource]);
+    }
+    return at;
+  }
+
   void Fail(Nanos until, std::vector<int>& failed) {
     for (std::size_t i = 0; i < waiting.size(); ++i) {
       if (waiting[i].deadline > until) continue;
@@ -647,6 +674,38 @@ TEST(Scheduler, TheEstimateCountsThoseAhead) {
   EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 2, Amounts{1}).ready_at,
             kStart + kSecond);
   EXPECT_EQ(office.scheduler.Depth(*office.bucket, kStart), 5U);
+}
+
+TEST(Scheduler, ALongQueueIsForetoldNotForEachNewcomerAndStillRightly) {
+  Office office({Make(Shape::kBucket, 1)}, {0});
+  ASSERT_TRUE(office.TryTake(kStart, {1}));
+  constexpr int kWaiting = 5'000;
+  std::vector<Waiter*> waiting;
+  for (int i = 0; i < kWaiting; ++i) waiting.push_back(office.Submit(kStart, {1}));
+  office.Serve(kStart);
+  // Every other one could only have gone a second earlier.
+  int accepted = 0;
+  for (int i = 0; i < 2'000; ++i) {
+    const Nanos turn = kStart + (kWaiting + accepted + 1) * kSecond;
+    const bool early = i % 2 == 0;
+    Waiter* w = office.Submit(kStart, {1}, 0, turn - (early ? kSecond : 0));
+    office.Serve(kStart);
+    ASSERT_EQ(w->outcome(), early ? Outcome::kDeadline : Outcome::kWaiting) << i;
+    if (!early) ++accepted;
+  }
+  // Who stands in front of all of them is none of the newcomers' line that was foretold.
+  office.Submit(kStart, {1}, 1);
+  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 1, Amounts{1}).ready_at,
+            kStart + 2 * kSecond);
+  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, kStart, 0, Amounts{1}).ready_at,
+            kStart + (kWaiting + accepted + 2) * kSecond);
+  // What is foretold so is old soon: those who gave up are not counted for ever.
+  for (int i = 0; i < 4'000; ++i)
+    office.scheduler.Cancel(waiting[static_cast<std::size_t>(i)], kStart);
+  const Nanos later = kStart + 20 * kMillisecond;
+  office.Serve(later);
+  EXPECT_EQ(office.scheduler.Estimate(*office.bucket, later, 0, Amounts{1}).ready_at,
+            kStart + (kWaiting + accepted + 2 - 4'000) * kSecond);
 }
 
 TEST(Scheduler, HandsOverInOneBatchAndWritesTheDescriptorOnce) {

@@ -88,13 +88,11 @@ class BucketOracle {
     burst_ = burst;
   }
 
-  // When `units` fit if nothing else happens, from `now` on; and when they would, had `ahead` units
-  // gone before them as soon as each fitted.
-  Instant ReadyAt(Instant now, std::int64_t units, std::int64_t ahead = 0) const {
+  // When `units` fit if nothing else happens, from `now` on.
+  Instant ReadyAt(Instant now, std::int64_t units) const {
     if (units > burst_) return kOracleNever;
     const auto [debt, price, began] = Replay(now);
-    const Wide over = (ahead == 0 ? debt : std::max<Wide>(0, debt)) + Time(price, ahead) +
-                      Time(price, units) - Time(price, burst_);
+    const Wide over = debt + Time(price, units) - Time(price, burst_);
     // How much of the refill may be still to come: none where the bucket has been full for long.
     const bool full = debt <= -Wide{price.guard} * kFine;
     const Instant late = full ? 0 : std::min(price.guard, std::max<Instant>(0, now - began));

@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import math
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, final
 
 from headway import _core
 from headway._core import Limit
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 _ANSWERS = "only answers that are still out can tell"
 
 
+class Turn(NamedTuple):
+    """When a request would be admitted."""
+
+    wait: float | None  # seconds; inf: never; None: only answers can tell
+    meter: int  # which limit it waits for, of its bucket or its account
+    of_account: bool
+    amounts: tuple[int, ...]
+
+
 @final
 class Outlook:
     """For one scheduler."""
@@ -31,9 +40,9 @@ class Outlook:
         self._scheduler = scheduler
         # By account, its own limits; by loop, what was submitted in this step of it.
         self._own: dict[str, _core.LimiterCore] = {}
-        self._not_begun: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, dict[tuple[int, int], list[int]]
-        ] = weakref.WeakKeyDictionary()
+        self._steps: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Step]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def know_account(self, client_id: str, own: _core.LimiterCore) -> None:
         """An account that has limits of its own."""
@@ -41,18 +50,19 @@ class Outlook:
 
     # -- one request -----------------------------------------------------------------------------
 
-    def wait(
-        self, bucket: Bucket, metadata: RequestMetadata, more: Sequence[int] | None = None
-    ) -> tuple[float | None, int, tuple[int, ...]]:
-        """As `_estimate`, but inf also for what a user's own backend can never grant."""
-        wait, meter, amounts = self._scheduler._estimate(bucket, metadata, more)
-        if self._scheduler._buckets.too_large(bucket, amounts) is not None:
-            wait = math.inf
-        return wait, meter, amounts
+    def turn(self, bucket: Bucket, metadata: RequestMetadata, line: object = None) -> Turn:
+        """As `_estimate`, but inf also for what a user's own backend can never grant.
+
+        `line`: of what `_ahead` gave, behind which it then stands.
+        """
+        turn = Turn(*self._scheduler._estimate(bucket, metadata, line))
+        if self._scheduler._buckets.too_large(bucket, turn.amounts) is not None:
+            turn = turn._replace(wait=math.inf)
+        return turn
 
     def explanation(self, bucket: Bucket, metadata: RequestMetadata) -> Explanation:
         """Which limit binds it, also of those of its account, and how full each is."""
-        wait, _, amounts = self._scheduler._estimate(bucket, metadata, None)
+        wait, _, _, amounts = self._scheduler._estimate(bucket, metadata, None)
         found = explain(bucket, amounts)
         look = _core.snapshot(bucket, *amounts)
         elsewhere = tuple(bucket.theirs())
@@ -114,10 +124,10 @@ class Outlook:
             raise TypeError(
                 f"costs {type(costs).__name__}: must be an iterable of requests, for one: [request]"
             )
-        sums: dict[str, list[int]] = {}
+        lines: dict[str, object] = {}
         by_bucket: dict[str, float | None] = {}
         latest = 0.0
-        last: tuple[Bucket, RequestMetadata, int, tuple[int, ...]] | None = None
+        last: tuple[Bucket, RequestMetadata, Turn] | None = None
         reason: str | None = None
         for metadata in costs:
             bucket = self._scheduler._find.known(metadata)
@@ -128,43 +138,38 @@ class Outlook:
                     "first request"
                 )
                 continue
-            more = sums.setdefault(bucket.name, [0] * len(self._scheduler._words.resources))
-            wait, meter, amounts = self.wait(bucket, metadata, more)
-            by_bucket[bucket.name] = wait
-            sums[bucket.name] = _sum(more, amounts)
-            if wait is None:
+            line = lines.get(bucket.name)
+            if line is None:
+                line = lines[bucket.name] = self._scheduler._ahead(bucket, metadata)
+            turn = self.turn(bucket, metadata, line)
+            if _later(turn.wait, by_bucket.setdefault(bucket.name, turn.wait)):
+                by_bucket[bucket.name] = turn.wait
+            if turn.wait is None:
                 asked = f"only the backend can tell, of bucket {bucket.name!r}"
                 reason = reason or (_ANSWERS if bucket.remote is None else asked)
-            elif wait > latest:
-                latest, last = wait, (bucket, metadata, meter, amounts)
+            elif turn.wait > latest:
+                latest, last = turn.wait, (bucket, metadata, turn)
         if reason is not None and latest < math.inf:
             return Preview(None, by_bucket, None, reason)
-        binds = None if last is None else self._binding(latest, *last)
-        return Preview(latest, by_bucket, binds)
+        return Preview(latest, by_bucket, None if last is None else self._binding(*last))
 
-    def _binding(
-        self,
-        wait: float,
-        bucket: Bucket,
-        metadata: RequestMetadata,
-        meter: int,
-        amounts: tuple[int, ...],
-    ) -> Limit | None:
+    def _binding(self, bucket: Bucket, metadata: RequestMetadata, turn: Turn) -> Limit | None:
         """Of all limits that it needs, the one that lets it wait so long."""
         own = self._limits_of(metadata)
-        if own is not None:
-            theirs = explain(own, amounts)
-            # It was the longer of the two waits; since then, time has passed.
-            if theirs.ready_in and theirs.ready_in >= wait - 0.01:
+        if own is not None and turn.of_account:
+            return _core.limits(own)[turn.meter]
+        if turn.wait == math.inf:
+            if own is not None and (theirs := explain(own, turn.amounts)).ready_in == math.inf:
                 return theirs.binds
-        if wait == math.inf:
-            too_large = self._scheduler._buckets.too_large(bucket, amounts)
+            too_large = self._scheduler._buckets.too_large(bucket, turn.amounts)
             never = [
-                each.limit for each in explain(bucket, amounts).limits if each.ready_in == wait
+                each.limit
+                for each in explain(bucket, turn.amounts).limits
+                if each.ready_in == math.inf
             ]
             return too_large[0] if too_large is not None else never[0] if never else None
         known = _core.limits(bucket)
-        return _shown(bucket, known[meter]) if 0 <= meter < len(known) else None
+        return _shown(bucket, known[turn.meter]) if 0 <= turn.meter < len(known) else None
 
     def _limits_of(self, metadata: RequestMetadata) -> _core.LimiterCore | None:
         if self._scheduler.mode is not SchedulerMode.ACCOUNT or metadata.client_id is None:
@@ -173,44 +178,26 @@ class Outlook:
 
     # -- what has been submitted in this step of the loop -----------------------------------------
 
-    def submitted(
-        self, bucket: Bucket, metadata: RequestMetadata
-    ) -> tuple[float | None, tuple[int, ...]]:
-        """The wait of one that is being submitted, and its cost, behind those of this step.
+    def submitted(self, bucket: Bucket, metadata: RequestMetadata) -> float | None:
+        """The wait of one that is being submitted, behind those of this step of the loop.
 
         They are in no queue yet: their tasks begin when the step is over.
         """
-        wait, _, cost = self.wait(bucket, metadata)  # which looks at all of the metadata first
-        of_this_step = self._of_this_step()
-        if not of_this_step:
-            return wait, cost
-        priority = self._priority(metadata)
-        more: list[int] | None = None
-        for (which, theirs), amounts in of_this_step.items():
-            if which == bucket._which and theirs >= priority:
-                more = amounts if more is None else _sum(more, amounts)
-        return wait if more is None else self.wait(bucket, metadata, more)[0], cost
+        loop = asyncio.get_running_loop()
+        steps = self._steps.setdefault(loop, {})
+        step = steps.get(bucket._which) or _Step()
+        line = step.line(self._scheduler, bucket, metadata, self._priority(metadata))
+        wait = self.turn(bucket, metadata, line).wait
+        steps[bucket._which] = step
+        step.not_begun += 1
 
-    def begins(self, bucket: Bucket, metadata: RequestMetadata, cost: Sequence[int]) -> None:
-        """Its task has been made: the next step of the loop begins it."""
-        of_this_step = self._of_this_step()
-        key = (bucket._which, self._priority(metadata))
-        if not any(cost):
-            return
-        before = of_this_step.get(key)
-        of_this_step[key] = list(cost) if before is None else _sum(before, cost)
+        def begins() -> None:
+            step.not_begun -= 1
+            if step.not_begun == 0:
+                del steps[bucket._which]
 
-        def has_begun() -> None:
-            left = _sum(of_this_step[key], [-amount for amount in cost])
-            if any(left):
-                of_this_step[key] = left
-            else:
-                del of_this_step[key]
-
-        asyncio.get_running_loop().call_soon(has_begun)
-
-    def _of_this_step(self) -> dict[tuple[int, int], list[int]]:
-        return self._not_begun.setdefault(asyncio.get_running_loop(), {})
+        loop.call_soon(begins)  # just before its task does
+        return wait
 
     def _priority(self, metadata: RequestMetadata) -> int:
         config, mode = self._scheduler.config, self._scheduler.mode
@@ -218,8 +205,33 @@ class Outlook:
         return (metadata.priority or 0) if heeded else 0
 
 
-def _sum(some: Sequence[int], more: Sequence[int]) -> list[int]:
-    return [a + b for a, b in zip(some, more, strict=True)]
+class _Step:
+    """What is submitted to one bucket in one step of a loop, and is in no queue yet."""
+
+    # So many accounts have lines of their own; those beyond share one.
+    MOST = 16
+
+    def __init__(self) -> None:
+        self.not_begun = 0
+        self._submitted: list[tuple[int, RequestMetadata]] = []
+        # By priority and account, what goes in front, and how many of the above have been added.
+        self._lines: dict[tuple[int, str | None], tuple[object, int]] = {}
+
+    def line(
+        self, scheduler: Scheduler, bucket: Bucket, metadata: RequestMetadata, priority: int
+    ) -> object:
+        """What goes in front of it; whoever comes next stands behind it."""
+        named = metadata.client_id if isinstance(metadata.client_id, str) else None
+        key = (priority, named if scheduler.mode is SchedulerMode.ACCOUNT else None)
+        if key not in self._lines and len(self._lines) >= self.MOST:
+            key = (priority, None)
+        line, added = self._lines.get(key) or (scheduler._ahead(bucket, metadata), 0)
+        for theirs, other in self._submitted[added:]:
+            if theirs >= priority:
+                scheduler._estimate(bucket, other, line)
+        self._submitted.append((priority, metadata))
+        self._lines[key] = (line, len(self._submitted))  # the caller adds this one
+        return line
 
 
 def _at_most(one: float | None, bound: float | None) -> float | None:

@@ -9,7 +9,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from headway import _core
@@ -372,22 +372,17 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             raise SchedulerStoppedError("Scheduler is not running")
         call = self.submit_request(metadata, request_func)
         call._enlist()
-        bucket: Bucket | None = None
         start: float | None = None
-        cost: Sequence[int] = ()
         try:
             bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
             if bucket is not None:
-                start, cost = self._outlook.submitted(bucket, metadata)
+                start = self._outlook.submitted(bucket, metadata)
         except RateLimiterError:
-            bucket = None  # awaiting the handle raises it
+            start = None  # awaiting the handle raises it
         except BaseException:
             call.close()
             raise
-        handle = Handle(self, metadata, call, start)
-        if bucket is not None and call.bucket is None:  # else the loop has begun it already
-            self._outlook.begins(bucket, metadata, cost)
-        return handle
+        return Handle(self, metadata, call, start)
 
     def submit_sync(
         self,
@@ -412,7 +407,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         bucket = None if isinstance(metadata, dict) else self._find.known(metadata)
         if bucket is None:
             return None
-        wait, _, _ = self._outlook.wait(bucket, metadata)
+        wait = self._outlook.turn(bucket, metadata).wait
         return None if wait is None else float(wait)
 
     def explain(self, metadata: RequestMetadata) -> Explanation | None:
@@ -470,7 +465,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         """
         if bucket.remote is None:
             return
-        _, _, amounts = self._estimate(bucket, metadata, None)
+        *_, amounts = self._estimate(bucket, metadata, None)
         found = self._buckets.too_large(bucket, amounts)
         if found is not None:
             limit, needs, admits = found
