@@ -99,17 +99,13 @@ PyObject* Learnt(PyObject* object, PyObject* /*unused*/) {
 
 // Of calls in their callers' own threads, which are counted as they go along.
 
-// _count(what): a request was "submitted", an attempt met a "refusal", or how a request has ended;
+// _count(what): an attempt met a "refusal", or how a request has ended;
 // "refused": it was not admitted, and _admit has counted why.
 PyObject* Count(PyObject* object, PyObject* what) {
   BucketObject* self = AsBucket(object);
   const char* text = PyUnicode_AsUTF8(what);
   if (text == nullptr) return nullptr;
   const std::string name = text;
-  if (name == "submitted") {
-    ++self->submitted;
-    Py_RETURN_NONE;
-  }
   if (name == "refusal") {
     if (self->counts != nullptr) self->counts->Count(BucketEvent::kRefusal);
     Py_RETURN_NONE;

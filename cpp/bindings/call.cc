@@ -485,6 +485,7 @@ int Admit(CallObject* self, PyObject** result) {
   BucketObject* bucket = self->bucket;
   State& state = bucket->state();
   if (self->path == nullptr) {
+    ++parts.begun;
     ++bucket->submitted;
     if (!ReadMetadata(self)) return Fail(self);
   }

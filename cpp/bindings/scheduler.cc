@@ -211,6 +211,7 @@ PyObject* Reset(PyObject* object, PyObject* at_once) {
   parts.gate->Unref();
   parts.gate = gate;
   parts.running = false;
+  parts.begun = 0;
   ForgetCalls(parts);
   parts.blocked.clear();
   PyDict_Clear(AsScheduler(object)->routes);
@@ -716,6 +717,21 @@ PyObject* Unfinished(PyObject* object, PyObject* /*unused*/) {
   return PyLong_FromSize_t(PartsOf(object).unfinished);
 }
 
+// _begins(bucket): one of those requests that their callers' own threads make.
+PyObject* Begins(PyObject* object, PyObject* bucket) {
+  if (Py_TYPE(bucket) != bucket_type && PyType_IsSubtype(Py_TYPE(bucket), bucket_type) == 0) {
+    PyErr_Format(PyExc_TypeError, "%R: must be a bucket", bucket);
+    return nullptr;
+  }
+  ++PartsOf(object).begun;
+  ++AsBucket(bucket)->submitted;
+  Py_RETURN_NONE;
+}
+
+PyObject* Begun(PyObject* object, PyObject* /*unused*/) {
+  return PyLong_FromLongLong(PartsOf(object).begun);
+}
+
 // _count_errors(label): from now on under this label.
 PyObject* CountErrors(PyObject* object, PyObject* label) {
   SchedulerParts& parts = PartsOf(object);
@@ -775,6 +791,8 @@ PyMethodDef methods[] = {
     {"_live", &Live, METH_NOARGS, nullptr},
     {"_when_idle", &WhenIdle, METH_O, nullptr},
     {"_unfinished", &Unfinished, METH_NOARGS, nullptr},
+    {"_begins", &Begins, METH_O, nullptr},
+    {"_begun", &Begun, METH_NOARGS, nullptr},
     {"_reset", &Reset, METH_O, nullptr},
     {"_choose_by", &ChooseBy, METH_VARARGS, nullptr},
     {"_contenders", &Contenders, METH_NOARGS, nullptr},

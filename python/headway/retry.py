@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from time import time
 from typing import final
@@ -67,16 +68,13 @@ class RetryBudget:
     def __init__(self, spare: int = 10, share: float = 0.2) -> None:
         self._spare = spare
         self._share = share
-        self._begun = 0
         self._taken = 0
+        self._lock = threading.Lock()
 
-    def at_least(self, requests: int) -> None:
-        """So many requests (not attempts) have begun."""
-        self._begun = max(self._begun, requests)
-
-    def take(self) -> bool:
-        """Takes one retry if there is one left."""
-        if self._taken + 1 > self._spare + self._share * self._begun:
-            return False
-        self._taken += 1
-        return True
+    def take(self, begun: int) -> bool:
+        """Takes one retry if there is one left, now that so many requests have begun."""
+        with self._lock:
+            if self._taken + 1 > self._spare + self._share * begun:
+                return False
+            self._taken += 1
+            return True

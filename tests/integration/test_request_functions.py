@@ -126,7 +126,7 @@ def test_a_function_may_submit_to_its_own_scheduler_while_there_are_slots(mode: 
                 await scheduler.submit_request(asks(timeout=0.05, client_id=None), nested(6))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("headway.scheduler.verdicts.RetryBudget.take", lambda self: False)
+        patched.setattr("headway.scheduler.verdicts.RetryBudget.take", lambda self, begun: False)
         asyncio.run(run())
 
 

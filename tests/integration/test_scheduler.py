@@ -29,7 +29,6 @@ from headway import (
 )
 from headway._core import WithReservation
 from headway.scheduler import Account, Handle, Scheduler
-from headway.scheduler.buckets import Buckets
 
 MODES = ["basic", "intelligent", "account"]
 
@@ -811,31 +810,21 @@ def test_the_retry_budget_grows_though_buckets_are_forgotten() -> None:
     asyncio.run(run())
 
 
-def test_requests_of_many_buckets_are_not_counted_for_each_retry(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counted = 0
-    begun = Buckets.begun.fget
-    assert begun is not None
+def test_the_retry_budget_grows_by_the_requests_of_threads_as_well() -> None:
+    with make(clock=ManualClock()) as scheduler:
+        failures: list[Refused] = []
 
-    def counts(buckets: Buckets) -> int:
-        nonlocal counted
-        counted += 1
-        return begun(buckets)  # type: ignore[no-any-return]
+        def call() -> int:
+            if failures:
+                raise failures.pop()
+            return 42
 
-    monkeypatch.setattr(Buckets, "begun", property(counts))
-    scheduler = make()
-    for number in range(300):
-        scheduler._buckets.make_unlisted(f"m{number}")._count("submitted")
-    takes = scheduler._verdicts._takes_from_budget
-    assert [takes() for _ in range(10 + 60)] == [True] * 70
-    assert counted == 1
-    assert [takes() for _ in range(100)] == [False] * 100
-    assert counted == 1 + 100 // 4
-    # What begins meanwhile counts, a little later.
-    for _ in range(5):
-        scheduler._buckets.make_unlisted("m0")._count("submitted")
-    assert [takes() for _ in range(5)].count(True) == 1
+        # Twenty in a hundred, of which the ten spare ones are half.
+        for number in range(100):
+            failures[:] = [Refused(500)] if number % 5 == 4 else []
+            assert scheduler.submit_sync(asks(), call) == 42
+        metrics = scheduler.get_metrics()
+        assert (metrics["retries"], metrics["retry_budget_used_up"]) == (20, 0)
 
 
 def test_a_result_that_is_a_refusal_is_tried_again_and_given_in_the_end() -> None:

@@ -43,9 +43,6 @@ def test_no_header_that_a_server_sends_is_an_error(seconds: str, milliseconds: s
 
 def test_a_budget_has_ten_retries_and_one_for_every_five_requests() -> None:
     budget = RetryBudget()
-    assert [budget.take() for _ in range(11)] == [True] * 10 + [False]
-    budget.at_least(4)
-    assert not budget.take()
-    budget.at_least(5)
-    budget.at_least(3)
-    assert [budget.take(), budget.take()] == [True, False]
+    assert [budget.take(0) for _ in range(11)] == [True] * 10 + [False]
+    assert not budget.take(4)
+    assert [budget.take(5), budget.take(9), budget.take(10)] == [True, False, True]

@@ -206,7 +206,7 @@ def submit_sync(
 def _counted(
     scheduler: Scheduler, call: BlockingCall, function: Callable[[], _T] | WithReservation
 ) -> _T:
-    call.bucket._count("submitted")
+    scheduler._begins(call.bucket)
     try:
         result = _attempts(scheduler, call, function)
         call.outcome = "succeeded"

@@ -225,7 +225,6 @@ class Buckets:
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
         self._forget_at = MOST_BUCKETS
-        self._begun_in_forgotten = 0
         self._told_unlimited = False
         self._told_unestimated = False
         for limits in given.values():
@@ -238,11 +237,6 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
-
-    @property
-    def begun(self) -> int:
-        """How many requests have begun so far, in whichever bucket."""
-        return self._begun_in_forgotten + sum(each.submitted for _, each in self._present())
 
     def get(self, bucket_id: str) -> Bucket | None:
         """The bucket, if it has been made."""
@@ -314,7 +308,6 @@ class Buckets:
     def forget_all(self) -> None:
         """After a fork: what was counted was the parent's."""
         self._buckets.clear()
-        self._begun_in_forgotten = 0
 
     def _part(self, amount: int) -> int:
         return _share(amount, self._ratio * self._multiplier)
@@ -458,11 +451,6 @@ class Buckets:
             if said is not None and place not in bucket.stated and limit.amount == self._part(said):
                 bucket.stated[place] = said
 
-    def _drop(self, name: str) -> None:
-        dropped = self._buckets.pop(name, None)
-        if dropped is not None:
-            self._begun_in_forgotten += dropped.submitted
-
     def _present(self) -> list[tuple[str, Bucket]]:
         """Those there are now, by name, while other threads make and forget some.
 
@@ -475,10 +463,10 @@ class Buckets:
         busy = {name for name, bucket in self._present() if bucket.queued or bucket.in_flight}
         for name in self._backend.forget_idle(len(busy)):
             if name not in busy:
-                self._drop(name)
+                self._buckets.pop(name, None)
         for name in list(self._buckets):
             if name not in busy and self._backend.words(name) is None:
-                self._drop(name)
+                self._buckets.pop(name, None)
         self._forget_at = max(MOST_BUCKETS, 2 * len(self._buckets))
         self._scheduler._forget_routes()
         _logger.info(

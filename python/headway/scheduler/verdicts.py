@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("headway.scheduler")
 
 _FIRST_BACKOFF = 0.5
-_COUNTED = 100
-"""Buckets whose requests are counted for each retry that a used-up budget refuses, at most."""
 _FINAL = {
     "spent": "not tried again: the provider says that the credit is spent",
     "not_on_plan": "not tried again: the provider says that the model is not in the plan",
@@ -43,7 +41,6 @@ class Verdicts:
         self._scheduler = scheduler
         self._retry_on = retry_on
         self._budget = RetryBudget()
-        self._uncounted = 0  # retries that are refused before requests are counted again
         self._logged: set[str] = set()
 
     def judge(self, call: Any, result: Any, error: BaseException | None) -> Answer | None:
@@ -215,7 +212,7 @@ class Verdicts:
         # A refused one waits with its bucket.
         pause = 0.0 if refused else self._pause_told(call, answer)
         self._check_deadline(call, answer, pause, error)
-        if not self._takes_from_budget():
+        if not self._budget.take(self._scheduler._begun()):
             self._scheduler._events["retry_budget_used_up"] += 1
             self._say("retry_budget", _USED_UP, error)
             return None
@@ -227,28 +224,9 @@ class Verdicts:
         pause = self.pause(call.attempt)
         return pause if told is None else max(told + random.random() * _jitter_of(told), pause)
 
-    def _takes_from_budget(self) -> bool:
-        """Takes a retry, if there is one left.
-
-        What has begun may be in 10,000 buckets: it is counted only when the budget looks used up,
-        and where it is, not for each that asks.
-        """
-        if self._budget.take():
-            return True
-        if self._uncounted > 0:
-            self._uncounted -= 1
-            return False
-        buckets = self._scheduler._buckets
-        self._budget.at_least(buckets.begun)
-        if self._budget.take():
-            return True
-        self._uncounted = len(buckets) // _COUNTED
-        return False
-
     def after_fork(self) -> None:
         """In the child: what its parent has tried again is not its own."""
         self._budget = RetryBudget()
-        self._uncounted = 0
         self._logged.clear()
 
     def _check_deadline(

@@ -35,7 +35,7 @@ class WatchedCall:
         self.reservation: Reservation
         self.reservation, amounts, self._wait, self._limit = made
         self._call.admitted(self.reservation, amounts)
-        bucket._count("submitted")
+        scheduler._begins(bucket)
         bucket._began(amounts, False)
 
     @property
