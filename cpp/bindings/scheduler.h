@@ -102,7 +102,7 @@ struct SchedulerParts {
   bool prepares = false;  // every request goes through `_prepare`
   bool tells = false;     // `_waits` is called for whoever is going to wait
   bool running = false;
-  std::int64_t begun = 0;  // requests (not attempts), whatever has become of their buckets
+  std::int64_t begun = 0;       // requests (not attempts), whatever has become of their buckets
   bool chosen_outside = false;  // which bucket goes next at the gate
   std::shared_ptr<Askers> askers = std::make_shared<Askers>();  // of its remote buckets
   unsigned fork_generation = 0;
