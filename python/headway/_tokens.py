@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, final
 
@@ -99,32 +99,49 @@ class ChunkReader:
     what is told several times, the last counts.
     """
 
-    __slots__ = ("_found", "whole")
+    __slots__ = ("_found", "_heard", "_kind", "_names", "whole")
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
+        self._heard = False
+        # Of the last chunk: the next one is most likely of the same type.
+        self._kind: type = dict
+        self._names = _names_of(dict)
         self.whole = False
         """Whether nothing comes any more."""
 
     def hear(self, chunk: Any) -> bool:
         """Whether it says anything of the use. Never raises for what it holds."""
-        heard = False
+        self._heard = False
         try:
-            keyed, usages, parts, _ = _names_of(type(chunk))
-            for name in usages:
-                usage = chunk.get(name) if keyed else getattr(chunk, name, None)
-                if usage is not None:
-                    heard = True
-                    self._take(usage)
-            for name in parts:
-                inner = chunk.get(name) if keyed else getattr(chunk, name, None)
-                if inner is not None:
-                    for usage in _usages_in(inner):
-                        heard = True
-                        self._take(usage)
+            kind = type(chunk)
+            if kind is not self._kind:
+                self._kind, self._names = kind, _names_of(kind)
+            keyed, asked, _ = self._names
+            if keyed:
+                for name in asked:
+                    # Most are not there, and to see that is quicker than to ask for them.
+                    if name in chunk and chunk[name] is not None:
+                        self._hear_of(name, chunk[name])
+            else:
+                for name in asked:
+                    said = getattr(chunk, name, None)
+                    if said is not None:
+                        self._hear_of(name, said)
         except Exception:  # a property of somebody else's chunk may raise anything
-            return heard
-        return heard
+            return self._heard
+        return self._heard
+
+    def _hear_of(self, name: str, said: Any) -> None:
+        if name in _USAGES:
+            self._take(said)
+            return
+        keyed, asked, _ = _names_of(type(said))
+        for usage_name in asked:
+            if usage_name in _USAGES:
+                usage = said.get(usage_name) if keyed else getattr(said, usage_name, None)
+                if usage is not None:
+                    self._take(usage)
 
     def read(self) -> dict[str, int]:
         """Tokens by resource; empty where nothing is said of them."""
@@ -145,42 +162,35 @@ class ChunkReader:
         return None
 
     def _take(self, usage: Any) -> None:
+        self._heard = True
         found = self._found
-        keyed, _, _, names = _names_of(type(usage))
+        keyed, _, names = _names_of(type(usage))
         for name in names:
             amount = usage.get(name) if keyed else getattr(usage, name, None)
             if amount is not None:
                 found[name] = amount
 
 
-def _usages_in(inner: Any) -> Iterator[Any]:
-    keyed, names, _, _ = _names_of(type(inner))
-    for name in names:
-        usage = inner.get(name) if keyed else getattr(inner, name, None)
-        if usage is not None:
-            yield usage
-
-
-def _find_names(kind: type) -> tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Whether a type's objects have keys; of the usages, parts and amounts, which they may have.
+def _find_names(kind: type) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Whether a type's objects have keys; which usages and parts, and amounts, they may have.
 
     A pydantic model is asked for its fields only: to be told that it has none of a name takes long.
     """
     if issubclass(kind, Mapping):
-        return True, _USAGES, _PARTS, _AMOUNTS
+        return True, _USAGES + _PARTS, _AMOUNTS
     fields = getattr(kind, "model_fields", None)
     if not isinstance(fields, Mapping):
         if kind.__dictoffset__ or hasattr(kind, "__getattr__"):
-            return False, _USAGES, _PARTS, _AMOUNTS
+            return False, _USAGES + _PARTS, _AMOUNTS
         fields = {}
-    had = [
+    asked, amounts = (
         tuple(name for name in names if name in fields or hasattr(kind, name))
-        for names in (_USAGES, _PARTS, _AMOUNTS)
-    ]
-    return False, had[0], had[1], had[2]
+        for names in (_USAGES + _PARTS, _AMOUNTS)
+    )
+    return False, asked, amounts
 
 
-_names_of: Callable[[Any], tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
+_names_of: Callable[[Any], tuple[bool, tuple[str, ...], tuple[str, ...]]]
 _names_of = lru_cache(256)(_find_names)
 
 

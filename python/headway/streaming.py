@@ -37,6 +37,8 @@ _PROTOCOLS = (
     *("__aiter__", "__anext__", "__aenter__", "__await__"),
     *("__iter__", "__next__", "__enter__", "__len__", "__getitem__"),
 )
+_running_loop = asyncio.get_running_loop
+_READ = math.inf
 # A loop holds its tasks weakly; a release that nobody awaits must not be collected half-way.
 _releasing: set[asyncio.Task[None]] = set()
 
@@ -87,14 +89,16 @@ class StreamingReservationContext:
 
     def read_chunk(self, chunk: object) -> None:
         """Another chunk has come, and may say what was used."""
-        self.chunk_count += 1
-        self.last_chunk_at = monotonic()
+        self.record_chunk()
         if self._reader.hear(chunk):
-            total = _whole(self._reader.total)
-            if total is None:
-                total = self.used.get("tokens")
-            if total is not None:
-                self.final_tokens = total
+            self._note_use()
+
+    def _note_use(self) -> None:
+        total = _whole(self._reader.total)
+        if total is None:
+            total = self.used.get("tokens")
+        if total is not None:
+            self.final_tokens = total
 
     @property
     def used(self) -> dict[str, int]:
@@ -289,9 +293,9 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
             raise StopAsyncIteration
         # One that was released after a cancellation, or was left open too long, may still have
         # something to give.
-        settlement.unread_since = math.inf
+        settlement.unread_since = _READ
         try:
-            settlement.loop = asyncio.get_running_loop()
+            settlement.loop = _running_loop()
             if self._source is None:
                 self._source = _iterator_of(self._inner)
             chunk: _Chunk = await self._source.__anext__()
@@ -308,8 +312,12 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
         except BaseException:
             await settlement.make(_End.FAILED)
             raise
-        settlement.unread_since = monotonic()
-        self._context.read_chunk(chunk)
+        # As read_chunk, but that this is all that a chunk costs, and one look at the clock will do.
+        context = self._context
+        settlement.unread_since = context.last_chunk_at = monotonic()
+        context.chunk_count += 1
+        if context._reader.hear(chunk):
+            context._note_use()
         return chunk
 
     def _driving(self, name: str) -> Callable[..., Any]:
@@ -318,7 +326,7 @@ class RateLimitedAsyncIterator(AsyncIterator[_Chunk], Generic[_Chunk]):
 
         async def drive(*arguments: Any) -> Any:
             settlement = self._settlement
-            settlement.unread_since = math.inf
+            settlement.unread_since = _READ
             try:
                 settlement.loop = asyncio.get_running_loop()
                 chunk = await method(*arguments)
@@ -453,7 +461,7 @@ class RateLimitedIterator(Iterator[_Chunk], Generic[_Chunk]):
         end = self._end
         if self._closed:
             raise StopIteration
-        end.unread_since = math.inf
+        end.unread_since = _READ
         try:
             chunk: _Chunk = next(self._inner)
         except StopIteration:
@@ -472,7 +480,7 @@ class RateLimitedIterator(Iterator[_Chunk], Generic[_Chunk]):
 
         def drive(*arguments: Any) -> Any:
             end = self._end
-            end.unread_since = math.inf
+            end.unread_since = _READ
             try:
                 chunk = method(*arguments)
             except BaseException as error:
