@@ -31,7 +31,7 @@ async def open_way(cell: Cell, url: str, stack: AsyncExitStack) -> Call:
     )
     if cell.limiter == "adaptive-rate-limiter":
         return await _adaptive_rate_limiter(cell, client, stack)
-    call = by_sdk(client, cell.call == "sdk stream")
+    call = by_sdk(client, cell.streams)
     if cell.limiter == "token-throttle":
         return _token_throttle(cell, call)
     return again_by_tenacity(call) if cell.limiter == "tenacity" else call

@@ -1,4 +1,4 @@
-"""Calls of OpenAI's SDK, governed by a transport that is told more or less of the limits."""
+"""Calls of the SDKs, governed by a transport that is told more or less of the limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _MOST = 12
 
 _METHOD = """
 A `headway simulate` process enforces both limits (requests and tokens, of the cell's shape) and
-tells of them as OpenAI does; a client process of its own calls it with OpenAI's SDK {openai},
-whose transport is an AsyncTransport with a scheduler that is given {told}, no buffer ratio, and
-its provider's name, and always two windows' worth waiting. Tokens are counted by what a request
-may use, which is more than its answer has used. {count} cells side by side, beginning one after
+tells of them as OpenAI does, or Anthropic, whose tokens are what goes in; a client process of its
+own calls it with OpenAI's SDK {openai} or Anthropic's {anthropic}, whose transport is an
+AsyncTransport with a scheduler that is given {told}, no buffer ratio, and its provider's name, and
+always two windows' worth waiting. Tokens are counted by what a request may use, which with OpenAI
+is more than its answer has used. {count} cells side by side, beginning one after
 the other within one window so that their bursts do not meet; `more` says how busy the machine was.
 Judged from the server's own decisions. use: admitted in the whole windows after the first ÷ rate x
 time; pace: (m - 1) windows' worth ÷ rate x the time between the N-th and the m·N-th admission.
@@ -73,7 +74,12 @@ def measure_sdk(row: str, told: str, options: Options) -> list[Result]:
             row,
             outcome,
             goal=_GOAL,
-            method=_METHOD.format(openai=version("openai"), told=_TOLD[told], count=count),
+            method=_METHOD.format(
+                openai=version("openai"),
+                anthropic=version("anthropic"),
+                told=_TOLD[told],
+                count=count,
+            ),
             busy=busy,
             peers=peers.get(outcome.cell, _NOT_ASKED),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 
@@ -75,6 +76,26 @@ def by_sdk(client: openai.AsyncOpenAI, streams: bool) -> Call:
         async with await client.chat.completions.create(
             **asked, stream=True, stream_options=usage, extra_headers=headers
         ) as stream:
+            async for _ in stream:
+                pass
+
+    return call
+
+
+def by_anthropic(client: anthropic.AsyncAnthropic, streams: bool) -> Call:
+    """Anthropic's SDK. The tokens go in, as four characters each; it may answer one."""
+
+    async def call(number: int, tokens: int) -> None:
+        asked: dict[str, Any] = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "word" * tokens}],
+            "max_tokens": 1,
+            "extra_headers": {NAME: str(number)},
+        }
+        if not streams:
+            await client.messages.create(**asked)
+            return
+        async with client.messages.stream(**asked) as stream:
             async for _ in stream:
                 pass
 

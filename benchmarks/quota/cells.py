@@ -12,7 +12,11 @@ LATENCIES = ("0.05", "2", "lognormal:4")
 BOUNDS = ("requests", "tokens")
 CALLS = ("transport", "opaque")
 SDK_LATENCIES = ("0.05", "2")
-SDK_CALLS = ("sdk", "sdk stream")
+SDK_CALLS = {
+    "openai": ("sdk", "sdk stream"),
+    "anthropic": ("anthropic", "anthropic stream"),
+}
+"""By whose SDK."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,11 @@ class Cell:
     """One server, one client, one limit that binds.
 
     bound: which of its two limits binds. call: whether a transport marks when a request is sent and
-    answered ("transport"), the limiter only sees the call begin and end ("opaque"), or OpenAI's SDK
-    makes it through an AsyncTransport ("sdk", "sdk stream"). period and windows: how long the
-    limit's window is, and how many of them the client is kept busy for. limiter: "headway" or a
-    peer's name. told: what the limiter is given, the limits ("limits"), the same without their
-    shape ("amounts") or "nothing".
+    answered ("transport"), the limiter only sees the call begin and end ("opaque"), or an SDK makes
+    it through an AsyncTransport, OpenAI's ("sdk", "sdk stream") or Anthropic's. period and windows:
+    how long the limit's window is, and how many of them the client is kept busy for. limiter:
+    "headway" or a peer's name. told: what the limiter is given, the limits ("limits"), the same
+    without their shape ("amounts") or "nothing".
     """
 
     shape: str
@@ -67,21 +71,26 @@ class Cell:
         return sum(self._sizes) / 2
 
     @property
-    def by_sdk(self) -> bool:
-        """Whether OpenAI's SDK makes the calls."""
-        return self.call in SDK_CALLS
+    def sdk(self) -> str | None:
+        """Whose SDK makes the calls; the server speaks as that provider does."""
+        return next((name for name, calls in SDK_CALLS.items() if self.call in calls), None)
+
+    @property
+    def streams(self) -> bool:
+        """Whether answers come as events."""
+        return self.call.endswith("stream")
 
     @property
     def _amounts(self) -> list[str]:
-        return [
-            f"{self.requests} requests/{self.period}s",
-            f"{self.tokens} tokens/{self.period}s",
-        ]
+        # Anthropic counts what goes in and what comes out apart; here, what goes in binds.
+        tokens = "input_tokens" if self.sdk == "anthropic" else "tokens"
+        amounts = ((self.requests, "requests"), (self.tokens, tokens))
+        return [f"{amount} {resource}/{self.period}s" for amount, resource in amounts]
 
     @property
     def _sizes(self) -> tuple[int, int]:
         # As many calls as where requests bind: an SDK takes milliseconds for each.
-        if self.by_sdk and self.bound == "tokens":
+        if self.sdk and self.bound == "tokens":
             return (300, 1_700)
         return (100, 700) if self.period < 60 else (200, 1_500)
 
@@ -118,17 +127,29 @@ def all_cells(period: int, windows: int) -> list[Cell]:
 
 
 def sdk_cells(told: str, windows: int) -> list[Cell]:
-    """Every shape, latency, bound and kind of call that OpenAI's SDK makes, in windows of 6 s."""
+    """Every shape, latency, bound and kind of call that the SDKs make, in windows of 6 s."""
     return [
         Cell(shape, latency, bound, call, 6, windows, told=told)
-        for latency, bound, call, shape in product(SDK_LATENCIES, BOUNDS, SDK_CALLS, SHAPES)
+        for sdk, calls in SDK_CALLS.items()
+        for latency, bound, call, shape in product(
+            SDK_LATENCIES, BOUNDS, calls, _shapes_of(sdk, told)
+        )
     ]
 
 
 def quick_sdk_cells(told: str) -> list[Cell]:
     """A few short ones, to try things."""
-    kinds = (("0.05", "requests", "sdk"), ("2", "tokens", "sdk stream"))
-    return [Cell(shape, *kind, 6, 5, told=told) for kind in kinds for shape in SHAPES]
+    kinds = (
+        ("0.05", "requests", "sdk"),
+        ("2", "tokens", "sdk stream"),
+        ("0.05", "tokens", "anthropic"),
+    )
+    return [cell for cell in sdk_cells(told, 5) if (cell.latency, cell.bound, cell.call) in kinds]
+
+
+def _shapes_of(sdk: str, told: str) -> tuple[str, ...]:
+    # Anthropic documents that it counts by token buckets; whoever is told nothing goes by that.
+    return SHAPES if sdk == "openai" or told == "limits" else ("bucket",)
 
 
 def quick_cells() -> list[Cell]:

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, suppress
 from itertools import islice
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 
@@ -25,7 +26,17 @@ from headway import Limiter, RateLimiterConfig, RateLimiterError, create_schedul
 from headway.transports import AsyncTransport, Connections
 from peers.gates import open_gate
 from peers.sdk import open_way
-from quota.calls import MESSAGES, MODEL, NAME, Call, by_sdk, opaque, through_gate, through_transport
+from quota.calls import (
+    MESSAGES,
+    MODEL,
+    NAME,
+    Call,
+    by_anthropic,
+    by_sdk,
+    opaque,
+    through_gate,
+    through_transport,
+)
 from quota.cells import Cell
 
 
@@ -34,7 +45,9 @@ async def keep_busy(call: Call, cell: Cell, end: float) -> None:
 
     async def one(number: int, tokens: int) -> None:
         # What became of it, the server knows.
-        with suppress(httpx.HTTPError, openai.OpenAIError, RateLimiterError):
+        with suppress(
+            httpx.HTTPError, openai.OpenAIError, anthropic.AnthropicError, RateLimiterError
+        ):
             await call(number, tokens)
 
     work = enumerate(cell.sizes())
@@ -77,7 +90,7 @@ async def plain_call(cell: Cell, url: str, limits: list[str], stack: AsyncExitSt
 
 
 async def sdk_call(cell: Cell, url: str, limits: list[str] | None, stack: AsyncExitStack) -> Call:
-    """OpenAI's SDK with a scheduler's transport, or as others use it."""
+    """An SDK with a scheduler's transport, or as others use it."""
     if cell.limiter != "headway":
         return await open_way(cell, url, stack)
     config = RateLimiterConfig(
@@ -86,13 +99,21 @@ async def sdk_call(cell: Cell, url: str, limits: list[str] | None, stack: AsyncE
     scheduler = await stack.enter_async_context(
         create_scheduler(None, config=config, limits=limits)
     )
-    # By the host, it would be known as OpenAI's.
-    transport = AsyncTransport(scheduler, provider="openai")
+    # By the host, nobody would know whose it is.
+    transport = AsyncTransport(scheduler, provider=cell.sdk)
+    if cell.sdk == "anthropic":
+        http = anthropic.DefaultAsyncHttpxClient(transport=transport, trust_env=False)
+        return by_anthropic(
+            await stack.enter_async_context(
+                anthropic.AsyncAnthropic(api_key="k", base_url=url, http_client=http)
+            ),
+            cell.streams,
+        )
     governed = openai.DefaultAsyncHttpxClient(transport=transport, trust_env=False)
     client = await stack.enter_async_context(
         openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1", http_client=governed)
     )
-    return by_sdk(client, cell.call == "sdk stream")
+    return by_sdk(client, cell.streams)
 
 
 async def run(cell: Cell, url: str, limits: list[str] | None, begin: float) -> dict[str, Any]:
@@ -100,7 +121,7 @@ async def run(cell: Cell, url: str, limits: list[str] | None, begin: float) -> d
     async with AsyncExitStack() as stack:
         await asyncio.sleep(max(0.0, begin - time.monotonic()))
         try:
-            if cell.by_sdk:
+            if cell.sdk:
                 call = await sdk_call(cell, url, limits, stack)
             else:
                 assert limits is not None, "a Limiter finds nothing out"

@@ -40,7 +40,10 @@ class Running:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.anchor = 0.0
-        self.server = SimulatorProcess("--latency", cell.latency, "--decisions")
+        dialect = cell.sdk or "openai"
+        self.server = SimulatorProcess(
+            "--latency", cell.latency, "--decisions", "--dialect", dialect
+        )
         self.server.start()
         self.client = subprocess.Popen(
             [sys.executable, "-m", "quota.client"],
