@@ -9,7 +9,7 @@
 namespace headway {
 
 MeterForecast::MeterForecast(Meter& meter, Nanos now, bool answered)
-    : shape_(meter.shape()), last_(now), used_(0) {
+    : shape_(meter.shape()), last_(now) {
   switch (shape_) {
     case Shape::kBucket:
       BucketMeter::Foresee(meter, now, answered, *this);

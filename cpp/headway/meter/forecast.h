@@ -42,11 +42,11 @@ class MeterForecast {
 
   Shape shape_;
   Parameters p_;
-  Nanos last_;         // when it was taken from last
-  Nanos guard_ = 0;    // bucket
-  Nanos word_ = 0;     // bucket: by when all is paid for
-  Nanos began_ = 0;    // bucket: as Meter::began_
-  std::int64_t used_;  // others: units in use, those that only answers can tell of, too
+  Nanos last_;             // when it was taken from last
+  Nanos guard_ = 0;        // bucket
+  Nanos word_ = 0;         // bucket: by when all is paid for
+  Nanos began_ = 0;        // bucket: as Meter::began_
+  std::int64_t used_ = 0;  // others: units in use, those that only answers can tell of, too
   absl::InlinedVector<Leaving, 4> leaving_;  // window, fixed: in that order
 };
 
