@@ -15,6 +15,7 @@ from headway import (
     Account,
     CapacityExceededError,
     DeadlineExceededError,
+    Limiter,
     ManualClock,
     RateLimiterConfig,
     RequestMetadata,
@@ -141,6 +142,47 @@ def test_what_does_not_fit_into_a_period_is_foretold_for_the_next(shape: str) ->
                     clock.advance(1)
                     await asyncio.sleep(0.001)
             assert began == [pytest.approx(at, abs=2) for at in [*foretold, 540]]
+
+    asyncio.run(run())
+
+
+def test_calls_that_are_out_are_foretold_to_leave_as_if_answered_now() -> None:
+    """Not to hold their places for ever, which would leave one place for all who wait."""
+
+    async def run() -> None:
+        limiter = Limiter("10 requests/min", clock=ManualClock())
+        out = [limiter.try_reserve() for _ in range(9)]  # sent, and not answered yet
+        assert all(out)
+        waiting = [asyncio.ensure_future(limiter.acquire(timeout=90)) for _ in range(11)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert limiter.explain().ready_in == 120.0
+        late = asyncio.ensure_future(limiter.acquire(timeout=119))
+        with pytest.raises(DeadlineExceededError, match="would have taken 120"):
+            await late
+        assert not any(each.done() for each in waiting), "they are in time"
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_how_long_a_call_that_takes_longer_than_a_period_goes_on_nobody_knows() -> None:
+    async def run() -> None:
+        clock = ManualClock()
+        limiter = Limiter("10 requests/s", clock=clock)
+        out = [limiter.try_reserve() for _ in range(9)]
+        assert all(out)
+        clock.advance(1.5)
+        waiting = [asyncio.ensure_future(limiter.acquire(timeout=1)) for _ in range(5)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert limiter.explain().ready_in is None
+        assert sum(each.done() for each in waiting) == 1, "only answers can tell of the others"
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(run())
 

@@ -159,9 +159,17 @@ TEST(Forecast, WhatOnlyAnswersTellHoldsUpAllBehindIt) {
   ASSERT_FALSE(window->TryReserve(kNow, Amounts{6}, false, out));
   Forecast behind(kNow);
   EXPECT_EQ(behind.Add(*window, nullptr, Amounts{4}).denial.ready_at, kNow);
+  // As if it was answered now; it began before the other.
   EXPECT_EQ(behind.Add(*window, nullptr, Amounts{4}).denial.ready_at, kNow + kMinute);
-  EXPECT_EQ(behind.Add(*window, nullptr, Amounts{5}).denial.ready_at, kUntold);
-  EXPECT_TRUE(out.Settle(kNow, {}));
+  EXPECT_EQ(behind.Add(*window, nullptr, Amounts{5}).denial.ready_at, kNow + kMinute);
+  EXPECT_EQ(behind.Add(*window, nullptr, Amounts{5}).denial.ready_at, kNow + 2 * kMinute);
+  // It takes longer than a period.
+  const Nanos late = kNow + kMinute + kSecond;
+  Forecast later(late);
+  EXPECT_EQ(later.Add(*window, nullptr, Amounts{4}).denial.ready_at, late);
+  EXPECT_EQ(later.Add(*window, nullptr, Amounts{4}).denial.ready_at, kUntold);
+  EXPECT_EQ(later.Add(*window, nullptr, Amounts{1}).denial.ready_at, kUntold);
+  EXPECT_TRUE(out.Settle(late, {}));
 }
 
 TEST(Forecast, WaitsUntilABucketHasCooledDown) {

@@ -331,12 +331,13 @@ std::optional<std::size_t> CellMeter::Look(Meter& m, const Parameters& p, AllLea
     const bool takes_more = back == 0 && (state & Cell::kClosed) == 0;
     if (sum > 0)
       leaving[count++] = {emptying ? kUntold : Leaves(m.shape_, p, counted), sum,
-                          takes_more ? cell.begin.load() : kNever};
+                          takes_more ? cell.begin.load() : kNever,
+                          Leaves(m.shape_, p, cell.newest.load())};
     if (in_order) later_first = std::min(later_first, earlier);
     if (cell.state.load() != state) return std::nullopt;
   }
   if (const std::int64_t foreign = cells.foreign.load(); foreign > 0)
-    leaving[count++] = {Leaves(m.shape_, p, cells.foreign_last.load()), foreign, kNever};
+    leaving[count++] = {Leaves(m.shape_, p, cells.foreign_last.load()), foreign, kNever, 0};
   std::sort(leaving.begin(), leaving.begin() + static_cast<std::ptrdiff_t>(count),
             [](const Leaving& a, const Leaving& b) { return a.at < b.at; });
   return count;
@@ -376,8 +377,17 @@ void CellMeter::Foresee(Meter& m, Nanos now, MeterForecast& out) {
     if (!count || Word{m.word_.load()}.bits != word.bits) continue;
     out.p_ = p;
     out.used_ = word.value();
-    for (std::size_t i = 0; i < *count && leaving[i].at < kUntold; ++i)
-      out.leaving_.push_back({leaving[i].at, leaving[i].open_since, leaving[i].amount});
+    std::int64_t unbegun = word.value();
+    for (std::size_t i = 0; i < *count; ++i) {
+      const Leaving& each = leaving[i];
+      unbegun -= each.amount;
+      const Nanos leaves = each.at < kUntold ? each.at : each.least;
+      if (each.at < kUntold || leaves > now) out.Leave(leaves, each.open_since, each.amount);
+    }
+    if (unbegun > 0) out.Leave(Leaves(m.shape_, p, now), kNever, unbegun);
+    std::int64_t told = 0;
+    for (const MeterForecast::Leaving& each : out.leaving_) told += each.amount;
+    out.stuck_ = told < out.used_;
     return;
   }
 }

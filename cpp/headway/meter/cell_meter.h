@@ -136,6 +136,7 @@ class CellMeter {
     Nanos at;
     std::int64_t amount;
     Nanos open_since;  // of the cell that takes new members; else kNever
+    Nanos least;       // it does not leave before that, whatever answers tell
   };
   using AllLeaving = std::array<Leaving, Cells::kRing + 1>;
   // What is in use, in the order in which it leaves (kUntold: only answers tell); what is in no

@@ -62,7 +62,8 @@ void MeterForecast::Take(Nanos at, std::int64_t amount) {
   for (; gone != leaving_.end() && gone->leaves <= at; ++gone) used_ -= gone->amount;
   leaving_.erase(leaving_.begin(), gone);
   const Nanos leaves = CellMeter::Leaves(shape_, p_, at);
-  if (leaves >= kUntold) return;
+  // By the time that this has left, the others will have, too: nobody knows when that is.
+  if (leaves >= kUntold || stuck_) return;
   if (!leaving_.empty()) {
     // As the meter closes its cells (CellMeter::WantsClose).
     Leaving& open = leaving_.back();
@@ -76,10 +77,14 @@ void MeterForecast::Take(Nanos at, std::int64_t amount) {
       return;
     }
   }
+  Leave(leaves, at, amount);
+}
+
+void MeterForecast::Leave(Nanos leaves, Nanos open_since, std::int64_t amount) {
   const auto behind =
       std::upper_bound(leaving_.begin(), leaving_.end(), leaves,
                        [](Nanos one, const Leaving& other) { return one < other.leaves; });
-  leaving_.insert(behind, {leaves, at, amount});
+  leaving_.insert(behind, {leaves, open_since, amount});
 }
 
 }  // namespace headway

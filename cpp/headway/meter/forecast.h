@@ -10,9 +10,10 @@
 namespace headway {
 
 // A copy of a meter's state, to be taken from while the meter itself stays as it is. It counts as
-// the meter would if each call was counted as it begins and nothing was given back; what depends on
-// answers that are still out is kUntold. First in, first out: nothing is admitted before what was
-// taken last.
+// the meter would if each call was counted as it begins, those that are out by now as well, and
+// nothing was given back. A call that should have left a window by that, and whose answer is still
+// out, may take any time: what waits for it is kUntold. First in, first out: nothing is admitted
+// before what was taken last.
 //
 // For one thread. Copied freely: cells are merged as the meter merges its own, so there are at most
 // some tens of them.
@@ -38,6 +39,7 @@ class MeterForecast {
     std::int64_t amount;
   };
 
+  void Leave(Nanos leaves, Nanos open_since, std::int64_t amount);
   bool IsFull(Nanos at) const { return word_ == 0 || word_ + guard_ <= at; }
 
   Shape shape_;
@@ -48,6 +50,7 @@ class MeterForecast {
   Nanos began_ = 0;        // bucket: as Meter::began_
   std::int64_t used_ = 0;  // others: units in use, those that only answers can tell of, too
   absl::InlinedVector<Leaving, 4> leaving_;  // window, fixed: in that order
+  bool stuck_ = false;                       // some of what is in use is not in it
 };
 
 }  // namespace headway
