@@ -51,3 +51,9 @@ def test_importing_headway_imports_no_extra_and_nothing_slow() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"httpx", "redis", "prometheus_client", "email.utils", "uvloop"}
+
+
+def test_the_package_runs_as_its_command_does() -> None:
+    command = [sys.executable, "-m", "headway", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"headway {headway.__version__}\n"), done.stderr
