@@ -160,3 +160,19 @@ def test_limits_of_the_wrong_type_say_that_there_are_none_then(
     (text,) = told(caplog)
     assert "limits must be None or whole numbers from 0 to 2**53; until it gives good ones" in text
     assert "requests go by given and earlier limits, or without any" in text
+
+
+def test_what_is_no_bucket_at_all_is_told_from_one_with_wrong_limits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Dicts(Protocols):
+        async def discover_limits(self, force_refresh: bool = False, timeout: float = 30.0) -> Any:
+            return {"b": {"rpm_limit": 60}}
+
+    async def run() -> None:
+        async with create_scheduler(None, provider=Dicts()):
+            pass
+
+    asyncio.run(run())
+    (text,) = told(caplog)
+    assert "gave {'b': {'rpm_limit': 60}}: must be a dict of DiscoveredBucket by bucket id" in text

@@ -251,17 +251,16 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], float, float]] = {
 }
 
 _UNLIMITED = "until it gives good ones, requests go by given and earlier limits, or without any"
+_NO_BUCKETS = f"must be a dict of DiscoveredBucket by bucket id; {_UNLIMITED}"
+_NO_LIMITS = f"limits must be None or whole numbers from 0 to 2**53; {_UNLIMITED}"
+_MISSING = object()
 
 
 def _checked(
     given: Any, origin: str, user_code: UserCode, earlier: Mapping[str, DiscoveredBucket]
 ) -> tuple[dict[str, DiscoveredBucket], ProviderError | None]:
     if not isinstance(given, Mapping):
-        raise user_code.nonsense(
-            origin,
-            given,
-            f"must be a dict of DiscoveredBucket by bucket id; {_UNLIMITED}",
-        )
+        raise user_code.nonsense(origin, given, _NO_BUCKETS)
     good: dict[str, DiscoveredBucket] = {}
     left_out: dict[str, DiscoveredBucket] = {}
     wrong: ProviderError | None = None
@@ -273,11 +272,9 @@ def _checked(
     for name, bucket in items:
         limits = (_limit_of(bucket, "rpm_limit"), _limit_of(bucket, "tpm_limit"))
         if not isinstance(name, str) or not all(_is_limit(limit) for limit in limits):
-            nonsense = user_code.nonsense(
-                origin,
-                {name: bucket},
-                f"limits must be None or whole numbers from 0 to 2**53; {_UNLIMITED}",
-            )
+            shaped = isinstance(name, str) and all(limit is not _MISSING for limit in limits)
+            rule = _NO_LIMITS if shaped else _NO_BUCKETS
+            nonsense = user_code.nonsense(origin, {name: bucket}, rule)
             wrong = wrong or nonsense
             if isinstance(name, str):
                 left_out[name] = earlier.get(name, DiscoveredBucket(name))
@@ -293,9 +290,9 @@ def _checked(
 
 def _limit_of(bucket: object, name: str) -> Any:
     try:
-        return getattr(bucket, name, "?")
+        return getattr(bucket, name, _MISSING)
     except Exception:  # a property of somebody else's object
-        return "?"
+        return _MISSING
 
 
 def _is_limit(value: Any) -> bool:
