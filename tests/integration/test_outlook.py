@@ -96,6 +96,46 @@ def test_what_is_wrong_with_one_is_said_behind_others_as_well() -> None:
     asyncio.run(run())
 
 
+def test_what_is_wrong_with_one_is_not_said_of_others() -> None:
+    async def run() -> None:
+        async with make(["1 requests/min bucket"]) as scheduler:
+            first = scheduler.submit(asks(), call)
+            with pytest.raises(TypeError, match="estimated_tokens 'x': must be"):
+                scheduler.submit(asks(estimated_tokens="x"), call)
+            second = scheduler.submit(asks(priority=-1), call)  # looks at all before it
+            assert (first.estimated_start, second.estimated_start) == (0.0, 60.0)
+            await scheduler.stop(0)
+            await asyncio.gather(first, second, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_tasks_that_submit_in_turn_are_told_what_is_and_not_what_was() -> None:
+    """One of them has always not begun yet when the other submits, so no step is ever over."""
+
+    async def run() -> None:
+        async with make(["100 tokens/min bucket"]) as scheduler:
+            await scheduler.submit_request(asks(estimated_tokens=100), call)
+            starts: list[float | None] = []
+
+            async def submits() -> None:
+                for _ in range(50):
+                    handle = scheduler.submit(asks(estimated_tokens=10), call)
+                    starts.append(handle.estimated_start)
+                    await asyncio.sleep(0)
+                    for step in scheduler._outlook._steps[asyncio.get_running_loop()].values():
+                        assert len(step._waiting) <= 4
+                    handle.cancel()
+
+            await asyncio.gather(submits(), submits())
+            # In front of each are a few of both that have not ended yet; of 100, it was 600 s.
+            assert max(starts) <= 6.0 * 6
+            await asyncio.sleep(0)
+            assert not any(scheduler._outlook._steps.values())
+
+    asyncio.run(run())
+
+
 def test_one_that_can_never_go_out_is_in_nobodys_way_for_long() -> None:
     async def run() -> None:
         async with make(["10 requests/min bucket", "5 tokens/min bucket"]) as scheduler:

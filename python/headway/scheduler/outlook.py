@@ -186,23 +186,41 @@ class Outlook:
         loop = asyncio.get_running_loop()
         steps = self._steps.setdefault(loop, {})
         step = steps.get(bucket._which) or _Step()
-        line = step.line(self._scheduler, bucket, metadata, self._priority(metadata))
-        wait = self.turn(bucket, metadata, line).wait
+        wait = self._behind(step, bucket, metadata).wait
         steps[bucket._which] = step
-        step.not_begun += 1
 
         def begins() -> None:
-            step.not_begun -= 1
-            if step.not_begun == 0:
+            if step.begins():
                 del steps[bucket._which]
 
         loop.call_soon(begins)  # just before its task does
         return wait
 
+    def _behind(self, step: _Step, bucket: Bucket, metadata: RequestMetadata) -> Turn:
+        """Of one that stands behind those of the step, and is one of them from now on."""
+        priority = self._priority(metadata)
+        line = step.line(self._scheduler, bucket, metadata, priority)
+        turn = self.turn(bucket, metadata, line.ahead)
+        step.add(line, priority, metadata)  # nothing is wrong with it
+        return turn
+
     def _priority(self, metadata: RequestMetadata) -> int:
         config, mode = self._scheduler.config, self._scheduler.mode
         heeded = config.enable_priority_scheduling and mode is not SchedulerMode.BASIC
         return (metadata.priority or 0) if heeded else 0
+
+
+@dataclasses.dataclass(slots=True)
+class _Line:
+    """What goes in front, as it was when it was made.
+
+    Who begins was added before, so the line stays right for a while. It is made anew when all that
+    had come by then have begun: where several tasks submit in turn, some have always not begun yet.
+    """
+
+    ahead: object
+    added: int  # of those that have come, those up to here are in it, or go behind it
+    made: int  # how many had come, the one that it was made for included
 
 
 class _Step:
@@ -212,26 +230,44 @@ class _Step:
     MOST = 16
 
     def __init__(self) -> None:
-        self.not_begun = 0
-        self._submitted: list[tuple[int, RequestMetadata]] = []
-        # By priority and account, what goes in front, and how many of the above have been added.
-        self._lines: dict[tuple[int, str | None], tuple[object, int]] = {}
+        # Those that have not begun, and how many have come and begun in all.
+        self._waiting: list[tuple[int, RequestMetadata]] = []
+        self._come = 0
+        self._begun = 0
+        # By priority and account.
+        self._lines: dict[tuple[int, str | None], _Line] = {}
 
     def line(
         self, scheduler: Scheduler, bucket: Bucket, metadata: RequestMetadata, priority: int
-    ) -> object:
-        """What goes in front of it; whoever comes next stands behind it."""
+    ) -> _Line:
+        """What goes in front of it."""
         named = metadata.client_id if isinstance(metadata.client_id, str) else None
         key = (priority, named if scheduler.mode is SchedulerMode.ACCOUNT else None)
         if key not in self._lines and len(self._lines) >= self.MOST:
             key = (priority, None)
-        line, added = self._lines.get(key) or (scheduler._ahead(bucket, metadata), 0)
-        for theirs, other in self._submitted[added:]:
+        line = self._lines.get(key)
+        if line is None or line.made <= self._begun:
+            line = _Line(scheduler._ahead(bucket, metadata), self._begun, self._come + 1)
+            self._lines[key] = line
+        for theirs, other in self._waiting[line.added - self._come + len(self._waiting) :]:
+            line.added += 1
             if theirs >= priority:
-                scheduler._estimate(bucket, other, line)
-        self._submitted.append((priority, metadata))
-        self._lines[key] = (line, len(self._submitted))  # the caller adds this one
+                scheduler._estimate(bucket, other, line.ahead)
         return line
+
+    def add(self, line: _Line, priority: int, metadata: RequestMetadata) -> None:
+        """It has been added to this line."""
+        self._waiting.append((priority, metadata))
+        self._come += 1
+        line.added += 1
+
+    def begins(self) -> bool:
+        """The one that came first does. Whether none is left."""
+        self._begun += 1
+        gone = self._begun - (self._come - len(self._waiting))
+        if 2 * gone >= len(self._waiting):
+            del self._waiting[:gone]
+        return self._begun == self._come
 
 
 def _at_most(one: float | None, bound: float | None) -> float | None:
