@@ -243,6 +243,20 @@ def test_a_preview_counts_what_an_account_may_take_by_itself() -> None:
     asyncio.run(run())
 
 
+def test_each_of_a_batch_stands_behind_what_waits_in_front_of_it() -> None:
+    async def run() -> None:
+        async with make(["1 requests/min bucket"]) as scheduler:
+            handles = [scheduler.submit(asks(), call) for _ in range(6)]
+            await asyncio.gather(handles[0])
+            # The urgent one passes the five that wait, and the other one does not, in any order.
+            for batch in ([asks(priority=5), asks()], [asks(), asks(priority=5)]):
+                assert scheduler.preview(batch).admitted_in == 420.0
+            await scheduler.stop(0)
+            await asyncio.gather(*handles, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 # -- what is not known -----------------------------------------------------------------------------
 
 

@@ -124,13 +124,14 @@ class Outlook:
             raise TypeError(
                 f"costs {type(costs).__name__}: must be an iterable of requests, for one: [request]"
             )
-        lines: dict[str, object] = {}
+        batch = [(metadata, self._scheduler._find.known(metadata)) for metadata in costs]
+        batch.sort(key=lambda one: self._urgency(one[0]))
+        steps: dict[str, _Step] = {}
         by_bucket: dict[str, float | None] = {}
         latest = 0.0
         last: tuple[Bucket, RequestMetadata, Turn] | None = None
         reason: str | None = None
-        for metadata in costs:
-            bucket = self._scheduler._find.known(metadata)
+        for metadata, bucket in batch:
             if bucket is None:
                 by_bucket[metadata.model_id] = None
                 reason = reason or (
@@ -138,10 +139,7 @@ class Outlook:
                     "first request"
                 )
                 continue
-            line = lines.get(bucket.name)
-            if line is None:
-                line = lines[bucket.name] = self._scheduler._ahead(bucket, metadata)
-            turn = self.turn(bucket, metadata, line)
+            turn = self._behind(steps.setdefault(bucket.name, _Step()), bucket, metadata)
             if _later(turn.wait, by_bucket.setdefault(bucket.name, turn.wait)):
                 by_bucket[bucket.name] = turn.wait
             if turn.wait is None:
@@ -208,6 +206,11 @@ class Outlook:
         config, mode = self._scheduler.config, self._scheduler.mode
         heeded = config.enable_priority_scheduling and mode is not SchedulerMode.BASIC
         return (metadata.priority or 0) if heeded else 0
+
+    def _urgency(self, metadata: RequestMetadata) -> int:
+        """The urgent ones of a batch pass the others. What is no number is complained of later."""
+        priority: object = self._priority(metadata)
+        return -priority if isinstance(priority, int) else 0
 
 
 @dataclasses.dataclass(slots=True)
