@@ -33,8 +33,8 @@ Nanos MeterForecast::Earliest(Nanos from, std::int64_t amount) const {
     if (increment > p_.tolerance) return kNever;
     if (from >= kUntold || IsFull(from)) return from;
     const Nanos counts_from = std::max(from - guard_, std::min(began_, from));
-    if (word_ + increment <= counts_from + p_.tolerance) return from;
-    return std::min(kUntold - 1, word_ + increment - p_.tolerance + guard_);
+    const Nanos paid_by = word_ - (p_.tolerance - increment);
+    return paid_by <= counts_from ? from : std::min(kUntold - 1 - guard_, paid_by) + guard_;
   }
   if (amount > p_.amount) return kNever;
   std::int64_t over = used_ - (p_.amount - amount);
@@ -53,7 +53,8 @@ void MeterForecast::Take(Nanos at, std::int64_t amount) {
   if (last_ >= kUntold) return;
   if (shape_ == Shape::kBucket) {
     if (IsFull(at)) began_ = at;
-    word_ = std::min(std::max(word_, at) + p_.Increment(amount), kUntold);
+    word_ = std::max(word_, at);
+    word_ += std::min(p_.Increment(amount), kUntold - word_);
     return;
   }
   used_ += amount;

@@ -40,7 +40,7 @@ class MeterForecast {
   };
 
   void Leave(Nanos leaves, Nanos open_since, std::int64_t amount);
-  bool IsFull(Nanos at) const { return word_ == 0 || word_ + guard_ <= at; }
+  bool IsFull(Nanos at) const { return word_ == 0 || word_ <= at - guard_; }
 
   Shape shape_;
   Parameters p_;
