@@ -126,8 +126,11 @@ TEST(Forecast, ThoseWhoAskNothingOfWhatBindsAreNotHeldUp) {
   EXPECT_EQ(second.ready_at, kNow + kMinute);
   EXPECT_EQ(second.meter, 0);
   EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{0, 0}).denial.ready_at, kNow);
-  // Behind the second, though, for what that asks.
+  // Nor by the second, for what else that asks; and what they take is not there for it.
+  for (int i = 0; i < 10; ++i)
+    EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{0, 1}).denial.ready_at, kNow);
   EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{0, 1}).denial.ready_at, kNow + kMinute);
+  EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{1, 1}).denial.ready_at, kNow + 2 * kMinute);
 }
 
 TEST(Forecast, WhoIsHeldUpByHisOwnLimitsIsPassed) {
@@ -143,13 +146,13 @@ TEST(Forecast, WhoIsHeldUpByHisOwnLimitsIsPassed) {
   EXPECT_EQ(bucket->Used(0, kNow), 0);
 }
 
-TEST(Forecast, WhatOnlyAnswersTellHoldsUpAllBehindIt) {
+TEST(Forecast, WhatOnlyAnswersTellHoldsUpAllWhoAskForThat) {
   const Held bucket =
       MakeBucket({Make(Shape::kConcurrency, 2, 0), Make(Shape::kWindow, 10, kMinute)}, {0, 1});
   Forecast forecast(kNow);
   EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{2, 1}).denial.ready_at, kNow);
   EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{1, 1}).denial.ready_at, kUntold);
-  EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{0, 1}).denial.ready_at, kUntold);
+  EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{0, 1}).denial.ready_at, kNow);
   EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{3, 0}).denial.ready_at, kNever);
   EXPECT_EQ(forecast.Add(*bucket, nullptr, Amounts{0, 11}).denial.ready_at, kNever);
 

@@ -68,7 +68,7 @@ void MeterForecast::Take(Nanos at, std::int64_t amount) {
   if (!leaving_.empty()) {
     // As the meter closes its cells (CellMeter::WantsClose).
     Leaving& open = leaving_.back();
-    const bool joins = open.open_since != kNever &&
+    const bool joins = open.open_since != kNever && at >= open.open_since &&
                        at - open.open_since < p_.period / Cells::kSplit &&
                        open.amount < std::max<std::int64_t>(1, p_.amount / Cells::kSplit) &&
                        (shape_ == Shape::kWindow || open.leaves == leaves);

@@ -26,6 +26,8 @@ class MeterForecast {
   Nanos Earliest(Nanos from, std::int64_t amount) const;
   // Takes it then. At kUntold: whoever comes behind it is kUntold, too.
   void Take(Nanos at, std::int64_t amount);
+  // When it was taken from last; before that, when it was made.
+  Nanos last() const { return last_; }
 
  private:
   friend class BucketMeter;
