@@ -1493,5 +1493,67 @@ TEST(Path, TakesAllOrNothingThroughGateAccountAndBucket) {
   path->Unref();
 }
 
+TEST(Accounts, WhatIsUrgentIsNotForetoldToCostThePlaceOfWhatIsNot) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1 requests/s bucket"});
+  Account* a = x.MakeAccount(1);
+  Account* b = x.MakeAccount(1);
+  Waiter* first = x.Submit(kStart, bucket, nullptr, 0);
+  ASSERT_EQ(x.Serve(kStart).size(), 1U);
+  x.End(first, kStart);
+  for (int i = 0; i < 5; ++i) x.Submit(kStart, bucket, a, 0, 1);
+  for (int i = 0; i < 5; ++i) x.Submit(kStart, bucket, b, 0);
+  // Behind the five that are urgent, and one of the other account.
+  Waiter* waits = x.Submit(kStart, bucket, a, 0, 0, kStart + 7 * kSecond);
+  Nanos now = kStart;
+  EXPECT_EQ(x.ServeUntil(now, kStart + 7 * kSecond)[a], 6);
+  EXPECT_EQ(waits->outcome(), Outcome::kAdmitted);
+}
+
+TEST(Accounts, WhoeverHasNoAccountIsForetoldBehindHisOwn) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1 requests/s bucket"});
+  Account* a = x.MakeAccount(1);
+  Waiter* first = x.Submit(kStart, bucket, a, 0);
+  ASSERT_EQ(x.Serve(kStart).size(), 1U);
+  x.End(first, kStart);
+  for (int i = 0; i < 5; ++i) x.Submit(kStart, bucket, nullptr, 0);
+  for (int i = 0; i < 5; ++i) x.Submit(kStart, bucket, a, 0);
+  const Path* path = x.PathOf(bucket, nullptr, x.gate);
+  // They take turns.
+  const Nanos at = x.scheduler.Estimate(*path, kStart, 0, Amounts{1, 0, 1}).denial.ready_at;
+  EXPECT_EQ(at, kStart + 11 * kSecond);
+  Waiter* waits = x.Submit(kStart, bucket, nullptr, 0);
+  Nanos now = kStart;
+  x.ServeUntil(now, at - 1);
+  EXPECT_EQ(waits->outcome(), Outcome::kWaiting);
+  x.ServeUntil(now, at);
+  EXPECT_EQ(waits->outcome(), Outcome::kAdmitted);
+}
+
+TEST(Accounts, OfEqualsWhoCameFirstIsForetoldToGoFirst) {
+  Exchange x;
+  Bucket* bucket = x.MakeBucket({"1 requests/s bucket"});
+  std::vector<Account*> accounts;
+  for (int i = 0; i < 4; ++i) accounts.push_back(x.MakeAccount(1));
+  Waiter* first = x.Submit(kStart, bucket, accounts[0], 0);
+  ASSERT_EQ(x.Serve(kStart).size(), 1U);
+  x.End(first, kStart);
+  for (int i = 1; i < 4; ++i) {
+    const Path* path = x.PathOf(bucket, accounts[static_cast<std::size_t>(i)], x.gate);
+    const Nanos at = x.scheduler.Estimate(*path, kStart, 0, Amounts{1, 0, 1}).denial.ready_at;
+    EXPECT_EQ(at, kStart + i * kSecond);
+    Waiter* waits = x.Submit(kStart, bucket, accounts[static_cast<std::size_t>(i)], 0, 0, at);
+    EXPECT_TRUE(x.Serve(kStart).empty());
+    EXPECT_EQ(waits->outcome(), Outcome::kWaiting);
+  }
+  for (int i = 1; i < 4; ++i) {
+    const std::vector<Waiter*> went = x.Serve(kStart + i * kSecond);
+    ASSERT_EQ(went.size(), 1U);
+    EXPECT_EQ(went[0]->path()->account(), accounts[static_cast<std::size_t>(i)]);
+    x.End(went[0], kStart + i * kSecond);
+  }
+}
+
 }  // namespace
 }  // namespace headway

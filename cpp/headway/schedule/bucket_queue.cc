@@ -363,7 +363,7 @@ Forecast BucketQueue::Foresee(std::int32_t priority, const Account* account, Nan
   for (const auto& line : lines_) {
     for (auto it = line->classes.lower_bound(priority); it != line->classes.end(); ++it) {
       const ClassQueue& c = *it->second;
-      if (account != nullptr)
+      if (c.priority() == priority)
         if (const Flow* own = c.FlowOf(account)) given += own->cost / own->share->weight;
       c.ForEachFlow([&flows, &c](const Flow& f) { flows.emplace_back(c.priority(), &f); });
     }
@@ -380,11 +380,13 @@ Forecast BucketQueue::Foresee(std::int32_t priority, const Account* account, Nan
   };
   std::vector<Next> heap;
   for (const auto& [of, flow] : flows) {
-    // Of another account of this priority, as much as brings it up to there.
-    const double left = of != priority || flow->account == account
-                            ? std::numeric_limits<double>::infinity()
-                            : (given - flow->share->given) * flow->share->weight;
-    if (flow->head != nullptr && left > 0) heap.push_back({of, flow->head, left});
+    // Of another account of this priority, as much as brings it up to there. Of equals who came
+    // first goes; and whose turn it is stays until he has gone.
+    double left = of != priority || flow->account == account
+                      ? std::numeric_limits<double>::infinity()
+                      : (given - flow->share->given) * flow->share->weight;
+    if (flow == flow->of->elected_) left = std::max(left, 0.0);
+    if (flow->head != nullptr && left >= 0) heap.push_back({of, flow->head, left});
   }
   std::make_heap(heap.begin(), heap.end());
   Forecast forecast(now);
@@ -397,8 +399,8 @@ Forecast BucketQueue::Foresee(std::int32_t priority, const Account* account, Nan
       if (w->outcome() == Outcome::kWaiting) AddTo(forecast, *w);
       next.left -= static_cast<double>(w->cost_);
       next.waiter = w->next_;
-    } while (next.waiter != nullptr && next.left > 0 && (heap.size() == 1 || heap.front() < next));
-    if (next.waiter != nullptr && next.left > 0) {
+    } while (next.waiter != nullptr && next.left >= 0 && (heap.size() == 1 || heap.front() < next));
+    if (next.waiter != nullptr && next.left >= 0) {
       std::push_heap(heap.begin(), heap.end());
     } else {
       heap.pop_back();
