@@ -6,13 +6,19 @@
 namespace headway {
 
 Forecast::One& Forecast::Of(Bucket& bucket, bool answered) {
-  for (One& one : ones_)
-    if (one.bucket == &bucket) return one;
+  if (ones_.size() <= kFew) {
+    for (One& one : ones_)
+      if (one.bucket == &bucket) return one;
+  } else if (const auto found = places_.find(&bucket); found != places_.end()) {
+    return ones_[found->second];
+  }
   One& one = ones_.emplace_back(One{&bucket, bucket.NotBefore(now_, answered), {}});
   for (int i = 0; i < bucket.size(); ++i)
     one.meters.emplace_back(Resources{1} << bucket.resource(i),
                             MeterForecast(bucket.meter(i), now_, answered));
   bucket.SignalIfOwed();
+  if (ones_.size() > kFew)
+    for (std::size_t i = places_.size(); i < ones_.size(); ++i) places_[ones_[i].bucket] = i;
   return one;
 }
 

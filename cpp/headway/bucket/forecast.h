@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
 #include "headway/bucket/bucket.h"
@@ -75,6 +76,9 @@ class Forecast {
 
   Nanos now_;
   absl::InlinedVector<One, 1> ones_;
+  // Where they are among those, once there are more than a few: accounts have limits of their own.
+  static constexpr std::size_t kFew = 8;
+  absl::flat_hash_map<const Bucket*, std::size_t> places_;
 };
 
 }  // namespace headway

@@ -146,6 +146,16 @@ TEST(Forecast, WhoIsHeldUpByHisOwnLimitsIsPassed) {
   EXPECT_EQ(bucket->Used(0, kNow), 0);
 }
 
+TEST(Forecast, KnowsTheLimitsOfManyAccountsApart) {
+  const Held bucket = MakeBucket({Make(Shape::kWindow, 1'000, kMinute)}, {0});
+  std::vector<Held> own;
+  for (int i = 0; i < 40; ++i) own.push_back(MakeBucket({Make(Shape::kBucket, 1, kHour, 1)}, {0}));
+  Forecast forecast(kNow);
+  for (int turn = 0; turn < 3; ++turn)
+    for (const Held& each : own)
+      EXPECT_EQ(forecast.Add(*bucket, each.get(), Amounts{1}).denial.ready_at, kNow + turn * kHour);
+}
+
 TEST(Forecast, WhatOnlyAnswersTellHoldsUpAllWhoAskForThat) {
   const Held bucket =
       MakeBucket({Make(Shape::kConcurrency, 2, 0), Make(Shape::kWindow, 10, kMinute)}, {0, 1});
