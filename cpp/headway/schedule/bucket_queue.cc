@@ -288,9 +288,9 @@ void BucketQueue::Append(Waiter* w) {
   ClassQueue& c = ClassOf(*w);
   c.Append(w, account, &c.shares_->Of(account));
   Count(*w, 1);
-  if (foreseen_ && foreseen_->uses > 0 && foreseen_->account == account &&
-      foreseen_->priority <= w->priority_)
-    AddTo(foreseen_->line, *w);
+  for (Foreseen& each : foreseen_)
+    if (each.uses > 0 && each.account == account && each.priority <= w->priority_)
+      AddTo(each.line, *w);
 }
 
 void BucketQueue::Unlink(Waiter* w) {
@@ -345,14 +345,27 @@ void BucketQueue::Count(const Waiter& w, int change) {
 }
 
 const Forecast& BucketQueue::Ahead(std::int32_t priority, const Account* account, Nanos now) {
-  const bool fresh = foreseen_ && foreseen_->priority == priority &&
-                     foreseen_->account == account && foreseen_->uses > 0 &&
-                     now - foreseen_->at <= static_cast<Nanos>(depth_) * kMicrosecond;
-  if (!fresh)
-    foreseen_.emplace(Foreseen{priority, account, now, depth_ < kMany ? 1 : depth_ / 16,
-                               Foresee(priority, account, now)});
-  --foreseen_->uses;
-  return foreseen_->line;
+  const Nanos kept =
+      static_cast<Nanos>(depth_) * static_cast<Nanos>(foreseen_.size()) * kMicrosecond;
+  const auto found = std::find_if(foreseen_.begin(), foreseen_.end(), [&](const Foreseen& each) {
+    return each.priority == priority && each.account == account;
+  });
+  if (found != foreseen_.end() && found->uses > 0 && now - found->at <= kept) {
+    --found->uses;
+    return found->line;
+  }
+  const std::size_t uses = depth_ < kMany ? 0 : depth_ / 16 - 1;
+  Foreseen fresh{priority, account, now, uses, Foresee(priority, account, now)};
+  if (found != foreseen_.end()) {
+    *found = std::move(fresh);
+    return found->line;
+  }
+  // Those that nobody can use any more first, else the oldest.
+  std::erase_if(foreseen_,
+                [&](const Foreseen& each) { return each.uses == 0 || now - each.at > kept; });
+  if (foreseen_.size() >= kMostForeseen) foreseen_.erase(foreseen_.begin());
+  foreseen_.push_back(std::move(fresh));
+  return foreseen_.back().line;
 }
 
 Forecast BucketQueue::Foresee(std::int32_t priority, const Account* account, Nanos now) const {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -250,9 +249,11 @@ class BucketQueue final : public Place {
 
   // Of what goes in front of a newcomer of this priority and account. To make it takes as long as
   // all of that is looked at; so where many wait it is made once for as many newcomers as that pays
-  // for, and does not know what became of the others since: at most for 1 µs for each that waits.
+  // for, and does not know what became of the others since: at most for 1 µs for each that waits,
+  // times the priorities and accounts of which it is kept.
   const Forecast& Ahead(std::int32_t priority, const Account* account, Nanos now);
   static constexpr std::size_t kMany = 1'000;
+  static constexpr std::size_t kMostForeseen = 16;
   static Refusal AddTo(Forecast& line, const Waiter& w) {
     return line.Add(*w.bucket_, w.path_ == nullptr ? nullptr : w.path_->limits(), w.amounts_);
   }
@@ -318,7 +319,7 @@ class BucketQueue final : public Place {
     std::size_t uses;  // before it is made anew
     Forecast line;
   };
-  std::optional<Foreseen> foreseen_;
+  std::vector<Foreseen> foreseen_;  // at most kMostForeseen
 };
 
 // The buckets whose heads are held up by how many may be under way at once. They take turns: who

@@ -826,6 +826,28 @@ TEST(Scheduler, ALongQueueIsForetoldNotForEachNewcomerAndStillRightly) {
             kStart + (kWaiting + accepted + 2 - 4'000) * kSecond);
 }
 
+TEST(Scheduler, ALongQueueIsForetoldRightlyToNewcomersOfSeveralPrioritiesInTurn) {
+  Office office({Make(Shape::kBucket, 1)}, {0});
+  ASSERT_TRUE(office.TryTake(kStart, {1}));
+  constexpr int kWaiting = 2'000;
+  for (int i = 0; i < kWaiting; ++i) office.Submit(kStart, {1});
+  office.Serve(kStart);
+  // More priorities than lines are kept of, each with newcomers that could and could not go.
+  constexpr int kPriorities = 20;
+  std::vector<int> of(kPriorities);
+  of[0] = kWaiting;
+  for (int i = 0; i < 2'000; ++i) {
+    const std::int32_t priority = i % 7 == 0 ? i / 7 % kPriorities : i % 2;
+    const bool early = i % 3 == 0;
+    Nanos turn = kStart + kSecond;
+    for (int p = priority; p < kPriorities; ++p) turn += of[static_cast<std::size_t>(p)] * kSecond;
+    Waiter* w = office.Submit(kStart, {1}, priority, turn - (early ? kSecond : 0));
+    office.Serve(kStart);
+    ASSERT_EQ(w->outcome(), early ? Outcome::kDeadline : Outcome::kWaiting) << i;
+    if (!early) ++of[static_cast<std::size_t>(priority)];
+  }
+}
+
 TEST(Scheduler, HandsOverInOneBatchAndWritesTheDescriptorOnce) {
   for (const WakeFd::Kind kind : {WakeFd::DefaultKind(), WakeFd::Kind::kSocketPair}) {
     Office office({Make(Shape::kBucket, 1'000)}, {0});
