@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from users import Provider, asks, at_once, idle, make, until
 
-from headway import RequestMetadata, SchedulerStoppedError
+from headway import BackendOperationError, RequestMetadata, SchedulerStoppedError
 from headway.backends import MemoryBackend
-from headway.scheduler import Handle, Scheduler
+from headway.scheduler import Handle, Scheduler, StateManager
 
 
 def on_a_loop_that_then_stands_still(scheduler: Any) -> asyncio.AbstractEventLoop:
@@ -316,18 +316,42 @@ def test_it_may_drain_for_as_long_as_it_takes() -> None:
     assert not scheduler.is_running()
 
 
+class Backend(MemoryBackend):
+    """Counts how often it is up."""
+
+    up = 0
+    fails = False
+
+    async def start(self) -> None:
+        if self.fails:
+            raise OSError("not today")
+        self.up += 1
+        await super().start()
+
+    async def stop(self) -> None:
+        self.up -= 1
+        await super().stop()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_backend_is_started_beside_a_manager_of_another(shared: bool) -> None:
+    async def run() -> None:
+        backend = Backend()
+        managed = backend if shared else Backend()
+        scheduler = Scheduler(None, state_manager=StateManager(managed), backend=backend)
+        async with scheduler:
+            assert (managed.up, backend.up) == (1, 1)
+        assert (managed.up, backend.up) == (0, 0)
+        backend.fails = True
+        with pytest.raises((OSError, BackendOperationError)):
+            await scheduler.start()
+        assert (managed.up, backend.up) == (0, 0)
+        assert not scheduler.is_running()
+
+    asyncio.run(run())
+
+
 def test_a_start_that_fails_stops_what_it_has_started() -> None:
-    class Backend(MemoryBackend):
-        up = 0
-
-        async def start(self) -> None:
-            self.up += 1
-            await super().start()
-
-        async def stop(self) -> None:
-            self.up -= 1
-            await super().stop()
-
     class Failing(Scheduler):
         fails = True
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from headway import _core
 from headway._log import fields
 from headway.errors import ConfigurationError, ProviderError
+from headway.scheduler.answers import look
 from headway.scheduler.choice import Choice
 from headway.scheduler.chores import Chores, LoopEnded, running_loop
 from headway.scheduler.config import SchedulerMode
@@ -136,7 +137,7 @@ class Life:
 
     async def _begin(self) -> None:
         scheduler = self._scheduler
-        await self._backend().start()
+        await self._start_backend()
         try:
             await scheduler._on_start()
             if scheduler.provider is not None and scheduler.mode is not SchedulerMode.BASIC:
@@ -214,15 +215,29 @@ class Life:
         self.close_server()
         await scheduler._on_stop()
 
-    def _backend(self) -> Any:
-        manager = self._scheduler.state_manager  # which starts and stops its own
-        return manager if manager is not None else self._scheduler.backend
+    def _stores(self) -> list[Any]:
+        """What is started: the manager, which starts its own backend; the backend, if another's."""
+        manager, backend = self._scheduler.state_manager, self._scheduler.backend
+        if manager is None:
+            return [backend]
+        return [manager] if look(manager, "backend") is backend else [manager, backend]
 
-    async def _stop_backend(self) -> None:
+    async def _start_backend(self) -> None:
+        started: list[Any] = []
         try:
-            await self._backend().stop()
-        except Exception as error:  # it has stopped; what the backend says of it is for the log
-            self._scheduler._user_code.note("stop of backend", error)
+            for store in self._stores():
+                await store.start()
+                started.append(store)
+        except BaseException:
+            await self._stop_backend(started)
+            raise
+
+    async def _stop_backend(self, stores: list[Any] | None = None) -> None:
+        for store in reversed(self._stores() if stores is None else stores):
+            try:
+                await store.stop()
+            except Exception as error:  # it has stopped; what it says of it is for the log
+                self._scheduler._user_code.note("stop of backend", error)
 
     def close_server(self) -> None:
         """Its metrics are served no more."""
