@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 import prometheus_client
 import pytest
-from users import until
+from users import at_once, until
 
 from headway import (
     CapacityExceededError,
@@ -36,7 +37,7 @@ from headway import (
     create_scheduler,
     metrics,
 )
-from headway.scheduler import Scheduler, StateConfig
+from headway.scheduler import Scheduler, StateConfig, buckets, verdicts
 
 
 def make(**options: Any) -> tuple[Scheduler, str]:
@@ -383,6 +384,50 @@ def test_what_a_stream_has_used_is_settled_however_it_ends() -> None:
     assert (units("settled"), units("refunded")) == (24, 6)
     assert units("settled", "requests") == units("reserved", "requests") == 3
     asyncio.run(scheduler.stop(0))
+
+
+def test_what_forgotten_buckets_have_done_stays_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "MOST_BUCKETS", 10)
+    counted = ("requests_scheduled", "requests_completed", "requests_failed", "attempts")
+
+    async def run() -> None:
+        clock = ManualClock()
+        scheduler, _ = make(limits=["5 requests/s"], clock=clock, max_retries=1)
+        paused, go_on = asyncio.Event(), asyncio.Event()
+
+        async def pause(_: float) -> None:
+            paused.set()
+            await go_on.wait()
+
+        async def call(number: int) -> int:
+            if number % 2:
+                raise ValueError(number)
+            return number
+
+        async def fails() -> None:
+            raise ConnectionError
+
+        async with scheduler:
+            await scheduler.submit_request(asks(model="retried"), at_once)
+            with monkeypatch.context() as patched:
+                patched.setattr(verdicts.asyncio, "sleep", pause)
+                retried = asyncio.ensure_future(
+                    scheduler.submit_request(asks(model="retried"), fails)
+                )
+                await paused.wait()
+            for number in range(50):
+                clock.advance(5)  # nothing of what went before counts any more
+                call_it = functools.partial(call, number)
+                with contextlib.suppress(ValueError):
+                    await scheduler.submit_request(asks(model=f"m{number}"), call_it)
+            assert len(scheduler.get_metrics()["buckets"]) < 30
+            go_on.set()
+            with pytest.raises(ConnectionError):
+                await retried
+            found = scheduler.get_metrics()
+            assert [found[name] for name in counted] == [52, 26, 26, 53]
+
+    asyncio.run(run())
 
 
 def test_without_metrics_nothing_is_kept() -> None:

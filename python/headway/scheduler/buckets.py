@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
@@ -90,6 +92,20 @@ class Bucket(_core.BucketCore):
         """The limits that it has now, those left out that are unlimited."""
         return [limit for limit in _core.limits(self) if limit.amount < UNLIMITED]
 
+    def totals(self) -> Counter[str]:
+        """What it has done so far, by name."""
+        done: Counter[str] = Counter({name: getattr(self, name) for name in _DONE})
+        seen = self.watch.seen
+        if seen is not None:
+            done.update(dataclasses.asdict(seen))
+        return done
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a request of it has not ended: one that waits to be tried again is in no queue."""
+        done = self.succeeded + self.failed + self.cancelled
+        return bool(self.queued or self.in_flight or self.submitted != done)
+
     def note_odd(self, times: int) -> None:
         """So many values of an answer cannot be read."""
         for _ in range(times):
@@ -110,6 +126,7 @@ class Bucket(_core.BucketCore):
         return found
 
 
+_DONE = ("submitted", "succeeded", "failed", "cancelled", "attempts", "oddities")
 _THEIRS = {"requests": "rpm_limit", "tokens": "tpm_limit"}
 
 
@@ -224,6 +241,10 @@ class Buckets:
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
+        # What those that were forgotten have done. Under the lock, it goes there as they go: garbage
+        # that is collected meanwhile may ask for it.
+        self._gone: Counter[str] = Counter()
+        self._going = threading.RLock()
         self._forget_at = MOST_BUCKETS
         self._told_unlimited = False
         self._told_unestimated = False
@@ -263,6 +284,14 @@ class Buckets:
             self._forget()
         bucket = self._make(bucket_id)
         return self._buckets.setdefault(bucket_id, bucket)
+
+    def totals(self) -> Counter[str]:
+        """What all have done so far, by name; those that were forgotten, too."""
+        with self._going:
+            done = self._gone.copy()
+            for bucket in self:
+                done.update(bucket.totals())
+        return done
 
     def is_given(self, bucket_id: str) -> bool:
         """Whether limits were given for it by name."""
@@ -308,6 +337,8 @@ class Buckets:
     def forget_all(self) -> None:
         """After a fork: what was counted was the parent's."""
         self._buckets.clear()
+        self._gone = Counter()
+        self._going = threading.RLock()  # somebody may have held it
 
     def _part(self, amount: int) -> int:
         return _share(amount, self._ratio * self._multiplier)
@@ -460,13 +491,13 @@ class Buckets:
         return [(name, bucket) for name, bucket in found if bucket is not None]
 
     def _forget(self) -> None:
-        busy = {name for name, bucket in self._present() if bucket.queued or bucket.in_flight}
+        busy = {name for name, bucket in self._present() if bucket.in_use}
         for name in self._backend.forget_idle(len(busy)):
             if name not in busy:
-                self._buckets.pop(name, None)
+                self._let_go(name)
         for name in list(self._buckets):
             if name not in busy and self._backend.words(name) is None:
-                self._buckets.pop(name, None)
+                self._let_go(name)
         self._forget_at = max(MOST_BUCKETS, 2 * len(self._buckets))
         self._scheduler._forget_routes()
         _logger.info(
@@ -474,3 +505,9 @@ class Buckets:
             len(self._buckets),
             extra=fields("buckets_forgotten", left=len(self._buckets)),
         )
+
+    def _let_go(self, name: str) -> None:
+        with self._going:
+            bucket = self._buckets.pop(name, None)
+            if bucket is not None:
+                self._gone.update(bucket.totals())

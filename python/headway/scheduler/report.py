@@ -16,9 +16,8 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
     """For Scheduler.get_metrics()."""
     buckets = list(scheduler._buckets)
     events = scheduler._events
-    scheduled = sum(bucket.submitted for bucket in buckets)
-    completed = sum(bucket.succeeded for bucket in buckets)
-    failed = sum(bucket.failed for bucket in buckets)
+    done = scheduler._buckets.totals()
+    scheduled, completed, failed = done["submitted"], done["succeeded"], done["failed"]
     waiting = sum(bucket.queued for bucket in buckets)
     active = scheduler._under_way
     found: dict[str, Any] = {
@@ -33,8 +32,8 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         "requests_scheduled": scheduled,
         "requests_completed": completed,
         "requests_failed": failed,
-        "requests_cancelled": sum(bucket.cancelled for bucket in buckets),
-        "attempts": sum(bucket.attempts for bucket in buckets),
+        "requests_cancelled": done["cancelled"],
+        "attempts": done["attempts"],
         "queue_overflows": events["queue_overflows"],
         "scheduler_loops": 0,
         "circuit_breaker_rejections": events["circuit_breaker_rejections"],
@@ -45,17 +44,16 @@ def metrics(scheduler: Scheduler) -> dict[str, Any]:
         "retry_budget_used_up": events["retry_budget_used_up"],
         "cool_downs": events["cool_downs"],
         "answers_not_read": events["answers_not_read"],
-        "answer_oddities": sum(bucket.oddities for bucket in buckets),
+        "answer_oddities": done["oddities"],
         "idle_streams": events["idle_streams"],
         "user_code_errors": dict(scheduler._user_code.errors),
     }
-    seen = [each for each in (bucket.watch.seen for bucket in buckets) if each is not None]
     found |= {
-        "observed_requests": sum(each.requests for each in seen),
-        "would_have_waited": sum(each.would_have_waited for each in seen),
-        "would_have_waited_seconds": sum(each.would_have_waited_seconds for each in seen),
-        "observed_refusals": sum(each.refusals for each in seen),
-        "refusals_avoided": sum(each.refusals_avoided for each in seen),
+        "observed_requests": done["requests"],
+        "would_have_waited": done["would_have_waited"],
+        "would_have_waited_seconds": float(done["would_have_waited_seconds"]),
+        "observed_refusals": done["refusals"],
+        "refusals_avoided": done["refusals_avoided"],
     }
     if scheduler.mode is SchedulerMode.ACCOUNT:
         found |= {
