@@ -166,12 +166,10 @@ def test_buckets_are_forgotten_while_other_threads_make_and_forget_some() -> Non
     class Interrupting:
         """A bucket, at which whoever looks is interrupted by another thread that makes one."""
 
-        in_flight = submitted = 0
-
         @property
-        def queued(self) -> int:
+        def in_use(self) -> bool:
             buckets.make_unlisted("new")
-            return 1
+            return True
 
     words = buckets._backend.words
 
@@ -309,6 +307,42 @@ class Learning(Provider):
             rpm_remaining=int(headers["x-mine-left"]),
             rpm_reset=time.time() + 60,
         )
+
+
+@pytest.mark.parametrize(
+    ("found", "headers", "least", "most"),
+    [
+        ({"rpm_remaining": 0, "rpm_reset": 1006}, {}, 6, 7),
+        ({"tpm_remaining": 0, "tpm_reset": 1006, "rpm_remaining": 0, "rpm_reset": 1002}, {}, 6, 7),
+        # What it says in so many words, and what the answer does, go before.
+        ({"rpm_remaining": 0, "rpm_reset": 1006, "retry_after": 2}, {}, 2, 3),
+        ({"rpm_remaining": 0, "rpm_reset": 1006}, {"retry-after": "2"}, 2, 3),
+        # Something is left; there was something again before it was said; it is too long to be so.
+        ({"rpm_remaining": 3, "rpm_reset": 1006}, {}, 0, 0.001),
+        ({"rpm_remaining": 0, "rpm_reset": 994}, {}, 0, 0.001),
+        ({"rpm_remaining": 0, "rpm_reset": 10_000}, {}, 120, 121),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refusal_of_which_it_tells_a_reset_alone_is_waited_for_until_then(
+    found: dict[str, Any], headers: dict[str, str], least: float, most: float, status: int
+) -> None:
+    class Resetting(Provider):
+        def parse_rate_limit_response(self, *_: Any) -> RateLimitInfo:
+            return RateLimitInfo(is_rate_limited=True, timestamp=1000, **found)
+
+    async def call() -> None:
+        raise Refused(status, headers)
+
+    async def run() -> None:
+        provider = Resetting()
+        async with make(provider=provider, max_retries=0, clock=ManualClock()) as scheduler:
+            with pytest.raises(Refused):
+                await scheduler.submit_request(asks(), call)
+            held = scheduler.get_metrics()["buckets"]["m"]["cooled_for"]
+            assert least <= held <= most
+
+    asyncio.run(run())
 
 
 _EVENT = b'data: {"choices": [], "usage": {"total_tokens": 7}}\n\ndata: [DONE]\n\n'

@@ -77,8 +77,16 @@ class Observations:
         None where it does not say; of a limit that is kept to, which knows more; and of a `bucket`,
         which is full again by then, and has something to give long before.
         """
-        if self._scheduler.provider is not None:
+        if self._scheduler.provider is not None:  # which is asked when others have gone on: below
             return None
+        table = self.table_of(answer)
+        return self._back_in(bucket, table.read(answer.headers, body=answer.body).as_list())
+
+    def back_by(self, bucket: Bucket, info: RateLimitInfo) -> float | None:
+        """The same, by what the user's own provider makes of a refusal."""
+        return self._back_in(bucket, _readings_of(info))
+
+    def _back_in(self, bucket: Bucket, readings: list[dict[str, Any]]) -> float | None:
         kept = {
             (found["resource"], found["limit"])
             for found in _core.findings(bucket)
@@ -86,7 +94,7 @@ class Observations:
         }
         resets = [
             float(reading["reset"])
-            for reading in self.table_of(answer).read(answer.headers, body=answer.body).as_list()
+            for reading in readings
             if reading.get("remaining") == 0
             and "reset" in reading
             and reading.get("shape") != "bucket"
@@ -118,19 +126,8 @@ class Observations:
             self._tell(bucket, record, readings, refused, wait, failed=failed)
 
     def told(self, bucket: Bucket, record: Any, info: RateLimitInfo) -> None:
-        """What the user's own provider has made of an answer; each field makes sense or is None."""
-        readings: list[dict[str, Any]] = []
-        for short, resource in (("rpm", "requests"), ("tpm", "tokens")):
-            reading: dict[str, Any] = {"resource": resource}
-            for name in ("limit", "remaining"):
-                value = getattr(info, f"{short}_{name}")
-                if value is not None:
-                    reading[name] = int(value)
-            reset = getattr(info, f"{short}_reset")
-            if reset is not None and 0 <= reset - info.timestamp <= 1e8:
-                reading["reset"] = reset - info.timestamp
-            if len(reading) > 1:
-                readings.append(reading)
+        """What the user's own provider has made of an answer."""
+        readings = _readings_of(info)
         if readings:
             self._tell(bucket, record, _core.Readings(readings))
 
@@ -162,3 +159,20 @@ class Observations:
             ", ".join(limits) or "none",
             extra=fields("limits_learnt", bucket=bucket.name, limits=limits),
         )
+
+
+def _readings_of(info: RateLimitInfo) -> list[dict[str, Any]]:
+    """As a table gives them; each field makes sense or is None."""
+    readings: list[dict[str, Any]] = []
+    for short, resource in (("rpm", "requests"), ("tpm", "tokens")):
+        reading: dict[str, Any] = {"resource": resource}
+        for name in ("limit", "remaining"):
+            value = getattr(info, f"{short}_{name}")
+            if value is not None:
+                reading[name] = int(value)
+        reset = getattr(info, f"{short}_reset")
+        if reset is not None and 0 <= reset - info.timestamp <= 1e8:
+            reading["reset"] = reset - info.timestamp
+        if len(reading) > 1:
+            readings.append(reading)
+    return readings

@@ -247,8 +247,10 @@ class Verdicts:
         """What the user's own provider makes of an answer holds up all of its bucket."""
         if not _is_limited(info):
             return
-        if info.retry_after:
-            call.bucket.cool(_with_jitter(call.bucket, float(info.retry_after)))
+        told = info.retry_after or wait_told_by(answer)
+        told = told or self._scheduler._observations.back_by(call.bucket, info)
+        if told:
+            call.bucket.cool(_with_jitter(call.bucket, float(told)))
         elif not is_refused(answer):  # or it is held up already
             call.bucket.cool(self.pause(call.attempt))
 
