@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from headway.scheduler import (
     RateLimiterConfig,
     RateLimitState,
     StateManager,
+    chores,
     create_scheduler,
 )
 from headway.transports import AsyncTransport, Transport
@@ -58,6 +60,56 @@ def test_a_thousand_requests_of_a_model_ask_once_for_its_bucket() -> None:
                 await scheduler.submit_request(asks(), at_once)
             assert provider.asked["m"] == 1
             assert provider.asked["discover_limits"] == 1
+
+    asyncio.run(run())
+
+
+def test_it_is_asked_on_the_loop_of_the_start_whoever_submits() -> None:
+    """An HTTP client in it is of that loop, and fails on another."""
+    loops = set()
+
+    class Bound(Provider):
+        async def get_bucket_for_model(self, model_id: str, resource_type: str | None = None) -> str:
+            loops.add(asyncio.get_running_loop())
+            await asyncio.sleep(0)
+            if model_id == "bad":
+                raise BucketNotFoundError(model_id)
+            return await super().get_bucket_for_model(model_id, resource_type)
+
+    provider = Bound()
+    scheduler = make(provider=provider)
+
+    async def elsewhere() -> None:
+        several = [scheduler.submit_request(asks(), at_once) for _ in range(9)]
+        assert await asyncio.gather(*several) == [42] * 9
+        with pytest.raises(BucketNotFoundError):
+            await scheduler.submit_request(asks("bad"), at_once)
+
+    async def run() -> None:
+        async with scheduler:
+            await asyncio.gather(
+                *(asyncio.to_thread(lambda: asyncio.run(elsewhere())) for _ in range(3))
+            )
+            assert loops == {asyncio.get_running_loop()}
+            assert provider.asked["m"] == 1
+
+    asyncio.run(run())
+
+
+def test_one_whose_loop_is_held_up_is_asked_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chores, "PATIENCE", 0.01)
+
+    async def run() -> None:
+        async with make(provider=Provider()) as scheduler:
+            asked = threading.Thread(
+                target=lambda: asyncio.run(answered(scheduler.submit_request(asks(), at_once)))
+            )
+            asked.start()
+            asked.join(10)  # which nobody should do on a loop
+            assert not asked.is_alive()
+
+    async def answered(request: Any) -> None:
+        assert await request == 42
 
     asyncio.run(run())
 

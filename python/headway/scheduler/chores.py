@@ -9,12 +9,15 @@ import math
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError, wait
+from time import monotonic
 from typing import Any, Generic, TypeVar, final
 
 _T = TypeVar("_T")
 
 _LOOK = 0.5
 """Seconds after which whoever waits looks whether the loop still runs; nothing tells of its end."""
+PATIENCE = 5.0
+"""Seconds for which a loop may stand still until somebody else does what it was asked."""
 _GRACE = 1.0
 """Seconds that what is cancelled on a loop of ours has to end."""
 
@@ -58,6 +61,11 @@ class Errand(Generic[_T]):
                 loop.call_soon_threadsafe(self._begin)
             except RuntimeError:  # closed just now
                 fail(self.over, LoopEnded())
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its loop has come to it."""
+        return self._loop is None or self._task is not None
 
     def wait(self) -> _T:
         """What it gives, for a thread. LoopEnded where nobody does it any more."""
@@ -269,6 +277,19 @@ class Chores:
         return Errand(
             self, make, loop if loop is not None and loop.is_running() else running_loop()
         )
+
+    async def at_home(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """What `make()` gives, on their loop where one runs; here, where it does not come to it."""
+        while self.loop_runs and not self.is_this_loop():
+            errand = self.send(make)
+            end = monotonic() + PATIENCE
+            while not errand.over.done() and (errand.has_begun or monotonic() < end):
+                await errand.until_over()
+            if not errand.over.done():
+                break
+            with contextlib.suppress(LoopEnded):  # elsewhere, then
+                return errand.over.result()
+        return await make()
 
     def keep_errand(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
         """It runs here, on `loop`; where that is theirs, it ends with them."""

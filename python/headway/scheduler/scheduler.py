@@ -446,7 +446,9 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             await self._questions.ask_breaker(breaker, metadata)
         if self.provider is not None and not self._chores.loop_runs:
             self._life.adopt_chores()
-        bucket = await self._find.find(metadata)
+        bucket = self._find.known(metadata)
+        if bucket is None:  # its provider is to be asked, which is of one loop
+            bucket = await self._chores.at_home(lambda: self._find.find(metadata))
         self._check_granted(bucket, metadata)
         return metadata, bucket
 
