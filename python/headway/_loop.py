@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from headway import _core
@@ -41,45 +41,67 @@ def mailbox_for(loop: asyncio.AbstractEventLoop) -> _core.Mailbox:
     if known is not None and known[0] == os.getpid():
         return known[1]
     mailbox = _core.Mailbox()
-    try:
-        loop.add_reader(mailbox.fileno(), mailbox.drain)
-    except NotImplementedError:
-        # Such a loop (Windows' Proactor) can be told of things from another thread only.
-        _bridge(loop, mailbox)
+    watch(loop, mailbox, mailbox.drain)
     _mailboxes[loop] = (os.getpid(), mailbox)
     return mailbox
 
 
-def _bridge(loop: asyncio.AbstractEventLoop, mailbox: _core.Mailbox) -> None:
-    """Drains a mailbox by one `call_soon_threadsafe` a batch, from a thread that only waits."""
+def watch(
+    loop: asyncio.AbstractEventLoop, mailbox: _core.Mailbox, action: Callable[[], object]
+) -> Callable[[], object]:
+    """Has `loop`, which is the running one, call `action` when something lies in the mailbox.
+
+    Returns what ends that, on that loop.
+    """
+    descriptor = mailbox.fileno()
+    try:
+        loop.add_reader(descriptor, action)
+    except NotImplementedError:
+        # Such a loop (Windows' Proactor) can be told of things from another thread only.
+        return _bridge(loop, mailbox, action)
+    return lambda: loop.remove_reader(descriptor)
+
+
+def _bridge(
+    loop: asyncio.AbstractEventLoop, mailbox: _core.Mailbox, action: Callable[[], object]
+) -> Callable[[], object]:
+    """Calls it by one `call_soon_threadsafe` a batch, from a thread that only waits."""
     reference = weakref.ref(loop)
-    drained = threading.Event()
+    acted = threading.Event()
+    over = threading.Event()
 
-    def drain() -> None:
-        mailbox.drain()
-        drained.set()
+    def act() -> None:
+        if not over.is_set():
+            action()
+        acted.set()
 
-    def watch() -> None:
+    def wait() -> None:
         while True:
             mailbox.wait()
             target = reference()
-            if target is None or target.is_closed():
+            if target is None or target.is_closed() or over.is_set():
                 return
-            drained.clear()
+            acted.clear()
             try:
-                target.call_soon_threadsafe(drain)
+                target.call_soon_threadsafe(act)
             except RuntimeError:  # closed since
                 return
             del target
-            # The descriptor stays readable until the loop has drained it: wait for that.
-            while not drained.wait(1.0):
+            # The descriptor stays readable until the loop has emptied it: wait for that.
+            while not acted.wait(1.0):
                 target = reference()
                 if target is None or target.is_closed():
                     return
                 del target
 
-    weakref.finalize(loop, mailbox.signal)
-    threading.Thread(target=watch, name="headway-bridge", daemon=True).start()
+    def end() -> None:
+        over.set()
+        mailbox.signal()
+        gone.detach()
+
+    gone = weakref.finalize(loop, mailbox.signal)
+    threading.Thread(target=wait, name="headway-bridge", daemon=True).start()
+    return end
 
 
 def register(limiter: object) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from users import run_without_reader
 
 from headway import (
     ConfigurationError,
@@ -93,6 +94,11 @@ def test_it_decides_between_buckets_that_are_ready_at_once() -> None:
     assert order == list("cccbbbaaa")
     assert strategy.seen[0] == [("a", 3), ("b", 3), ("c", 3)], "who has waited longest is first"
     assert all(len(each) > 1 for each in strategy.seen), "one alone is no decision"
+
+
+def test_it_decides_on_a_loop_that_watches_no_descriptors() -> None:
+    requests = [(model, 0) for model in "abcabcabc"]
+    assert run_without_reader(served(make(Last()), requests)) == list("cccbbbaaa")
 
 
 def test_without_one_it_is_by_priority_and_age() -> None:

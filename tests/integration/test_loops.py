@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from users import run_without_reader
 
 from headway import DeadlineExceededError, Limiter, ManualClock, _core
 
@@ -35,26 +36,11 @@ def _run_on_uvloop(coroutine: Coroutine[Any, Any, Any]) -> Any:
         loop.close()
 
 
-class _NoReader(asyncio.SelectorEventLoop):
-    """A loop that cannot watch descriptors, as Windows' Proactor loop cannot."""
-
-    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
-        raise NotImplementedError
-
-
-def _run_without_reader(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    loop = _NoReader()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
-
-
 @pytest.fixture(params=["asyncio", "uvloop", "no add_reader"])
 def run(request: pytest.FixtureRequest) -> Runner:
     if request.param == "uvloop":
         return _run_on_uvloop
-    return _run_without_reader if request.param == "no add_reader" else asyncio.run
+    return run_without_reader if request.param == "no add_reader" else asyncio.run
 
 
 def test_everybody_is_admitted_in_order_and_on_time(run: Runner) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from own_backend import Own, asks, call, make
-from users import Provider, until
+from users import Provider, run_without_reader, until
 
 from headway import CapacityExceededError, Reservation
 from headway._core import WithReservation
@@ -204,6 +204,23 @@ def test_it_goes_on_when_the_loop_that_it_was_started_on_has_gone_and_from_threa
 
 def threads_of_chores() -> int:
     return sum(thread.name == "headway-chores" for thread in threading.enumerate())
+
+
+def test_it_is_asked_on_a_loop_that_watches_no_descriptors() -> None:
+    def bridges() -> int:
+        return sum(each.name == "headway-bridge" for each in threading.enumerate())
+
+    async def run() -> None:
+        backend = Own()
+        scheduler = make(backend, at_once=2)
+        for _ in range(3):
+            async with scheduler:
+                requests = (scheduler.submit_request(asks(), call) for _ in range(9))
+                assert await asyncio.wait_for(asyncio.gather(*requests), 10) == [42] * 9
+            await until(lambda: bridges() <= before + 1)  # that of the loop's own mailbox
+
+    before = bridges()
+    run_without_reader(run())
 
 
 def test_of_all_threads_that_find_the_loop_gone_one_makes_another() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from headway import DiscoveredBucket, ProviderInterface, RateLimitInfo, RequestMetadata
@@ -59,6 +59,24 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
     await asyncio.wait_for(look(), 20)
+
+
+class _NoReader(asyncio.SelectorEventLoop):
+    """A loop that cannot watch descriptors, as Windows' Proactor loop cannot."""
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    remove_reader = add_reader  # type: ignore[assignment]
+
+
+def run_without_reader(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """As asyncio.run, on such a loop."""
+    loop = _NoReader()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
 
 
 class Refused(Exception):

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
+from headway._loop import watch
 from headway.errors import ConfigurationError, RateLimiterError
 from headway.scheduler.chores import running_loop
 from headway.scheduler.user_code import method_of
@@ -64,7 +65,7 @@ class Choice:
         mailbox = await self._scheduler._user_code.open_mailbox(self._whose, PATIENCE)
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
-        loop.add_reader(mailbox.fileno(), asked.set)
+        unwatch = watch(loop, mailbox, asked.set)
         self._begin(mailbox)
         try:
             while self._mailbox is mailbox:
@@ -77,7 +78,7 @@ class Choice:
             # Else it was closed as garbage, somewhere, after its loop: nothing of it is left.
             if running_loop() is loop:
                 self._end(mailbox)
-                loop.remove_reader(mailbox.fileno())
+                unwatch()
                 self._scheduler._life.leave_loop()
 
     @property

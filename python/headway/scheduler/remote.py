@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, final
 from weakref import WeakValueDictionary
 
 from headway import _core
+from headway._loop import watch
 from headway.errors import RateLimiterError
 from headway.scheduler.chores import running_loop, until_set
 
@@ -251,7 +252,7 @@ class Supply:
         mailbox = await self._scheduler._user_code.open_mailbox(self._whose, _LONGEST_PAUSE)
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
-        loop.add_reader(mailbox.fileno(), asked.set)
+        unwatch = watch(loop, mailbox, asked.set)
         self._signal(mailbox)
         supplying: set[RemoteBucket] = set()
         self._supplying = supplying
@@ -276,7 +277,7 @@ class Supply:
             # Else it was closed as garbage, somewhere, after its loop: nothing of it is left.
             if running_loop() is loop:
                 self._signal_no_more(mailbox)
-                loop.remove_reader(mailbox.fileno())
+                unwatch()
                 self._scheduler._life.leave_loop()
 
     def hold(self, remote: RemoteBucket) -> None:
