@@ -316,6 +316,41 @@ def test_it_may_drain_for_as_long_as_it_takes() -> None:
     assert not scheduler.is_running()
 
 
+@pytest.mark.parametrize("limits", [["1 requests/hour"], []])
+def test_requests_of_a_loop_that_was_closed_are_not_waited_for(limits: list[str]) -> None:
+    """Nobody can go on with them, nor tell them anything."""
+    scheduler = make(limits=limits, max_concurrent_executions=1)
+    ended: list[str] = []
+
+    async def call() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("call")
+
+    async def leave() -> list[Handle]:
+        await scheduler.start()
+        handles = [scheduler.submit(asks(), call) for _ in range(3)]
+        await until(lambda: scheduler.get_metrics()["buckets"]["m"]["queue_depth"] == 2)
+        return handles
+
+    loop = asyncio.new_event_loop()
+    handles = loop.run_until_complete(leave())
+    loop.close()
+    assert handles[2].cancel()
+    began = time.monotonic()
+    in_time(lambda: (scheduler.stop_sync(60), True)[1])
+    assert time.monotonic() - began < 5
+    assert idle(scheduler)
+    assert ended == ["call"]
+    assert not scheduler._handled
+    assert not handles[0].cancel()
+    with scheduler:
+        assert scheduler.submit_sync(asks("other"), lambda: 42) == 42
+    del handles
+    gc.collect()
+
+
 class Backend(MemoryBackend):
     """Counts how often it is up."""
 

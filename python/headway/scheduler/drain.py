@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from headway._log import fields
 from headway.scheduler.chores import until_set
@@ -106,6 +106,9 @@ class Drain:
 
         forget: forgets the word. Before anybody looks, or what comes in between would be lost.
         """
+        for call in self._scheduler._live():
+            if call.loop is not None and call.loop.is_closed():
+                abandon(call)
         with self._lock:
             self._end = time.monotonic() + min([patience, *self._patiences])
         yield from self._until(lambda: self._end, forget)
@@ -134,8 +137,25 @@ class Drain:
     def _tell_all(self) -> None:
         """What is still here is not to go on."""
         for call in self._scheduler._live():
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody awaits it any more
+            try:
                 call._stop()
+            except RuntimeError:  # its loop is closed
+                abandon(call)
+        for task in tuple(self._scheduler._handled):
+            if task.get_loop().is_closed():
+                self._scheduler._handled.discard(task)
         for blocked in self._scheduler._blocking.copy():
             blocked.stop()
         self._scheduler._stop_blocked()
+
+
+def abandon(call: Any) -> None:
+    """Ends a call whose loop is closed: nobody can go on with it, nor hears what becomes of it."""
+    try:
+        call.close()
+    except Exception as error:  # of its function, which is ended where it stands
+        _logger.warning(
+            "a request of a loop that is closed raised %s as it was ended",
+            type(error).__name__,
+            extra=fields("abandoned_raised", error=type(error).__name__),
+        )

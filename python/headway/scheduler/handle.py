@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway._core import Limit
 from headway.scheduler.chores import running_loop
+from headway.scheduler.drain import abandon
 
 if TYPE_CHECKING:
     from headway.limiter import Explanation
@@ -44,14 +45,17 @@ class Handle:
 
     def cancel(self) -> bool:
         """Takes it back: not executed any more if it waits. Whether it was still on its way."""
-        if self._task.done():
+        if self._task.done() or self._call.over:
             return False
         if running_loop() is self._loop:
             # At once: in a later step of the loop it might be too late.
             self._task.cancel()
         else:
             self._call._revoke()
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            try:
+                self._loop.call_soon_threadsafe(self._task.cancel)
+            except RuntimeError:  # it is closed
+                abandon(self._call)
         return True
 
     def done(self) -> bool:
