@@ -28,3 +28,13 @@ def test_the_pause_is_any_share_of_a_bound_that_doubles(monkeypatch: pytest.Monk
     bounds = [scheduler._verdicts.pause(attempt) for attempt in range(1, 10)]
     assert bounds == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     assert scheduler._verdicts.pause(10_000) == 30
+
+
+@pytest.mark.parametrize("base", [1e9, 10**9, 1.0000001])
+def test_the_bound_holds_however_fast_it_is_to_grow(
+    base: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RateLimiterConfig(backoff_base=base, max_backoff=30.0, metrics_enabled=False)
+    scheduler = Scheduler(None, config)
+    monkeypatch.setattr("random.random", lambda: 1.0)
+    assert 0.5 <= scheduler._verdicts.pause(10_000) <= 30

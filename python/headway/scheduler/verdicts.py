@@ -257,7 +257,10 @@ class Verdicts:
     def pause(self, attempt: int) -> float:
         """Full jitter: anything up to a bound that grows with each attempt."""
         config = self._scheduler.config
-        bound = _FIRST_BACKOFF * config.backoff_base ** (min(attempt, 64) - 1)
+        try:
+            bound = _FIRST_BACKOFF * float(config.backoff_base) ** (min(attempt, 64) - 1)
+        except OverflowError:
+            bound = config.max_backoff
         return random.random() * min(bound, config.max_backoff)
 
     def _cool(self, bucket: Bucket, answer: Answer, attempt: int) -> None:
