@@ -97,11 +97,36 @@ def test_the_state_managers_config_counts_where_the_scheduler_has_none_of_its_ow
 
 
 @pytest.mark.parametrize(
+    "options", [{"mode": "basic"}, {"enable_rate_limiting": False}, {"backend": Own()}]
+)
+def test_limits_that_were_learnt_are_warned_of_where_nothing_is(options: dict[str, Any]) -> None:
+    given = {"backend": options.pop("backend")} if "backend" in options else {}
+    with pytest.warns(UserWarning, match=r"no meaning in headway: learnt_limits \(where"):
+        create_scheduler(
+            None,
+            config=RateLimiterConfig(**options),
+            learnt_limits={"m": ["5 requests/min"]},
+            **given,
+        )
+
+
+@pytest.mark.parametrize(
     ("options", "states", "said"),
     [
         ({}, {"cache_policy": CachePolicy.WRITE_AROUND}, r"state_config\.cache_policy"),
         ({}, {"cache_policy": "write_back"}, r"state_config\.cache_policy"),
         ({"test_rate_multiplier": 2.0}, {}, "test_rate_multiplier"),
+        (
+            {"prometheus_host": "::", "prometheus_port": 8000},
+            {},
+            "prometheus_host, prometheus_port .without start_prometheus_server.",
+        ),
+        (
+            {"enable_priority_scheduling": False, "priority_ageing": 5.0},
+            {},
+            "priority_ageing .without priorities.",
+        ),
+        ({"mode": "basic", "priority_ageing": 5.0}, {}, "priority_ageing .without priorities."),
     ],
 )
 def test_what_has_no_meaning_is_warned_of(

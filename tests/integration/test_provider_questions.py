@@ -69,7 +69,9 @@ def test_it_is_asked_on_the_loop_of_the_start_whoever_submits() -> None:
     loops = set()
 
     class Bound(Provider):
-        async def get_bucket_for_model(self, model_id: str, resource_type: str | None = None) -> str:
+        async def get_bucket_for_model(
+            self, model_id: str, resource_type: str | None = None
+        ) -> str:
             loops.add(asyncio.get_running_loop())
             await asyncio.sleep(0)
             if model_id == "bad":

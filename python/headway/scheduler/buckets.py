@@ -241,7 +241,7 @@ class Buckets:
         self._breaker = (most_failures, failure_window)
         self._buckets: dict[str, Bucket] = {}
         self._discovered: dict[str, DiscoveredBucket] = {}
-        # What those that were forgotten have done. Under the lock, it goes there as they go: garbage
+        # What the forgotten have done. Under the lock, it goes there as they go: garbage
         # that is collected meanwhile may ask for it.
         self._gone: Counter[str] = Counter()
         self._going = threading.RLock()
@@ -258,6 +258,11 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+    @property
+    def recalls_nothing(self) -> bool:
+        """Whether what was learnt before was given in vain."""
+        return bool(self._learnt) and (not self._learns or self._scheduler._remote is not None)
 
     def get(self, bucket_id: str) -> Bucket | None:
         """The bucket, if it has been made."""

@@ -126,6 +126,13 @@ class RateLimiterConfig:
         vain = _set_in_vain(self, _WITHOUT_MEANING)
         if not self.test_mode:
             vain += _set_in_vain(self, frozenset({"test_rate_multiplier"}))
+        if not self.start_prometheus_server:
+            served = _set_in_vain(self, frozenset({"prometheus_host", "prometheus_port"}))
+            if served:
+                vain.append(f"{', '.join(served)} (without start_prometheus_server)")
+        if not self.enable_priority_scheduling or self.mode is SchedulerMode.BASIC:
+            aged = _set_in_vain(self, frozenset({"priority_ageing"}))
+            vain += [f"{name} (without priorities)" for name in aged]
         return vain
 
 

@@ -243,6 +243,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             unused += [f"{whose}.{name}" for name in states.unused()]
         if self._accounts and self.mode is not SchedulerMode.ACCOUNT:
             unused.append(f"accounts (in mode {self.mode.value})")
+        if self._buckets.recalls_nothing:
+            unused.append("learnt_limits (where no limits are learnt)")
         if self.provider is not None and basic:
             unused.append("the provider's limits (in mode basic; its buckets have)")
         if unused and warn:
