@@ -102,7 +102,7 @@ class Bucket(_core.BucketCore):
 
     @property
     def in_use(self) -> bool:
-        """Whether a request of it has not ended: one that waits to be tried again is in no queue."""
+        """Whether a request of it has not ended: one that pauses before a retry is in no queue."""
         done = self.succeeded + self.failed + self.cancelled
         return bool(self.queued or self.in_flight or self.submitted != done)
 
