@@ -101,6 +101,73 @@ def test_it_decides_on_a_loop_that_watches_no_descriptors() -> None:
     assert run_without_reader(served(make(Last()), requests)) == list("cccbbbaaa")
 
 
+class Timing(Last):
+    """Is told how long calls took, and which queue was served when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, float]] = []
+        self.last: dict[str, Any] = {}
+
+    async def record_response_time(self, model_id: str, seconds: float) -> None:
+        self.told.append((model_id, seconds))
+
+    async def select(self, eligible: list[QueueInfo]) -> QueueInfo | None:
+        self.last.update({info.queue_key: info.last_request_time for info in eligible})
+        return await super().select(eligible)
+
+
+def test_it_is_told_how_long_calls_took_and_when_one_was_let_through() -> None:
+    strategy = Timing()
+    clock = ManualClock()
+    config = RateLimiterConfig(max_concurrent_executions=1, max_retries=0)
+    scheduler = create_scheduler(None, config=config, scheduling_strategy=strategy, clock=clock)
+
+    def take(seconds: float, error: Exception | None = None) -> Any:
+        clock.advance(seconds)
+        if error is not None:
+            raise error
+        return "an answer"
+
+    async def run() -> None:
+        async def slow() -> Any:
+            await asyncio.sleep(0)  # so that the others have to wait
+            return take(10)
+
+        async def fails() -> Any:
+            return take(3, ValueError("no answer"))
+
+        async with scheduler:
+            await scheduler.submit_request(RequestMetadata("r", "x", "text"), slow)
+            await asyncio.to_thread(
+                scheduler.submit_sync, RequestMetadata("r", "y", "text"), lambda: take(5)
+            )
+            with pytest.raises(ValueError, match="no answer"):
+                await scheduler.submit_request(RequestMetadata("r", "x", "text"), fails)
+            requests = [
+                scheduler.submit_request(RequestMetadata("r", model, "text"), slow)
+                for model in "abcabc"
+            ]
+            assert await asyncio.wait_for(asyncio.gather(*requests), 10) == ["an answer"] * 6
+
+    asyncio.run(run())
+    assert strategy.told[:3] == [("x", 10.0), ("y", 5.0), ("a", 10.0)]
+    assert strategy.last["c"] is not None
+
+
+def test_one_that_fails_to_be_told_is_contained(caplog: pytest.LogCaptureFixture) -> None:
+    class Deaf(Timing):
+        async def record_response_time(self, model_id: str, seconds: float) -> None:
+            raise RuntimeError("no ears")
+
+    scheduler = make(Deaf())
+    requests = [(model, 0) for model in "abcabcabc"]
+    assert asyncio.run(served(scheduler, requests)) == list("cccbbbaaa")
+    assert scheduler.get_metrics()["user_code_errors"]["strategy"] > 0
+    (told,) = [each for each in caplog.messages if "record_response_time" in each]
+    assert told.startswith("record_response_time of strategy 'Deaf' raised RuntimeError: no ears")
+
+
 def test_without_one_it_is_by_priority_and_age() -> None:
     requests = [("a", 0), ("b", 0), ("a", 0), ("c", 2), ("b", 1)]
     assert asyncio.run(served(make(None), requests)) == ["c", "b", "a", "b", "a"]

@@ -32,6 +32,8 @@ class BlockingCall:
         """Whether it has been told to end; looked at by `_admit`, too."""
         self.submitted = 0
         """When, as of Scheduler._now."""
+        self.waited = 0.0
+        """Seconds from then to the beginning of the attempt."""
         self.attempt = 0
         self.result: Any = None
         self.over = False
@@ -104,6 +106,7 @@ class BlockingCall:
         self._reservation = reservation
         self._reserved = reserved
         self._told = False
+        self.waited = (self._scheduler._now() - self.submitted) / 1e9
         self.attempt += 1
 
     def make(self, function: Callable[[], Any] | WithReservation) -> Any:

@@ -455,7 +455,7 @@ class Buckets:
         words = _core.LimiterCore(own, backend.clock, backend.resources, credit=True)
         bucket = self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         bucket.remote = supply.take_on(bucket, words)
-        bucket.guarded = True
+        bucket.guarded = self.guards(bucket)
         for limit in theirs:
             bucket.remote.limits[_THEIRS[limit.resource]] = self._told(limit.amount)
         bucket.remote.given = frozenset(bucket.remote.limits)
@@ -471,7 +471,12 @@ class Buckets:
         bucket.verdicts_logged = set()
         bucket.watch = Watch()
         bucket._changes = deque(maxlen=MOST_RECEIPTS)
+        bucket.guarded = self.guards(bucket)
         return bucket
+
+    def guards(self, bucket: Bucket) -> bool:
+        """Whether all that becomes of its calls is looked at, also while its breaker is closed."""
+        return bucket.remote is not None or self._scheduler._life.choice.times_calls
 
     def _learn(self, bucket_id: str, bucket: Bucket, found: DiscoveredBucket) -> None:
         if bucket.remote is not None:

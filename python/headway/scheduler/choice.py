@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections import deque
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, final
 
 from headway import _core
 from headway._loop import watch
 from headway.errors import ConfigurationError, RateLimiterError
 from headway.scheduler.chores import running_loop
+from headway.scheduler.answers import look
 from headway.scheduler.user_code import method_of
 from headway.strategies import NAMES, create_strategy
 from headway.types import QueueInfo, RateLimitBucket
@@ -23,6 +27,9 @@ PATIENCE = 1.0
 
 Twice that, and the core goes on by itself: then the loop does not run on which it would be asked.
 """
+
+_MOST_TIMES = 1_000
+"""So many times that calls took are kept until the strategy is asked."""
 
 _NO_LIMIT = 1_000
 """Requests a minute, as strategies weigh a bucket of which no limit is known."""
@@ -59,6 +66,13 @@ class Choice:
         self._infos: dict[str, tuple[QueueInfo, _Waiting]] = {}
         self._lock = threading.Lock()
         self._mailbox: _core.Mailbox | None = None
+        self.times_calls = look(scheduler.scheduling_strategy, "record_response_time") is not None
+        """Whether the strategy wants to know how long calls took."""
+        self._times: deque[tuple[str, float]] = deque(maxlen=_MOST_TIMES)
+
+    def took(self, bucket: Bucket, seconds: float) -> None:
+        """A call has had its answer after that long. From any thread."""
+        self._times.append((bucket.name, seconds))
 
     async def run(self) -> None:
         """Until it is cancelled, or somebody else has come in its place."""
@@ -114,15 +128,29 @@ class Choice:
         try:
             # They are what strategies write in, too.
             infos = [self._info(*each) for each in contenders]
+            await self._tell_times()
             chosen = await self._ask(infos)
         except Exception as error:  # contained: without an answer it goes by the core's order
             self._failed(error)
         if self._mailbox is mailbox and self._scheduler._choose(contenders[chosen][0]) and infos:
             try:
+                infos[chosen].last_request_time = datetime.now(timezone.utc)
                 await infos[chosen].update_on_dequeue()
             except Exception as error:  # contained
                 self._failed(error)
         return True
+
+    async def _tell_times(self) -> None:
+        """How long calls took since it was asked last; of very many, the latest."""
+        user_code = self._scheduler._user_code
+        origin = f"record_response_time of {self._whose}"
+        tell = method_of(self._scheduler.scheduling_strategy, "record_response_time")
+        try:
+            with contextlib.suppress(IndexError):
+                while True:
+                    await user_code.call(origin, tell, *self._times.popleft(), patience=PATIENCE)
+        except RateLimiterError:  # logged and counted; what is slow is not to be slow for each
+            self._times.clear()
 
     async def _ask(self, infos: list[QueueInfo]) -> int:
         """Which of them it chooses; the first where it gives none of them.

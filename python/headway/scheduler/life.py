@@ -30,7 +30,7 @@ class Life:
     def __init__(self, scheduler: Scheduler) -> None:
         self.chores = Chores()
         self._scheduler = scheduler
-        self._choice = Choice(scheduler)
+        self.choice = Choice(scheduler)
         self._drain = Drain(scheduler)
         self._turn = Turn()
         self._server: _core.MetricsServer | None = None
@@ -126,7 +126,7 @@ class Life:
         if scheduler.provider is not None and scheduler.mode is not SchedulerMode.BASIC:
             self.chores.start(scheduler._questions.keep_refreshing)
         if scheduler.scheduling_strategy is not None:
-            self.chores.start(self._choice.run)
+            self.chores.start(self.choice.run)
         if scheduler._streams.watched:
             self.chores.start(scheduler._streams.run)
 

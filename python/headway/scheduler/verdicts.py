@@ -160,8 +160,11 @@ class Verdicts:
 
     def _went_well(self, call: Any) -> None:
         bucket: Bucket = call.bucket
+        if self._scheduler._life.choice.times_calls:
+            began = call.submitted / 1e9 + call.waited
+            self._scheduler._life.choice.took(bucket, self._scheduler._now() / 1e9 - began)
         if bucket.guarded and bucket.breaker.succeeded(call):
-            bucket.guarded = bucket.remote is not None
+            bucket.guarded = self._scheduler._buckets.guards(bucket)
             _logger.info(
                 "bucket %r: a probe went well; its calls go out again",
                 bucket.name,
