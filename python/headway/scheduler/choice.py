@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, final
 from headway import _core
 from headway._loop import watch
 from headway.errors import ConfigurationError, RateLimiterError
-from headway.scheduler.chores import running_loop
 from headway.scheduler.answers import look
+from headway.scheduler.chores import running_loop
 from headway.scheduler.user_code import method_of
 from headway.strategies import NAMES, create_strategy
 from headway.types import QueueInfo, RateLimitBucket
