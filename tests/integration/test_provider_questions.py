@@ -116,6 +116,39 @@ def test_one_whose_loop_is_held_up_is_asked_on_another(monkeypatch: pytest.Monke
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (SimpleNamespace(model_id="m"), "must be a RequestMetadata"),
+        (asks(estimated_tokens=-1), "estimated_tokens -1: must be from 0 to 2"),
+        (asks(priority="high"), "priority 'high': must be a whole number"),
+        (asks(cost={"bananas": 1}), "'bananas' is no resource"),
+    ],
+)
+@pytest.mark.parametrize("threads", [False, True])
+def test_what_a_classifier_makes_wrong_is_said_to_be_its(
+    given: Any, said: str, threads: bool
+) -> None:
+    class Classifier:
+        async def classify(self, request: dict[str, Any]) -> Any:
+            return given if request else asks()
+
+    async def run() -> None:
+        async with make(classifier=Classifier()) as scheduler:
+            assert await scheduler.submit_request({}, at_once) == 42  # type: ignore[arg-type]
+            request: Any = {"prompt": "hi"}
+            with pytest.raises(
+                ProviderError, match=f"classify of classifier 'Classifier' .*{said}"
+            ):
+                if threads:
+                    await asyncio.to_thread(scheduler.submit_sync, request, lambda: 42)
+                else:
+                    await scheduler.submit_request(request, at_once)
+            assert scheduler.get_metrics()["user_code_errors"] == {"classifier": 1}
+
+    asyncio.run(run())
+
+
 def test_limits_are_asked_for_at_start_and_now_and_then_and_changes_take_effect() -> None:
     async def run() -> None:
         provider = Provider()

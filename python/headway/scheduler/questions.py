@@ -18,6 +18,7 @@ from headway.scheduler.config import SchedulerMode
 from headway.scheduler.user_code import UserCode, method_of, told
 
 if TYPE_CHECKING:
+    from headway.scheduler.buckets import Bucket
     from headway.scheduler.scheduler import Scheduler
 
 _logger = logging.getLogger("headway.scheduler")
@@ -49,12 +50,25 @@ class Questions:
         """What the classifier makes of a request that is a dict."""
         if self._scheduler.classifier is None:
             raise TypeError("metadata is a dict, and the scheduler has no classifier")
-        origin = f"classify of classifier {type(self._scheduler.classifier).__name__!r}"
         classify = method_of(self._scheduler.classifier, "classify")
-        metadata = await self._scheduler._user_code.call(origin, classify, request)
-        if isinstance(look(metadata, "model_id"), str):
-            return metadata
-        raise self._scheduler._user_code.nonsense(origin, metadata, "must be a RequestMetadata")
+        metadata = await self._scheduler._user_code.call(self._classify, classify, request)
+        for name in ("model_id", "resource_type"):
+            if not isinstance(look(metadata, name), str):
+                rule = "must be a RequestMetadata"
+                raise self._scheduler._user_code.nonsense(self._classify, metadata, rule)
+        return metadata
+
+    def check_classified(self, bucket: Bucket, metadata: Any) -> None:
+        """ProviderError where the rest of what the classifier has made makes no sense either."""
+        try:
+            self._scheduler._estimate(bucket, metadata, None)
+        except Exception as error:  # contained: it says what is wrong
+            user_code = self._scheduler._user_code
+            raise user_code.nonsense(self._classify, metadata, told(error)) from error
+
+    @property
+    def _classify(self) -> str:
+        return f"classify of classifier {type(self._scheduler.classifier).__name__!r}"
 
     async def ask_breaker(self, breaker: Any, metadata: Any) -> None:
         """Raises TooManyFailedRequestsError where the user's own breaker does not let it go."""

@@ -441,7 +441,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
 
     async def _prepare(self, given: Any) -> tuple[Any, Bucket]:
         """A request's metadata, and its bucket."""
-        metadata = await self._questions.classify(given) if isinstance(given, dict) else given
+        classified = isinstance(given, dict)
+        metadata = await self._questions.classify(given) if classified else given
         check_metadata(metadata)
         breaker = self._circuit_breaker
         if breaker is not None:
@@ -451,6 +452,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         bucket = self._find.known(metadata)
         if bucket is None:  # its provider is to be asked, which is of one loop
             bucket = await self._chores.at_home(lambda: self._find.find(metadata))
+        if classified:
+            self._questions.check_classified(bucket, metadata)
         self._check_granted(bucket, metadata)
         return metadata, bucket
 
