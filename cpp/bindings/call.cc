@@ -493,7 +493,7 @@ int Admit(CallObject* self, PyObject** result) {
   if (self->stopped) return Stopped(self, kStoppedWaiting);
   if (bucket->guarded != 0 && !Guard(self, Py_None)) return FailAs(self, RequestOutcome::kBreaker);
   const Nanos now = state.Now();
-  if (self->deadline != kNever && now - self->submitted > self->deadline) {
+  if (IsOver(self->deadline, now - self->submitted, /*retry=*/self->attempt > 0)) {
     RaiseDeadline(self->deadline, kUntold);
     return FailAs(self, RequestOutcome::kDeadline);
   }

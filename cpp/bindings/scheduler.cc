@@ -394,7 +394,7 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   if (stopped == nullptr) return fail(RequestOutcome::kFailed, nullptr);
   Py_DECREF(stopped);
   if (stopped == Py_True) return fail(RequestOutcome::kStopped, RaiseStopped());
-  if (request.deadline != kNever && now - submitted > request.deadline)
+  if (IsOver(request.deadline, now - submitted, retry != 0))
     return fail(RequestOutcome::kDeadline, RaiseDeadline(request.deadline, kUntold));
   auto reservation = std::make_unique<Reservation>();
   const std::optional<Refusal> refusal =

@@ -2,6 +2,7 @@
 #ifndef HEADWAY_BINDINGS_SCHEDULER_H_
 #define HEADWAY_BINDINGS_SCHEDULER_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -61,6 +62,12 @@ struct BucketObject {
 
 // Which of the amounts is that of estimated_tokens, by the limits that there are now.
 void FindTokens(const BucketObject* bucket);
+
+// Whether a request is not even to be tried any more. To come here takes a moment, too: with a
+// deadline of 0, one that need not wait goes.
+inline bool IsOver(Nanos deadline, Nanos since, bool retry) {
+  return deadline != kNever && since > (retry ? deadline : std::max(deadline, kSoon));
+}
 
 enum class Overflow : std::uint8_t { kReject, kDropOldest, kWait };
 

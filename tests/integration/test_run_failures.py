@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import COMMAND, environment, run, write_requests
+from running import COMMAND, environment, request, run, write_lines, write_requests
 
 from headway.simulate import SimulatorProcess
 
@@ -94,6 +94,19 @@ def test_refusals_by_limits_that_were_not_told_are_sat_out(tmp_path: Path) -> No
     assert ended.status == 0
     assert ended.summary["refusals"] == stats["refused"] >= 2
     assert ended.summary["elapsed_s"] >= 1.0
+
+
+@pytest.mark.slow
+def test_refusals_that_name_their_wait_fail_nothing_however_many_they_are(tmp_path: Path) -> None:
+    """Two models that one limit counts together, and nobody has said so: each sends all of it."""
+    lines = [request(f"r-{i}", model="ab"[i % 2]) for i in range(100)]
+    requests = write_lines(tmp_path / "requests.jsonl", lines)
+    with SimulatorProcess("--limits", "60 requests/2s window", "--latency", "0.05") as simulator:
+        ended = run(requests, simulator.url)
+        stats = simulator.stats()
+    assert stats["refused"] > 10 + 100 // 5, "or the budget for retries would have done"
+    assert (ended.status, ended.summary["failed"]) == (0, 0)
+    assert {each["response"]["status_code"] for each in ended.results} == {200}
 
 
 def test_an_answer_that_does_not_come_in_time_is_a_failure_that_says_so(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,26 @@ def test_an_interrupt_starts_nothing_new_and_writes_what_is_in_flight(
     assert "interrupted: 2 in flight are finished and written" in stderr
     assert "without result  1,997" in stdout
     assert json.loads(summary.read_text())["requests"] == 3
+
+
+def test_what_is_told_to_come_later_has_no_result_after_an_interrupt(tmp_path: Path) -> None:
+    """Else whoever goes on with what has none would leave it out."""
+    requests = write_requests(tmp_path / "requests.jsonl", 10)
+    out = tmp_path / "out.jsonl"
+    os.mkfifo(out)
+    server = ("--limits", "1 requests/min window", "--latency", "0")
+    with SimulatorProcess(*server) as simulator:
+        process = start(requests, simulator.url, "--out", str(out), "--overwrite")
+        with out.open() as written:
+            results = [json.loads(written.readline())]
+            while simulator.stats()["refused"] < 2:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            results += [json.loads(line) for line in written]
+        stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [each["response"]["status_code"] for each in results] == [200]
+    assert "without result  9" in stdout
 
 
 def test_a_second_interrupt_cancels_what_is_in_flight(tmp_path: Path) -> None:

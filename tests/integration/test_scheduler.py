@@ -766,6 +766,23 @@ def test_the_last_error_is_the_callers_after_max_retries() -> None:
     assert len(raised) == 3
 
 
+def test_a_deadline_of_nothing_is_now_or_never() -> None:
+    """By the real clock, which goes on between the submission and the first look."""
+
+    async def run() -> None:
+        async with make(limits=["2 requests/hour bucket"]) as scheduler:
+            assert await scheduler.submit_request(asks(deadline=0), at_once) == 42
+            assert await asyncio.to_thread(scheduler.submit_sync, asks(deadline=0), int) == 0
+            for submit in (
+                lambda: scheduler.submit_request(asks(deadline=0), at_once),
+                lambda: asyncio.to_thread(scheduler.submit_sync, asks(deadline=0), int),
+            ):
+                with pytest.raises(DeadlineExceededError, match=r"within 0\.000 s"):
+                    await submit()
+
+    asyncio.run(run())
+
+
 def test_the_retry_budget_is_of_the_whole_scheduler() -> None:
     attempts = 0
 

@@ -17,8 +17,10 @@ from headway.batch.lines import Broken, Line
 from headway.batch.plan import Plan
 from headway.batch.results import Outcome, Results
 from headway.batch.summary import Tally
+from headway.retry import told_wait
 from headway.scheduler import Scheduler
 from headway.scheduler.buckets import Bucket
+from headway.scheduler.failures import REFUSED
 from headway.transports._requests import CLAMPS, HOLD, clamp
 
 _START_AT_ONCE = 4
@@ -26,6 +28,12 @@ _START_AT_ONCE = 4
 
 If a whole burst began in one turn, each step of each request would wait for that step of all the
 others: connections would look slow and requests would go out late and out of order.
+"""
+_MOST_TURNS = 5
+"""A line that is refused for now, and no more, is submitted anew so often.
+
+The budget for retries is for failures. A refusal that says when to come back costs the provider one
+request a wait, since all others of its bucket wait as well; and what a file asks for is to be done.
 """
 
 
@@ -204,9 +212,13 @@ class Batch:
                 raise (MayPass if outcome.may_pass else Failed)(outcome, final=self._closing)
 
         try:
-            await self._submit(turn.line, amounts, WithReservation(attempt))
-        except (Failed, RequestTimeoutError):
-            pass  # the outcome says it
+            for turns_left in reversed(range(_MOST_TURNS)):
+                try:
+                    await self._submit(turn.line, amounts, WithReservation(attempt))
+                    break
+                except (Failed, RequestTimeoutError):
+                    if not turns_left or not self._comes_back(turn):
+                        break  # the outcome says it
         except CapacityExceededError as error:
             turn.outcome = Outcome(error=("capacity_exceeded", str(error)))
         except asyncio.CancelledError:
@@ -216,7 +228,14 @@ class Batch:
         except Exception as error:  # nobody foresaw it; the other requests go on
             turn.outcome = _internal(error)
         assert turn.outcome is not None
-        self._end(turn.line, turn.outcome)
+        # Of what was only told to come later, whoever goes on with the rest wants no result.
+        if not (self._closing and _is_told_to_wait(turn.outcome)):
+            self._end(turn.line, turn.outcome)
+
+    def _comes_back(self, turn: _Turn) -> bool:
+        if self._closing or not self._scheduler.config.max_retries or turn.outcome is None:
+            return False
+        return _is_told_to_wait(turn.outcome)
 
     async def _submit(self, line: Line, amounts: dict[str, int], function: WithReservation) -> None:
         """Has it done in its turn. Where limits are found out, none of them makes it impossible."""
@@ -317,6 +336,10 @@ class _Turn:
         lanes, self._lanes = self._lanes, None
         if lanes is not None:
             lanes.leave(self.line)
+
+
+def _is_told_to_wait(outcome: Outcome) -> bool:
+    return outcome.status == REFUSED and told_wait(outcome.headers) is not None
 
 
 def _internal(error: Exception) -> Outcome:
