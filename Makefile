@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: setup build run test test-cpp test-tsan test-asan test-fuzz test-python lint format format-check types \
-        stubs stubs-check mutants mutants-apply fetch-deps wheel fresh fuzz soak bench bench-peers clean help
+        docs stubs stubs-check mutants mutants-apply fetch-deps wheel fresh fuzz soak bench bench-peers clean help
 
 help:           ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -22,7 +22,7 @@ run:            ## the main job on a sample, against the simulator
 
 # The cheap checks first. test-asan runs all that test-cpp does; fetch-deps, minutes of compiling
 # other people's code, is for who changes cmake/ or tools/fetch-deps.
-CHECKS := format-check lint types stubs-check
+CHECKS := format-check lint types stubs-check docs
 TESTS := test-tsan test-asan test-fuzz test-python mutants-apply wheel
 test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
@@ -50,6 +50,9 @@ format: setup       ## format C++ and Python in place
 
 format-check: setup ## say what is not formatted
 	@tools/format --check
+
+docs: setup         ## the documentation as a site, in build/site
+	@tools/docs
 
 types: setup        ## mypy, strict
 	@tools/types
