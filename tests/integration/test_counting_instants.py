@@ -63,6 +63,15 @@ async def _all(
     return sum(status != 200 for status in statuses), time.monotonic() - began
 
 
+async def _longest_stall(seen: list[float]) -> None:
+    """By how much this loop was late at most, into `seen`; until it is cancelled."""
+    seen.append(0.0)
+    while True:
+        due = time.monotonic() + 0.01
+        await asyncio.sleep(0.01)
+        seen[0] = max(seen[0], time.monotonic() - due)
+
+
 @pytest.mark.parametrize(
     ("amount", "period", "latencies"),
     [
@@ -81,8 +90,11 @@ def test_what_waits_for_two_windows_is_refused_by_no_strict_one(
         for latency, _ in cells
     ]
 
+    stall: list[float] = []
+
     async def main() -> list[tuple[int, float]]:
-        return await asyncio.gather(
+        watching = asyncio.ensure_future(_longest_stall(stall))
+        outcomes = await asyncio.gather(
             *(
                 _all(
                     _transport() if kind == "transport" else _opaque,
@@ -94,6 +106,8 @@ def test_what_waits_for_two_windows_is_refused_by_no_strict_one(
                 for i, ((_, kind), simulator) in enumerate(zip(cells, simulators, strict=True))
             )
         )
+        watching.cancel()
+        return outcomes
 
     for simulator in simulators:
         simulator.start()
@@ -104,8 +118,11 @@ def test_what_waits_for_two_windows_is_refused_by_no_strict_one(
         ):
             stats = simulator.stats()
             name = f"{kind} at latency {latency}"
-            assert (stats["refused"], failed) == (0, 0), name
-            assert stats["admitted"] == requests, name
+            # Of a call of which nobody knows when it left, a hundredth of the period is allowed for
+            # (docs/counting.md). A machine that stood still for as long may have sent one later.
+            late = kind == "opaque" and stall[0] >= period / 100
+            assert stats["refused"] == failed <= (2 if late else 0), f"{name}; late by {stall[0]}"
+            assert stats["admitted"] + failed == requests, name
             # One window's worth at once, one after a period, the rest after two.
             assert took < 3 * period, f"{name}: waited for another window"
     finally:
