@@ -26,11 +26,8 @@ Amounts AmountsOf(const State& state, const py::args& given) {
   return amounts;
 }
 
-// None where only answers can tell; inf where never.
 py::object Wait(Nanos at, Nanos now) {
-  if (at == kNever) return py::float_(std::numeric_limits<double>::infinity());
-  if (at >= kUntold) return py::none();
-  return py::float_(Seconds(std::max<Nanos>(0, at - now)));
+  return py::reinterpret_steal<py::object>(WaitUntil(at, now));
 }
 
 // One look at a limiter: everything that explain(), metrics and monitors show.

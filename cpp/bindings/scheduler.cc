@@ -461,13 +461,6 @@ PyObject* Admit(PyObject* object, PyObject* args) {
   return result;
 }
 
-// Seconds until then; inf for never, None where only answers tell.
-PyObject* Wait(Nanos at, Nanos now) {
-  if (at == kNever) return PyFloat_FromDouble(Py_HUGE_VAL);
-  if (at >= kUntold) return Py_NewRef(Py_None);
-  return PyFloat_FromDouble(Seconds(std::max<Nanos>(0, at - now)));
-}
-
 // _let_through(bucket, metadata): counts it, whatever is in its way. Gives the reservation, what it
 // reserves, after how many seconds it would have been admitted (None: only answers can tell), and
 // which limit it would have waited for; -1: none, or the first answer, or after a refusal.
@@ -485,7 +478,7 @@ PyObject* LetThrough(PyObject* object, PyObject* args) {
   auto reservation = std::make_unique<Reservation>();
   state.bucket->Force(now, amounts, *reservation);
   state.Serve();
-  PyObject* wait = Wait(denial.ready_at, now);
+  PyObject* wait = WaitUntil(denial.ready_at, now);
   PyObject* made = MakeReservation(&state, std::move(reservation), bucket->path);
   PyObject* reserved = TupleOf(amounts);
   if (wait == nullptr || made == nullptr || reserved == nullptr) {
@@ -567,7 +560,7 @@ PyObject* Estimate(PyObject* object, PyObject* args) {
     estimate = state.scheduler().Estimate(*path, now, request.priority, amounts, forecast);
   const Nanos at = estimate.denial.ready_at;
   state.Serve();
-  PyObject* wait = Wait(at, now);
+  PyObject* wait = WaitUntil(at, now);
   PyObject* costs = TupleOf(amounts);
   PyObject* of_account = PyBool_FromLong(estimate.by == path->limits() && estimate.by != nullptr);
   PyObject* out = wait == nullptr || costs == nullptr
@@ -719,8 +712,8 @@ PyObject* Unfinished(PyObject* object, PyObject* /*unused*/) {
 
 // _begins(bucket): one of those requests that their callers' own threads make.
 PyObject* Begins(PyObject* object, PyObject* bucket) {
-  if (Py_TYPE(bucket) != bucket_type && PyType_IsSubtype(Py_TYPE(bucket), bucket_type) == 0) {
-    PyErr_Format(PyExc_TypeError, "%R: must be a bucket", bucket);
+  if (PyObject_TypeCheck(bucket, bucket_type) == 0) {
+    PyErr_SetString(PyExc_TypeError, "_begins() takes a bucket");
     return nullptr;
   }
   ++PartsOf(object).begun;

@@ -2,6 +2,7 @@
 #ifndef HEADWAY_BINDINGS_STATE_H_
 #define HEADWAY_BINDINGS_STATE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -199,6 +200,13 @@ bool IsError(const char* name);
 // `seconds` as nanoseconds, or false with a ValueError that names `what`.
 bool ReadSeconds(PyObject* seconds, const char* what, Nanos& out);
 inline double Seconds(Nanos nanos) { return static_cast<double>(nanos) / 1e9; }
+// A new reference; null with a Python error set: seconds from `now` until then; inf for never, None
+// where only answers tell.
+inline PyObject* WaitUntil(Nanos at, Nanos now) {
+  if (at == kNever) return PyFloat_FromDouble(Py_HUGE_VAL);
+  if (at >= kUntold) return Py_NewRef(Py_None);
+  return PyFloat_FromDouble(Seconds(std::max<Nanos>(0, at - now)));
+}
 
 }  // namespace headway::python
 

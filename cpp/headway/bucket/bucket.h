@@ -42,6 +42,14 @@ class WaiterSignal {
   ~WaiterSignal() = default;
 };
 
+// Of what resources something is asked, as bits.
+inline std::uint32_t Asks(absl::Span<const std::int64_t> amounts) {
+  std::uint32_t asks = 0;
+  for (std::size_t i = 0; i < amounts.size(); ++i)
+    if (amounts[i] > 0) asks |= std::uint32_t{1} << i;
+  return asks;
+}
+
 // A set of limits over a few resources (at most kMaxResources), counted together.
 //
 // Thread-safe and lock-free, except SetLimit, which takes a lock of its own. Reference-counted:

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "headway/bucket/forecast.h"
+#include "headway/simulate/limits.h"
 #include "headway/simulate/memory.h"
 #include "headway/simulate/oracle.h"
 #include "headway/simulate/random.h"
@@ -25,13 +26,7 @@ constexpr Nanos kNow = 1'000 * kSecond;
 
 Limit Make(Shape shape, std::int64_t amount, Nanos period = 10 * kSecond,
            std::optional<std::int64_t> burst = std::nullopt) {
-  Limit limit;
-  limit.amount = amount;
-  limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
-  limit.period = shape == Shape::kConcurrency ? 0 : period;
-  limit.shape = shape;
-  limit.burst = burst;
-  return Limit::Make(limit).value();
+  return simulate::MakeLimit(shape, amount, period, burst);
 }
 
 // A bucket whose signals are counted.

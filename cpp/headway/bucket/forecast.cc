@@ -82,9 +82,7 @@ void Forecast::Take(const Bucket& bucket, One& one, Resources asks, const Refusa
 }
 
 Refusal Forecast::Add(Bucket& bucket, Bucket* limits, absl::Span<const std::int64_t> amounts) {
-  Resources asks = 0;
-  for (std::size_t i = 0; i < amounts.size(); ++i)
-    if (amounts[i] != 0) asks |= Resources{1} << i;
+  const Resources asks = Asks(amounts);
   if (limits != nullptr) Of(*limits, /*answered=*/true);  // else it may move the other
   One& theirs = Of(bucket, /*answered=*/false);
   Refusal found{Earliest(bucket, theirs, asks, amounts), &bucket};

@@ -10,6 +10,7 @@
 
 #include "headway/base/pause.h"
 #include "headway/bucket/bucket.h"
+#include "headway/simulate/limits.h"
 #include "headway/simulate/random.h"
 
 namespace headway {
@@ -23,13 +24,7 @@ constexpr Nanos kNow = 1'000 * kSecond;
 
 Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond,
            std::optional<std::int64_t> burst = std::nullopt) {
-  Limit limit;
-  limit.amount = amount;
-  limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
-  limit.period = shape == Shape::kConcurrency ? 0 : period;
-  limit.shape = shape;
-  limit.burst = burst;
-  return Limit::Make(limit).value();
+  return simulate::MakeLimit(shape, amount, period, burst);
 }
 
 class Ignored final : public WaiterSignal {

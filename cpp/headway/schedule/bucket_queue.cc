@@ -35,13 +35,6 @@ float Cost(const Bucket& bucket, absl::Span<const std::int64_t> amounts) {
 
 }  // namespace
 
-std::uint32_t Asks(absl::Span<const std::int64_t> amounts) {
-  std::uint32_t asks = 0;
-  for (std::size_t i = 0; i < amounts.size(); ++i)
-    if (amounts[i] > 0) asks |= std::uint32_t{1} << i;
-  return asks;
-}
-
 void Flow::Append(Waiter* w) {
   w->previous_ = tail;
   w->next_ = nullptr;
@@ -342,6 +335,11 @@ void BucketQueue::Count(const Waiter& w, int change) {
   if (found == by_gate_.end()) found = by_gate_.insert(found, {gate, 0});
   found->second += static_cast<std::size_t>(change);
   if (found->second == 0) by_gate_.erase(found);
+}
+
+Refusal BucketQueue::Estimate(const Waiter& w, Nanos now) {
+  Forecast line = Ahead(w.priority_, AccountOf(w), now);
+  return AddTo(line, w);
 }
 
 const Forecast& BucketQueue::Ahead(std::int32_t priority, const Account* account, Nanos now) {

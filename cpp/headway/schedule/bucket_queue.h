@@ -254,9 +254,8 @@ class BucketQueue final : public Place {
   const Forecast& Ahead(std::int32_t priority, const Account* account, Nanos now);
   static constexpr std::size_t kMany = 1'000;
   static constexpr std::size_t kMostForeseen = 16;
-  static Refusal AddTo(Forecast& line, const Waiter& w) {
-    return line.Add(*w.bucket_, w.path_ == nullptr ? nullptr : w.path_->limits(), w.amounts_);
-  }
+  // When a newcomer, who is not in it yet, will be admitted.
+  Refusal Estimate(const Waiter& w, Nanos now);
 
   // What the first `most` ask of those whom credit would let go, class by class, by resource;
   // returns how many there are.
@@ -298,6 +297,9 @@ class BucketQueue final : public Place {
   friend class ClassQueue;
   friend class GateQueue;
 
+  static Refusal AddTo(Forecast& line, const Waiter& w) {
+    return line.Add(*w.bucket_, w.path_ == nullptr ? nullptr : w.path_->limits(), w.amounts_);
+  }
   Forecast Foresee(std::int32_t priority, const Account* account, Nanos now) const;
   ClassQueue& ClassOf(const Waiter& w);
   void List(ClassQueue* c);
@@ -396,9 +398,6 @@ class AccountPlace final : public Place {
   // By what those that were tried are held up, and their turns.
   absl::InlinedVector<std::pair<std::uint32_t, Turn>, 2> held_;
 };
-
-// Bit by resource, where something is asked.
-std::uint32_t Asks(absl::Span<const std::int64_t> amounts);
 
 }  // namespace headway
 

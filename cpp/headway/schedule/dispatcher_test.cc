@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "headway/simulate/limits.h"
 #include "headway/simulate/random.h"
 
 namespace headway {
@@ -21,13 +22,7 @@ using Amounts = std::vector<std::int64_t>;
 
 Limit Make(Shape shape, std::int64_t amount, Nanos period = kSecond,
            std::optional<std::int64_t> burst = std::nullopt) {
-  Limit limit;
-  limit.amount = amount;
-  limit.resource = shape == Shape::kConcurrency ? "concurrency" : "requests";
-  limit.period = shape == Shape::kConcurrency ? 0 : period;
-  limit.shape = shape;
-  limit.burst = burst;
-  return Limit::Make(limit).value();
+  return simulate::MakeLimit(shape, amount, period, burst);
 }
 
 Bucket* MakeBucket(const std::vector<Limit>& limits) {

@@ -168,9 +168,7 @@ void Scheduler::Queue(Waiter* waiter, Nanos now) {
     return;
   }
   if (waiter->deadline_ != kNever) {
-    Forecast line =
-        queue.Ahead(waiter->priority_, path == nullptr ? nullptr : path->account(), now);
-    const Denial estimate = BucketQueue::AddTo(line, *waiter).denial;
+    const Denial estimate = queue.Estimate(*waiter, now).denial;
     // Behind others the estimate is for the whole queue in front; kUntold is let in.
     if (waiter->deadline_ < now ||
         (estimate.ready_at < kUntold && estimate.ready_at > waiter->deadline_)) {
