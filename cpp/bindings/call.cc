@@ -44,7 +44,7 @@ struct CallObject {
   Nanos timeout;
   Nanos deadline;  // from submission
   std::int64_t* amounts;
-  std::int64_t few_amounts[3];
+  std::int64_t few_amounts[Bucket::kFewResources];
   long cancelling;  // requests to cancel the task that were there before ours
   std::int32_t priority;
   std::int32_t attempt;  // from 1
@@ -347,7 +347,7 @@ bool ReadMetadata(CallObject* self) {
   SchedulerParts& parts = *self->scheduler->parts;
   if (!ReadRequest(parts, self->bucket, self->metadata, request)) return false;
   const std::size_t n = self->bucket->state().resources.size();
-  self->amounts = n <= 3 ? self->few_amounts : new std::int64_t[n];
+  self->amounts = n <= Bucket::kFewResources ? self->few_amounts : new std::int64_t[n];
   std::copy_n(request.amounts, n, self->amounts);
   self->priority = request.priority;
   self->timeout = request.unbounded ? kNever : std::min(request.timeout, parts.request_timeout);

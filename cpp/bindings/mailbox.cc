@@ -52,13 +52,26 @@ void Append(MailboxObject* self, Waiter* oldest, Waiter* newest) {
   self->last = newest;
 }
 
+// What is done for one takes less time than fetching what lies about it, so that is fetched while
+// others are seen to: the third from here as another core has left it, of the second who waits for
+// it, of the next what that one is woken by. (All of them are alive while they are in the mailbox,
+// and a cookie for as long as it is there.)
+void FetchAhead(const Waiter* next) {
+  if (next == nullptr) return;
+  if (next->cookie != nullptr) __builtin_prefetch(static_cast<const Wait*>(next->cookie)->future);
+  const Waiter* const second = next->next_in_mailbox;
+  if (second == nullptr) return;
+  if (second->cookie != nullptr) __builtin_prefetch(second->cookie);
+  second->PrefetchReservation();
+  if (second->next_in_mailbox != nullptr) second->next_in_mailbox->Prefetch();
+}
+
 void Complete(MailboxObject* self, int most) {
   for (; self->first != nullptr && most > 0; --most) {
     Waiter* done = self->first;
     self->first = done->next_in_mailbox;
     if (self->first == nullptr) self->last = nullptr;
-    if (self->first != nullptr) self->first->Prefetch();
-    done->PrefetchReservation();
+    FetchAhead(self->first);
     // The object that waits detaches itself, under the GIL, before it goes.
     if (done->cookie != nullptr) python::Complete(*static_cast<Wait*>(done->cookie));
     done->Unref();

@@ -227,6 +227,7 @@ void MetricsBeforeFork() {
 void MetricsAfterFork(bool in_child) {
   TheCollector().Unlock();
   if (in_child) {
+    FreeShardsAfterForkInChild();
     for (const auto& [address, exposer] : Open().by_address)
       if (const auto open = exposer.lock(); open != nullptr) open->CloseInChild();
     Open().by_address.clear();

@@ -24,7 +24,11 @@ Bucket* Bucket::Make(absl::Span<const Limit> limits, absl::Span<const std::uint8
                      Nanos wall_offset, WaiterSignal* signal, int spare, int width) {
   static_assert(alignof(Slot) <= alignof(Bucket) && sizeof(Bucket) % alignof(Slot) == 0);
   const int most = static_cast<int>(limits.size()) + spare;
-  void* memory = ::operator new(sizeof(Bucket) + static_cast<std::size_t>(most) * sizeof(Slot));
+  const std::size_t bytes = sizeof(Bucket) + static_cast<std::size_t>(most) * sizeof(Slot);
+  // One that learns is a scheduler's, where one thread admits while others begin and end calls: its
+  // first meter's word then shares its line with nothing that is read at each.
+  void* memory =
+      spare > 0 ? ::operator new (bytes, std::align_val_t{kCacheLine}) : ::operator new(bytes);
   auto* bucket = new (memory) Bucket(static_cast<int>(limits.size()), most, signal);
   bool cells = false;
   bool credit = false;
@@ -110,8 +114,13 @@ void Bucket::SetTimed() {
 void Bucket::Unref() {
   if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   for (int i = 0; i < size(); ++i) meters()[i].~Slot();
+  const bool aligned = history_ != nullptr;
   this->~Bucket();
-  ::operator delete(static_cast<void*>(this));
+  if (aligned) {
+    ::operator delete (static_cast<void*>(this), std::align_val_t{kCacheLine});
+  } else {
+    ::operator delete(static_cast<void*>(this));
+  }
 }
 
 bool Bucket::TryEnter(Nanos now, bool privileged) {

@@ -62,6 +62,9 @@ inline std::uint32_t Asks(absl::Span<const std::int64_t> amounts) {
 class Bucket {
  public:
   static constexpr int kMaxResources = 32;
+  // No more than these (requests, tokens, input and output tokens) need no memory of their own: so
+  // many every bucket has that may learn what is counted.
+  static constexpr int kFewResources = 4;
 
   // `resources[i]` says which resource `limits[i]` counts, from 0 to kMaxResources - 1. Limits of
   // shape kConcurrency should come first (a refusal there is the cheapest to roll back).
@@ -319,9 +322,9 @@ class Bucket {
   // Whether one of those is a limit indeed. One that is not known yet (of kMaxAmount) refuses
   // nobody, so nobody need ask when its requests were answered.
   std::atomic<bool> timed_{false};
-  std::unique_ptr<Expense[]> expenses_;  // by meter; only where credit is among them
   std::unique_ptr<History> history_;     // only where limits can be added
   std::unique_ptr<RecentCount> good_;    // good answers; there as well
+  std::unique_ptr<Expense[]> expenses_;  // by meter; only where credit is among them
 };
 
 }  // namespace headway

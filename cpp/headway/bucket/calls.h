@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "headway/base/cache_line.h"
 #include "headway/base/clock.h"
 #include "headway/meter/meter.h"
 
@@ -30,7 +31,8 @@ namespace headway {
 //   so that one does; but no longer than HoldFor, for they may be waiting for it.
 //
 // Thread-safe. Memory ordering: independent counters; `in_flight` reaching 0 is part of the waiters
-// handshake and so sequentially consistent, like all of them here.
+// handshake and so sequentially consistent, like all of them here but for two instants, which
+// nothing else follows from: they are released, and read as they are.
 class Calls {
  public:
   // Connecting and sending take at least this long in the books, however fast the network was
@@ -66,7 +68,7 @@ class Calls {
         return number > n && now - Time(number - n).load() < kCrowdSpan;
       });
     }
-    Time(number).store(now);
+    Time(number).store(now, std::memory_order_release);
     return Call{number, others, out()};
   }
 
@@ -100,7 +102,7 @@ class Calls {
     // took longer than that one did, by at least the time between the two answers.
     std::uint64_t latest = latest_answered_.load();
     if (call.number > latest) {
-      latest_answered_at_.store(now);
+      latest_answered_at_.store(now, std::memory_order_release);
       while (call.number > latest && !latest_answered_.compare_exchange_weak(latest, call.number)) {
       }
     } else if (const Nanos since = now - latest_answered_at_.load(); since > variation_.load()) {
@@ -164,17 +166,19 @@ class Calls {
     }
   }
 
-  std::atomic<std::int64_t> in_flight_{0};
-  std::atomic<std::uint64_t> begun_{0};
+  // What whoever admits looks at: on a line of its own, for those who begin and end calls meanwhile
+  // write to the others at each.
+  alignas(kCacheLine) std::atomic<std::int64_t> in_flight_{0};
+  std::atomic<Nanos> least_quiet_{kNever};
+  std::atomic<bool> answered_{false};
+  std::atomic<bool> transport_{false};
+  std::atomic<bool> refused_{false};
+  alignas(kCacheLine) std::atomic<std::uint64_t> begun_{0};
   std::atomic<std::uint64_t> finished_{0};
   std::atomic<std::uint64_t> latest_answered_{0};
   std::atomic<Nanos> latest_answered_at_{0};
   std::atomic<Nanos> variation_{0};
   std::atomic<Nanos> least_{kNever};
-  std::atomic<Nanos> least_quiet_{kNever};
-  std::atomic<bool> answered_{false};
-  std::atomic<bool> transport_{false};
-  std::atomic<bool> refused_{false};
   std::array<std::atomic<Nanos>, kRemembered> times_{};
 };
 

@@ -5,11 +5,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "absl/types/span.h"
+#include "headway/base/cache_line.h"
 #include "headway/base/clock.h"
 #include "headway/base/pause.h"
 
@@ -36,9 +36,7 @@ class History {
 
   // Resources are numbered from 0 to `resources` - 1.
   explicit History(std::size_t resources)
-      : resources_(resources),
-        totals_(std::make_unique<std::atomic<std::int64_t>[]>(resources)),
-        unbegun_(std::make_unique<std::atomic<std::int64_t>[]>(resources)) {}
+      : resources_(resources), totals_(resources), unbegun_(resources) {}
 
   // A call is about to be admitted that will take `amount`. Once it is among the totals and the
   // marks, or it was not admitted after all, that is taken back.
@@ -94,8 +92,8 @@ class History {
   void Thin(Nanos now);
 
   const std::size_t resources_;
-  const std::unique_ptr<std::atomic<std::int64_t>[]> totals_;
-  const std::unique_ptr<std::atomic<std::int64_t>[]> unbegun_;
+  LineWords totals_;   // written by who begins
+  LineWords unbegun_;  // and these by who admits as well
   // Somebody has left no mark, since the latest one, for want of the lock.
   std::atomic<bool> missed_{false};
   // When the latest mark was made. A clock's zero is long past.

@@ -39,7 +39,8 @@ class Account {
 
   const double weight_;
   Bucket* const limits_;
-  mutable std::atomic<std::uint32_t> references_{1};
+  // Each wait and each call has one, and whoever admits only reads what stands above.
+  alignas(kCacheLine) mutable std::atomic<std::uint32_t> references_{1};
 };
 
 // Why a path does not admit, and which of its buckets says so.
@@ -108,7 +109,8 @@ class Path {
   Bucket* const gate_;
   Account* const account_;
   const Nanos ageing_;
-  mutable std::atomic<std::uint32_t> references_{1};
+  // Each wait and each call has one, and whoever admits only reads what stands above.
+  alignas(kCacheLine) mutable std::atomic<std::uint32_t> references_{1};
 };
 
 }  // namespace headway

@@ -196,6 +196,9 @@ class Meter {
   Cells& cells();
 
   std::atomic<std::uint64_t> word_{0};
+  // bucket: the units that were admitted and have not begun, and two small numbers (BucketMeter).
+  // Beside the word, for they are written together.
+  std::atomic<std::int64_t> unbegun_{0};
   ParameterSlots slots_;
   union {
     std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
@@ -204,8 +207,6 @@ class Meter {
   std::atomic<Nanos> promised_{
       0};                        // bucket: what the latest slot ever reserved for later stands on
   std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full
-  // bucket: the units that were admitted and have not begun, and two small numbers (BucketMeter).
-  std::atomic<std::int64_t> unbegun_{0};
   const Shape shape_;
 };
 

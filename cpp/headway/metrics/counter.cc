@@ -1,24 +1,51 @@
 // headway/metrics/counter.cc: the blocks of a set of counters, made and read.
 #include "headway/metrics/counter.h"
 
+#include <bit>
 #include <memory>
 #include <new>
+#include <utility>
 
+#include "headway/base/cache_line.h"
 #include "headway/base/pause.h"
 
 namespace headway {
 namespace {
 
-// What the machines that we know move between their caches.
-constexpr std::size_t kCacheLine = 64;
+// Which shards belong to a thread, by bit.
+constinit std::atomic<unsigned> owned{0};
+
+// Gives a thread's shard back as the thread ends. What is counted even later (by destructors of
+// other objects of the thread) is counted in the shared one.
+struct Lease {
+  ~Lease() {
+    const unsigned shard = std::exchange(thread_shard, kShared);
+    if (shard < kShared) owned.fetch_and(~(1U << shard), std::memory_order_release);
+  }
+};
 
 }  // namespace
 
 constinit thread_local unsigned thread_shard = kNoShard;
 
 unsigned DealShard() {
-  static std::atomic<unsigned> next{0};
-  return thread_shard = next.fetch_add(1, std::memory_order_relaxed) % kShards;
+  // The lowest that is free, so that as few blocks are made as there are threads at once.
+  unsigned seen = owned.load(std::memory_order_relaxed);
+  for (;;) {
+    const auto free = static_cast<unsigned>(std::countr_one(seen));
+    if (free >= kShared) return thread_shard = kShared;
+    HEADWAY_PAUSE();
+    if (owned.compare_exchange_weak(seen, seen | (1U << free), std::memory_order_acquire,
+                                    std::memory_order_relaxed)) {
+      thread_local const Lease lease;
+      static_cast<void>(lease);
+      return thread_shard = free;
+    }
+  }
+}
+
+void FreeShardsAfterForkInChild() {
+  owned.store(thread_shard < kShared ? 1U << thread_shard : 0U, std::memory_order_relaxed);
 }
 
 Counters::~Counters() {

@@ -12,13 +12,17 @@
 
 namespace headway {
 
-// Which of the shards the calling thread counts in, from 0 to kShards - 1: threads are dealt out in
-// turn, so up to kShards of them never meet. constinit, for the reason that pause.h gives.
+// Which of the shards the calling thread counts in, from 0 to kShards - 1. All but the last belong
+// to one thread at a time, from its first count until it ends; threads that find none free count in
+// the last. So up to kShards - 1 of them never meet. constinit, for the reason that pause.h gives.
 inline constexpr unsigned kShards = 8;
+inline constexpr unsigned kShared = kShards - 1;
 inline constexpr unsigned kNoShard = kShards;
 extern constinit thread_local unsigned thread_shard;
 unsigned DealShard();
 inline unsigned ThisShard() { return thread_shard != kNoShard ? thread_shard : DealShard(); }
+// In a forked child, what belonged to threads of the parent is free again.
+void FreeShardsAfterForkInChild();
 
 // A set of counters that are counted together, numbered from 0. They only ever go up.
 //
@@ -33,7 +37,9 @@ inline unsigned ThisShard() { return thread_shard != kNoShard ? thread_shard : D
 // Memory ordering: counts are relaxed, nothing is published by them. What one reader reads never
 // goes down, since each word only goes up; it is exact for whoever has synchronised with the
 // writers (joined them, say). A block is published by a releasing compare-and-swap, so that whoever
-// acquires its address sees it zeroed.
+// acquires its address sees it zeroed. A thread adds to a block of its own with a load and a store:
+// a read-modify-write locks the line, which takes as long as all else that is done here. Whoever
+// gets the shard of a thread that has ended has acquired what that one released.
 class Counters {
  public:
   explicit Counters(std::size_t size) : size_(size) {}
@@ -44,9 +50,15 @@ class Counters {
   std::size_t size() const { return size_; }
 
   void Add(std::size_t index, std::uint64_t count = 1) {
-    Word* words = shards_[ThisShard()].load(std::memory_order_acquire);
-    if (words == nullptr) words = MakeShard(ThisShard());
-    words[index].fetch_add(count, std::memory_order_relaxed);
+    const unsigned shard = ThisShard();
+    Word* words = shards_[shard].load(std::memory_order_acquire);
+    if (words == nullptr) words = MakeShard(shard);
+    Word& word = words[index];
+    if (shard == kShared) {
+      word.fetch_add(count, std::memory_order_relaxed);
+    } else {
+      word.store(word.load(std::memory_order_relaxed) + count, std::memory_order_relaxed);
+    }
   }
 
   std::uint64_t Value(std::size_t index) const;

@@ -37,7 +37,8 @@ Round Wake(std::int64_t count, bool own_priorities) {
   Limit limit = Limit::Parse("1 requests/31day bucket").value();
   limit.amount = count;
   const std::array<std::uint8_t, 1> resources = {0};
-  const std::array<std::int64_t, 1> one = {1};
+  // By resource, as where limits may be learnt: four of them.
+  const std::array<std::int64_t, Bucket::kFewResources> one = {1};
   const std::array<std::int64_t, 1> all = {count};
   const std::array<std::int64_t, 1> none = {0};
   Scheduler scheduler([] {});

@@ -20,7 +20,8 @@ Waiter::Waiter(Bucket* bucket, const Path* path, absl::Span<const std::int64_t> 
 }
 
 Waiter::~Waiter() {
-  if (const std::unique_ptr<Reservation> unclaimed = Unclaimed()) unclaimed->Cancel(at_);
+  // Nobody else has it any more, so it need not be taken out to be looked at.
+  if (reservation_.load(std::memory_order_relaxed) != nullptr) Unclaimed()->Cancel(at_);
   mailbox_->Unref();
   path_ != nullptr ? path_->Unref() : bucket_->Unref();
 }

@@ -114,7 +114,7 @@ class Waiter {
   Flow* flow_ = nullptr;        // while queued
   std::uint64_t sequence_ = 0;  // in the order in which waits were taken in
   float cost_ = 0;              // while queued, on an account: see Share
-  absl::InlinedVector<std::int64_t, 2> amounts_;
+  absl::InlinedVector<std::int64_t, Bucket::kFewResources> amounts_;
 };
 
 // Where finished waits are handed over: one per event loop or blocked thread. Posting never blocks
