@@ -62,6 +62,18 @@ TEST(History, BoundsWhatHadBeenAdmittedByAnyInstant) {
   }
 }
 
+// Only the first of a burst is sure to make a mark.
+TEST(History, KnowsThatABurstHadBegunThoughNobodyFollows) {
+  for (const bool followed : {false, true}) {
+    History history(2);
+    const Nanos at = 1'000 * kSecond;
+    for (int i = 0; i < 100; ++i) Call(history, at + i * kMicrosecond, 1);
+    if (followed) Call(history, at + kSecond, 1);
+    EXPECT_EQ(history.AtLeast(1, at + History::kGrain), 100) << followed;
+    EXPECT_EQ(history.AtLeast(1, at + kSecond / 2), 100) << followed;
+  }
+}
+
 TEST(History, TakesWhatMayNotHaveBegunForNothing) {
   History history(1);
   const auto call = [&](Nanos at) {

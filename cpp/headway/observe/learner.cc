@@ -267,7 +267,18 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
             std::max(owed_least, std::min(reading.reset - Inference::kSlack, 2 * p.period));
       owed_most = told ? std::max(owed_most, reading.reset + Inference::kSlack) : kNever;
     }
-    if (!fresh) bucket_->Raise(track.meter, of.sent + owed_least, now);
+    if (!fresh) {
+      // Since then, those of ours that were counted after it surely, and what others use.
+      const Nanos after = of.counted_by + overtakes;
+      const std::int64_t later = std::max<std::int64_t>(
+          0, history.Total(r) - history.AtMost(r, after) - RefusedSince(track, after));
+      const Nanos told = of.sent + owed_least;
+      MeasurePace(track, of, told);
+      const auto others_since =
+          static_cast<std::int64_t>(track.others_pace * static_cast<double>(now - of.sent));
+      bucket_->Raise(track.meter, told + MulDivFloor(later + others_since, p.period, track.limit),
+                     now, seen);
+    }
     const bool whole = Used(track.limit) == track.limit && !track.given;
     if (!fresh && (!whole || owed_most == kNever)) return;
     if (owed_most == kNever) owed_most = p.period;
@@ -329,7 +340,21 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // Too little to tell how fast they are.
   if (span >= p.period / 64) {
     const double pace = static_cast<double>(foreign) / static_cast<double>(span);
-    track.others_pace += (pace - track.others_pace) / 4;
+    if (meter.shape() == Shape::kFixed) {
+      // Of a burst, only the answer of the call that was counted last tells: to the others, all of
+      // the burst may have been counted before them. And where it takes all that is left, others
+      // are as fast as that only until then.
+      const Nanos window = of.sent - span;
+      if (track.paced_at == kNever || window > track.paced_at) {
+        track.others_pace = track.window_pace;
+        track.window_pace = 0;
+        track.paced_at = window;
+      }
+      track.window_pace = std::max(track.window_pace, pace);
+      track.others_pace = std::max(track.others_pace, track.window_pace);
+    } else {
+      track.others_pace += (pace - track.others_pace) / 4;
+    }
   }
   // They have gone on since it was counted, and the burst that waits for it would meet that.
   if (of.ahead)
@@ -370,6 +395,37 @@ std::int64_t Learner::RefusedBetween(const Track& track, Nanos from, Nanos to, N
   for (const RunOfRefusals& run : track.refused)
     if (run.first >= from && run.last <= to && run.answered > answered) amount += run.amount;
   return amount;
+}
+
+// Of calls that began at `from` or later, so many at most were refused.
+std::int64_t Learner::RefusedSince(const Track& track, Nanos from) {
+  std::int64_t amount = 0;
+  for (const RunOfRefusals& run : track.refused)
+    if (run.last >= from) amount += run.amount;
+  return amount;
+}
+
+// How fast others use a bucket: what it was owed when it counted this, `told` as an instant, beyond
+// what it was owed some time before and what ours have taken since.
+void Learner::MeasurePace(Track& track, const AnsweredCall& of, Nanos told) const {
+  const Nanos period = bucket_->meter(track.meter).parameters().period;
+  const double refill = static_cast<double>(track.limit) / static_cast<double>(period);
+  if (track.paced_at < kNever) {
+    const Nanos span = of.sent - track.paced_at;
+    if (span < period / 32) return;  // too little to tell, or it is older
+    // What a bucket has not used while it was full is not seen.
+    if (track.paced_told > track.paced_at && told > of.sent) {
+      const double used = static_cast<double>(told - track.paced_told) * refill;
+      const std::int64_t ours =
+          bucket_->history()->MostBetween(track.resource, track.paced_at, of.sent) -
+          RefusedBetween(track, track.paced_at, of.sent, -kNever);
+      const double pace = (used - static_cast<double>(ours)) / static_cast<double>(span);
+      // No faster than it refills for long, whatever an answer says.
+      track.others_pace += (std::clamp(pace, 0.0, refill) - track.others_pace) / 4;
+    }
+  }
+  track.paced_at = of.sent;
+  track.paced_told = told;
 }
 
 // Units of our own calls that a window, or a fixed one, had counted for certain when it counted
@@ -464,6 +520,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     const bool stated = reading.limit > 0;
     if (stated && reading.limit != track.limit) {
       track.counted_after = 0;
+      track.paced_at = kNever;
       track.limit = std::min(reading.limit, Limit::kMaxAmount - 1);
       track.told_at = of.sent;
     }
@@ -725,6 +782,10 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   // ahead will do so again, by as much; so they soon wait for nothing.
   Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
                                                      : period / kPatience;
+  // Where others use it meanwhile, its answer is worth more than the time: a `fixed` window is as
+  // long for whoever begins a little later.
+  if (track.kept.shape == Shape::kFixed && track.others_pace * static_cast<double>(patience) >= 1)
+    patience = std::max(patience, std::min({2 * slowest_, period / 4, kLongestLook}));
   track.released = 0;
   bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
               2 * bucket_->meter(track.meter).Others() > p.amount;

@@ -141,6 +141,12 @@ class Learner {
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
     double others_pace = 0;  // units a nanosecond that others use, lately
+    // When the call was sent of whose answer that was last measured, or the window began of which
+    // it is (kNever: of none). bucket: until when it was owed then. fixed: the fastest that is
+    // known of in this window.
+    Nanos paced_at = kNever;
+    Nanos paced_told = 0;
+    double window_pace = 0;
     Nanos good_at = kNever;  // when the latest good answer was read; kNever: none has come
     Nanos comes_after = 0;   // how long after it the next fits, as a refusal has told; 0: none has
     int refused_looks = 0;   // so many that went to see were refused, one after another
@@ -191,6 +197,8 @@ class Learner {
                   std::int64_t certain, bool forgets);
   void NoteRefused(Track& track, const AnsweredCall& of) const;
   static std::int64_t RefusedBetween(const Track& track, Nanos from, Nanos to, Nanos answered);
+  static std::int64_t RefusedSince(const Track& track, Nanos from);
+  void MeasurePace(Track& track, const AnsweredCall& of, Nanos told) const;
   static Nanos OthersLeave(Nanos now, Track& track, const Reading& reading, bool ahead,
                            std::optional<Nanos> refused);
   Nanos LooksForPeriod(const Track& track, const Reading& reading, Nanos now) const;

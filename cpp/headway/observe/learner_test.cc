@@ -133,6 +133,7 @@ struct Setting {
   double ratio = 1.0;
   Nanos every = 0;  // we send one so often; 0: always as many as we may
   Nanos other = 0;  // somebody else with our key sends one so often; 0: nobody
+  Nanos other_until = kNever;
   const char* given = nullptr;
   // What is sent in the first second gets there, and back, so much later, at most, by chance.
   Nanos stall = 0;
@@ -252,6 +253,7 @@ class World {
   Nanos Chance(Nanos most) { return random_.From(0, most); }
 
   void OtherSends() {
+    if (now >= setting_.other_until) return;
     server.Count(now);
     At(now + setting_.other, [this] { OtherSends(); });
   }
@@ -393,20 +395,65 @@ TEST_P(Learns, OfAChangeBeforeABurstMeetsIt) {
   }
 }
 
-// Somebody else with our key takes a third of it, evenly, and we all that is left.
+// Somebody else with our key asks for a third of it, evenly, and we take all that is left.
 TEST_P(Learns, WhatOthersTakeOfTheSameKey) {
   Setting setting = GetParam();
   setting.other = kSecond * 3 / 10;
+  const bool far = setting.latency >= kSecond;
   for (std::uint64_t run = 0; run < 3; ++run) {
     const std::uint64_t seed = Random::Seed(run);
     SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
     World world(setting, seed);
     world.RunUntil(kStart + 12 * kMinute);
-    // Where answers take seconds, what others do meanwhile is only guessed.
-    if (setting.latency < kSecond) {
-      EXPECT_LE(world.refused.size(), setting.shape == Shape::kFixed ? 24U : 1U);
-    }
+    // That there are others, nobody can know as the first burst goes out; nor, of a `fixed` limit,
+    // when its windows end.
+    const std::ptrdiff_t at_first = setting.shape == Shape::kBucket ? 0 : far ? 30 : 1;
+    EXPECT_LE(world.Refused(0, 2 * kMinute), at_first);
+    // From then on one a window, and of a `window` whose answers take seconds, three: who goes
+    // ahead tells too late what others do meanwhile.
+    const std::ptrdiff_t rest = setting.shape == Shape::kFixed           ? 10
+                                : far && setting.shape == Shape::kWindow ? 30
+                                                                         : 1;
+    EXPECT_LE(world.Refused(2 * kMinute, 12 * kMinute), rest);
     EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 12 * kMinute), 4'390);
+    // A bucket has room for them again and again, and there we leave them theirs.
+    if (setting.shape == Shape::kBucket) {
+      EXPECT_LE(world.Admitted(kStart + kMinute, kStart + 12 * kMinute), 4'410);
+    }
+  }
+}
+
+// In a shorter window an answer takes longer than its burst would wait otherwise.
+TEST(Learner, WaitsForWhoGoesAheadInAFixedWindowThatOthersUse) {
+  for (const Nanos period : {10 * kSecond, 15 * kSecond, 20 * kSecond, 30 * kSecond}) {
+    Setting setting;
+    setting.shape = Shape::kFixed;
+    setting.period = period;
+    setting.limit = 10 * period / kSecond;
+    setting.latency = 2 * kSecond;
+    setting.anchor = period / 3;
+    setting.other = kSecond * 3 / 10;
+    SCOPED_TRACE(period / kSecond);
+    World world(setting, Random::Seed(0));
+    world.RunUntil(kStart + 14 * period);
+    EXPECT_LE(world.Refused(4 * period, 14 * period), 10);
+    // What others have until the answer is in, a tenth of the shortest, is theirs.
+    EXPECT_GE(world.Admitted(kStart + 4 * period, kStart + 14 * period), 9 * setting.limit);
+  }
+}
+
+// They stop, and what they took is ours.
+TEST_P(Learns, ThatOthersHaveStopped) {
+  Setting setting = GetParam();
+  setting.other = kSecond * 3 / 10;
+  setting.other_until = kStart + 6 * kMinute;
+  for (std::uint64_t run = 0; run < 3; ++run) {
+    const std::uint64_t seed = Random::Seed(run);
+    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
+    World world(setting, seed);
+    world.RunUntil(kStart + 12 * kMinute);
+    EXPECT_EQ(world.Refused(7 * kMinute, 12 * kMinute), 0);
+    EXPECT_GE(world.Admitted(kStart + 7 * kMinute, kStart + 12 * kMinute), 2'990);
   }
 }
 
@@ -802,6 +849,25 @@ TEST(Learner, FollowsALimitOfSecondsThroughItsChanges) {
   }
 }
 
+// Of a burst, the last leave seconds after they began: what was counted of them late is no
+// stranger's.
+TEST(Learner, DoubtsNoPeriodOfSecondsForABusyClient) {
+  Setting setting;
+  setting.limit = 60;
+  setting.period = 6 * kSecond;
+  setting.work = 25 * kMillisecond;
+  for (std::uint64_t run = 0; run < 20; ++run) {
+    SCOPED_TRACE(run);
+    World world(setting, Random::Seed(run));
+    int doubted = 0;
+    for (int i = 1; i <= 20; ++i) {
+      world.RunUntil(kStart + kMinute + i * setting.period);
+      doubted += world.Found().verdict.period == kMinute ? 1 : 0;
+    }
+    EXPECT_EQ(doubted, 0);
+  }
+}
+
 // What another one has learnt is kept to from the first request on, and followed as it changes.
 TEST(Learner, BeginsWithWhatIsRecalled) {
   for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow}) {
@@ -992,7 +1058,7 @@ class Said {
     Reservation call;
     Reservation other;
     ASSERT_FALSE(bucket->TryReserve(now, {&one, 1}, false, call));
-    now += 50 * kMillisecond;
+    now += delay;
     if (at_once) {
       ASSERT_FALSE(bucket->TryReserve(now, {&one, 1}, false, other));
     }
@@ -1010,6 +1076,7 @@ class Said {
   Bucket* bucket;
   std::optional<Learner> learner;
   bool at_once = false;
+  Nanos delay = 50 * kMillisecond;
   Nanos now = kStart;
 };
 
@@ -1170,6 +1237,25 @@ TEST(Learner, IsNotShutForLongByOneAnswer) {
     said.Say(reading);
     EXPECT_LE(said.Wait(1), 2 * kMinute);
   }
+}
+
+// An answer says that two minutes' worth was used in two seconds, and not by us.
+TEST(Learner, ForeseesNoOthersWhoAreFasterThanTheLimit) {
+  Said said(nullptr);
+  said.delay = 2 * kSecond;
+  Reading honest = Of(600, 590);
+  honest.shape = Shape::kBucket;
+  honest.period = kMinute;
+  Reading lie = honest;
+  lie.remaining = 0;
+  lie.reset = 2 * kMinute;
+  said.Say(honest);
+  said.Say(honest);
+  said.Say(lie);
+  said.now += 3 * kMinute;
+  said.Say(honest);
+  // It was owed one second two seconds ago.
+  EXPECT_LE(said.Wait(590), 2 * kSecond);
 }
 
 TEST(Learner, OfAKindThatItHadBeforeRemembersNothing) {
