@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "headway/base/cache_line.h"
 #include "headway/bucket/bucket.h"
 
 namespace headway {
@@ -39,8 +40,7 @@ class Account {
 
   const double weight_;
   Bucket* const limits_;
-  // Each wait and each call has one, and whoever admits only reads what stands above.
-  alignas(kCacheLine) mutable std::atomic<std::uint32_t> references_{1};
+  mutable std::atomic<std::uint32_t> references_{1};
 };
 
 // Why a path does not admit, and which of its buckets says so.
@@ -55,6 +55,7 @@ struct Refusal {
 //
 // Thread-safe. What is local and cheap to give back is taken first, the provider's bucket last; a
 // refusal rolls back, so another thread may be refused falsely for as long as that takes.
+// The padding is meant: see references_. NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 class Path {
  public:
   // ageing: what waiting is worth, for the whole bucket (see Scheduler); 0: as the scheduler has
