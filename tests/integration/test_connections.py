@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from watching import longest_stall
 
 from headway import Limiter
 from headway.simulate import Behaviour, Latency, Rule, SimulatedProvider
@@ -195,10 +196,16 @@ def test_a_strict_window_refuses_nothing_over_cold_connections(latency: float) -
             reservation.settle()
             return response.status_code
 
+        stall: list[float] = []
+        watching = asyncio.ensure_future(longest_stall(stall))
         statuses = await asyncio.gather(*(one() for _ in range(2 * amount + amount // 5)))
-        assert set(statuses) == {200}
+        watching.cancel()
         stats = provider.stats()
-        assert stats["refused"] == 0
+        # The provider lives on this loop: one that stands still for longer than what is allowed for
+        # (docs/counting.md) has counted somebody later than it can have.
+        late = stall[0] >= period / 100
+        failed = sum(status != 200 for status in statuses)
+        assert stats["refused"] == failed <= (2 if late else 0), f"late by {stall[0]}"
         # The third window began on time, not a latency later: within a tenth of a second each.
         assert stats["last"] - stats["first"] < 2 * period + 0.9
 
