@@ -201,11 +201,10 @@ def test_a_strict_window_refuses_nothing_over_cold_connections(latency: float) -
         statuses = await asyncio.gather(*(one() for _ in range(2 * amount + amount // 5)))
         watching.cancel()
         stats = provider.stats()
-        # The provider lives on this loop: one that stands still for longer than what is allowed for
-        # (docs/counting.md) has counted somebody later than it can have.
-        late = stall[0] >= period / 100
         failed = sum(status != 200 for status in statuses)
-        assert stats["refused"] == failed <= (2 if late else 0), f"late by {stall[0]}"
+        # How long the loop, on which the provider lives too, stood still: where one is refused after
+        # all, whether that was why.
+        assert stats["refused"] == failed == 0, f"the loop was late by {stall[0]} s"
         # The third window began on time, not a latency later: within a tenth of a second each.
         assert stats["last"] - stats["first"] < 2 * period + 0.9
 

@@ -415,6 +415,9 @@ TEST_P(Learns, WhatOthersTakeOfTheSameKey) {
                                 : far && setting.shape == Shape::kWindow ? 30
                                                                          : 1;
     EXPECT_LE(world.Refused(2 * kMinute, 12 * kMinute), rest);
+    if (!far && setting.shape != Shape::kFixed) {
+      EXPECT_LE(world.refused.size(), 1U);
+    }
     EXPECT_GE(world.Admitted(kStart + kMinute, kStart + 12 * kMinute), 4'390);
     // A bucket has room for them again and again, and there we leave them theirs.
     if (setting.shape == Shape::kBucket) {

@@ -908,6 +908,7 @@ TEST(Scheduler, AMillionWaitsTakeTwoHundredBytesEach) {
 #else
   constexpr std::size_t kMany = 1'000'000;
 #endif
+  EXPECT_LE(sizeof(Waiter), 168U);
   Office office({Make(Shape::kBucket, 1'000'000, 60 * kSecond, 1), Make(Shape::kBucket, 1'000)},
                 {0, 1});
   // By resource, as where limits may be learnt.
