@@ -202,8 +202,8 @@ def test_a_strict_window_refuses_nothing_over_cold_connections(latency: float) -
         watching.cancel()
         stats = provider.stats()
         failed = sum(status != 200 for status in statuses)
-        # How long the loop, on which the provider lives too, stood still: where one is refused after
-        # all, whether that was why.
+        # The provider lives on this loop, too: where one is refused after all, whether that stood
+        # still is to be told.
         assert stats["refused"] == failed == 0, f"the loop was late by {stall[0]} s"
         # The third window began on time, not a latency later: within a tenth of a second each.
         assert stats["last"] - stats["first"] < 2 * period + 0.9
