@@ -366,9 +366,12 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     // So did others of ours that may have to be counted yet.
     foreign_most = std::max(foreign, most + std::max<std::int64_t>(0, since - (seen - others)));
   }
-  // Others' calls were counted before this one was.
-  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, of.counted_by);
-  if (newest) bucket_->Lower(track.meter, foreign_most, of.counted_by);
+  // Others' calls were counted before this one was; but they go on, and what they use is as much
+  // until the calls that go when ours of now have left are answered: which ours have just been.
+  const Nanos at =
+      meter.shape() == Shape::kFixed ? of.counted_by : now + std::min(overtakes, p.period / kLooks);
+  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, at);
+  if (newest) bucket_->Lower(track.meter, foreign_most, at);
 }
 
 void Learner::NoteRefused(Track& track, const AnsweredCall& of) const {
@@ -470,8 +473,10 @@ Nanos Learner::GoneAfter(Track& track, const Reading& reading, const AnsweredCal
   std::sort(runs.begin(), runs.end(),
             [](const RunOfCalls& a, const RunOfCalls& b) { return a.first < b.first; });
   if (!forgets) {
+    // The oldest of them may have been counted as much later than it began.
+    const Nanos late = std::max(of.timed ? kOvertakesMarked : kOvertakes, counted_late_);
     if (!runs.empty())
-      track.counted_after = std::max(track.counted_after, of.sent - runs.front().first);
+      track.counted_after = std::max(track.counted_after, of.sent - runs.front().first - late);
     return 0;
   }
   std::int64_t gone =
@@ -757,8 +762,7 @@ Nanos Learner::LooksForPeriod(const Track& track, const Reading& reading, Nanos 
   if (period == Inference::kMinute) {
     const auto stride = std::lower_bound(shorter.begin(), shorter.end(),
                                          std::max(kSecond, 4 * track.counted_after));
-    if (stride == shorter.end()) return kNever;
-    age = *stride;
+    age = stride == shorter.end() ? shorter.back() : *stride;
   }
   const Nanos at = oldest + age + age / 16;
   return std::max(at, reading.reset == kNever ? now : now + reading.reset);
@@ -780,12 +784,14 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   if (ready - now < period / kLooks) return;
   // What the others wait in a `window` moves all that follows, for good. But the one that went
   // ahead will do so again, by as much; so they soon wait for nothing.
-  Nanos patience = track.kept.shape == Shape::kFixed ? std::min(period / kLooks, kLongestLook)
-                                                     : period / kPatience;
-  // Where others use it meanwhile, its answer is worth more than the time: a `fixed` window is as
-  // long for whoever begins a little later.
-  if (track.kept.shape == Shape::kFixed && track.others_pace * static_cast<double>(patience) >= 1)
-    patience = std::max(patience, std::min({2 * slowest_, period / 4, kLongestLook}));
+  Nanos patience = period / kPatience;
+  if (track.kept.shape == Shape::kFixed) {
+    patience = std::min(period / kLooks, kLongestLook);
+    // Where others use it meanwhile, its answer is worth more than the time: a `fixed` window is as
+    // long for whoever begins a little later.
+    if (track.others_pace * static_cast<double>(patience) >= 1)
+      patience = std::max(patience, std::min({2 * slowest_, period / 4, kLongestLook}));
+  }
   track.released = 0;
   bool sees = others_leave < kNever && track.kept.shape == Shape::kWindow &&
               2 * bucket_->meter(track.meter).Others() > p.amount;
