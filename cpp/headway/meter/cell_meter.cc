@@ -530,8 +530,9 @@ void CellMeter::Raise(Meter& m, std::int64_t bound, Nanos at) {
   }
 }
 
-bool CellMeter::Lower(Meter& m, std::int64_t bound) {
+bool CellMeter::Lower(Meter& m, std::int64_t bound, Nanos at) {
   Cells& cells = m.cells();
+  StoreMax(cells.foreign_last, at);
   std::int64_t seen = cells.foreign.load();
   while (seen > bound) {
     if (!cells.foreign.compare_exchange_strong(seen, bound)) continue;

@@ -50,7 +50,6 @@ AnsweredCall AnsweredCall::Of(const Reservation& reservation, Nanos now) {
   call.ahead = reservation.alone();
   call.out_before = reservation.out_before();
   call.out_now = reservation.out_now();
-  call.others_unanswered = reservation.others_unanswered();
   call.counted_by = std::min(now, reservation.counted_by());
   for (int i = 0; i < reservation.size(); ++i) call.taken.push_back(reservation.taken(i));
   return call;
@@ -212,7 +211,7 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
   track.kept = verdict;
   // What an open bucket was owed, and what others were seen to use of a window, is long out of
   // date.
-  bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now);
+  bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now, now);
 }
 
 // Nothing is learnt in this meter any more.
@@ -255,16 +254,11 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // Admitted and perhaps not counted by then.
   const Nanos before = of.began - std::max(overtakes, slowest_);
   const std::int64_t since = std::max<std::int64_t>(0, history.AdmittedSince(r, before) - own);
-  // By when all of those have been counted.
-  const Nanos since_by =
-      std::min(now, history.BegunBy(r, now) + std::max(overtakes, counted_late_));
   if (meter.shape() == Shape::kBucket) {
     const Parameters p = meter.parameters();
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
     Nanos owed_most = MulDivCeil(most, p.period, track.limit);
-    Nanos at = of.counted_by;
     if (reading.remaining <= reading.rounding) {
-      at = now;  // as the reset is told
       // More may be owed than the limit, after it was lowered: then the reset tells. Of a limit
       // that is a fraction of what it was, the rest is told again.
       const bool told = reading.reset != kNever;
@@ -273,7 +267,6 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
             std::max(owed_least, std::min(reading.reset - Inference::kSlack, 2 * p.period));
       owed_most = told ? std::max(owed_most, reading.reset + Inference::kSlack) : kNever;
     }
-    std::int64_t others_since = 0;
     if (!fresh) {
       // Since then, those of ours that were counted after it surely, and what others use.
       const Nanos after = of.counted_by + overtakes;
@@ -281,7 +274,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
           0, history.Total(r) - history.AtMost(r, after) - RefusedSince(track, after));
       const Nanos told = of.sent + owed_least;
       MeasurePace(track, of, told);
-      others_since =
+      const auto others_since =
           static_cast<std::int64_t>(track.others_pace * static_cast<double>(now - of.sent));
       bucket_->Raise(track.meter, told + MulDivFloor(later + others_since, p.period, track.limit),
                      now, seen);
@@ -290,13 +283,12 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     if (!fresh && (!whole || owed_most == kNever)) return;
     if (owed_most == kNever) owed_most = p.period;
     if (fresh) owed_most = std::min(owed_most, 2 * p.period);
-    // It may have been empty before the last of them.
-    const Nanos owed = std::max(at + std::min(owed_most, Word::kMaxValue / 4), since_by) +
-                       std::min(p.Cost(since + others_since), Word::kMaxValue / 4);
+    const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
+                       std::min(p.Cost(since), Word::kMaxValue / 4);
     if (fresh) {
       bucket_->Raise(track.meter, owed, now, seen);
     } else {
-      bucket_->Lower(track.meter, owed, seen);
+      bucket_->Lower(track.meter, owed, now, seen);
     }
     return;
   }
@@ -317,7 +309,6 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     const Nanos window = fixed ? now - (now - p.anchor()) % p.period : 0;
     meter.CountEarlier(std::max(window, of.counted_by), std::min(own, most));
     bucket_->Raise(track.meter, std::max<std::int64_t>(0, most - own) + since, now);
-    track.earlier_by = of.counted_by;
     return;
   }
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
@@ -365,9 +356,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
       track.others_pace += (pace - track.others_pace) / 4;
     }
   }
-  // They have gone on since it was counted, and the burst that waits for it would meet that. (What
-  // was once taken for a pace fades, and is none where it is not one a period.)
-  if (of.ahead && track.others_pace * static_cast<double>(p.period) >= 1)
+  // They have gone on since it was counted, and the burst that waits for it would meet that.
+  if (of.ahead)
     foreign += static_cast<std::int64_t>(
         std::ceil(track.others_pace * static_cast<double>(now - of.sent)));
   const bool newest = of.sent >= track.newest;
@@ -376,20 +366,12 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     // So did others of ours that may have to be counted yet.
     foreign_most = std::max(foreign, most + std::max<std::int64_t>(0, since - (seen - others)));
   }
-  const bool fixed = meter.shape() == Shape::kFixed;
-  if ((fixed || foreign > 0) && (newest || foreign > meter.Others())) {
-    // Others' calls were counted before this one was; but they go on, and what they use is as much
-    // until the calls that go when ours of now have left are answered: which ours have just been.
-    const Nanos next = now + std::min(overtakes, p.period / kLooks);
-    bucket_->Raise(track.meter, foreign, fixed || track.meter >= taken ? of.counted_by : next);
-  }
-  if (newest) bucket_->Lower(track.meter, foreign_most);
-  // What was sent before it was this meter that counts is taken for others' use of now. Once the
-  // last of it is answered it is known since when it has been counted.
-  if (track.meter < taken || fixed) return;
-  track.earlier_by = std::max(track.earlier_by, of.counted_by);
-  if (newest && of.others_unanswered == 0)
-    bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
+  // Others' calls were counted before this one was; but they go on, and what they use is as much
+  // until the calls that go when ours of now have left are answered: which ours have just been.
+  const Nanos at =
+      meter.shape() == Shape::kFixed ? of.counted_by : now + std::min(overtakes, p.period / kLooks);
+  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, at);
+  if (newest) bucket_->Lower(track.meter, foreign_most, at);
 }
 
 void Learner::NoteRefused(Track& track, const AnsweredCall& of) const {

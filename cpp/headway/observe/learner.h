@@ -42,7 +42,6 @@ struct AnsweredCall {
   bool ahead = false;  // others wait for its answer
   int out_before = 1;  // see Reservation
   int out_now = 1;
-  std::int64_t others_unanswered = 1;
   Nanos counted_by = 0;                 // the server has counted it by then
   bool timed = false;                   // a transport said when it was sent
   absl::InlinedVector<Taken, 4> taken;  // by meter
@@ -158,8 +157,6 @@ class Learner {
     bool for_period = false;
     std::uint64_t heard = 0;  // the observation that spoke of it last
     Nanos counted_after = 0;  // so long after they were sent, calls of ours were still counted
-    // By when what was sent before `meter` counted has been counted, of those that are answered.
-    Nanos earlier_by = 0;
     // What of ours was in use when it was last settled that somebody goes ahead.
     std::vector<RunOfCalls> before_look;
     // What of ours was refused, and so not counted, oldest first.
