@@ -262,12 +262,3 @@ async def run(
         end = time.monotonic()
     stats = await asyncio.to_thread(simulator.stats, decisions=True)
     return Seen([*limits], stats, watched.exchanges, end, grace, due)
-
-
-async def longest_stall(seen: list[float]) -> None:
-    """By how much this loop was late at most, into `seen`; until it is cancelled."""
-    seen.append(0.0)
-    while True:
-        due = time.monotonic() + 0.01
-        await asyncio.sleep(0.01)
-        seen[0] = max(seen[0], time.monotonic() - due)

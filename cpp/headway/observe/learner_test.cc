@@ -409,9 +409,8 @@ TEST_P(Learns, WhatOthersTakeOfTheSameKey) {
     // when its windows end.
     const std::ptrdiff_t at_first = setting.shape == Shape::kBucket ? 0 : far ? 30 : 1;
     EXPECT_LE(world.Refused(0, 2 * kMinute), at_first);
-    // From then on one a window, of a `fixed` one. Where answers take seconds, its kind may be
-    // known a window later: of 60 runs, three have more than ten, 16 at the most.
-    const std::ptrdiff_t rest = setting.shape == Shape::kFixed           ? (far ? 16 : 10)
+    // From then on one a window, of a `fixed` one.
+    const std::ptrdiff_t rest = setting.shape == Shape::kFixed           ? 10
                                 : far && setting.shape == Shape::kWindow ? 3
                                                                          : 1;
     EXPECT_LE(world.Refused(2 * kMinute, 12 * kMinute), rest);
