@@ -15,6 +15,7 @@ namespace {
 // nobody knows when they left wait for each other in the client.
 constexpr Nanos kOvertakesMarked = 100 * kMillisecond;
 constexpr Nanos kOvertakes = 500 * kMillisecond;
+Nanos Overtakes(const AnsweredCall& of) { return of.timed ? kOvertakesMarked : kOvertakes; }
 // A burst has somebody go ahead of it where nothing could be sent for such a part of the period...
 constexpr Nanos kLooks = 16;
 // ... and waits for the answer for such a part of a window, or so long after a fixed one has begun.
@@ -239,7 +240,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   const History& history = *bucket_->history();
   const std::size_t r = track.resource;
   // Calls are sent in the order in which they begin, more or less.
-  const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
+  const Nanos overtakes = Overtakes(of);
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
   const std::int64_t most = used + reading.rounding;
@@ -297,7 +298,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // before it though it began later.
   const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
   const Nanos from = of.began - meter.parameters().period;
-  std::int64_t ours = by_then - history.AtLeast(r, from - std::max(overtakes, counted_late_));
+  std::int64_t ours = by_then - history.AtLeast(r, from - CountedLate(of));
   // Not those of which we know that they were refused.
   ours -= RefusedBetween(track, from, of.began + overtakes, -kNever);
   if (fresh && track.meter >= taken) {
@@ -374,6 +375,11 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   if (newest) bucket_->Lower(track.meter, foreign_most, at);
 }
 
+// A call may be counted so much later than it began, where the client is busy.
+Nanos Learner::CountedLate(const AnsweredCall& of) const {
+  return std::max(Overtakes(of), counted_late_);
+}
+
 void Learner::NoteRefused(Track& track, const AnsweredCall& of) const {
   const std::int64_t amount = Own(track, of);
   if (amount == 0) return;
@@ -440,7 +446,7 @@ std::int64_t Learner::Certain(const Track& track, const AnsweredCall& of) {
   const Parameters p = meter.parameters();
   Nanos from = of.counted_by - p.period;
   if (meter.shape() == Shape::kFixed) from = of.sent - (of.sent - p.anchor()) % p.period;
-  const Nanos by = of.began - std::max(of.timed ? kOvertakesMarked : kOvertakes, slowest_);
+  const Nanos by = of.began - std::max(Overtakes(of), slowest_);
   std::int64_t certain = 0;
   // Those that were there when it was sent ahead may have left by the time of its answer.
   for (const RunOfCalls& run : of.ahead ? track.before_look : bucket_->meter(track.meter).Runs())
@@ -473,10 +479,9 @@ Nanos Learner::GoneAfter(Track& track, const Reading& reading, const AnsweredCal
   std::sort(runs.begin(), runs.end(),
             [](const RunOfCalls& a, const RunOfCalls& b) { return a.first < b.first; });
   if (!forgets) {
-    // The oldest of them may have been counted as much later than it began.
-    const Nanos late = std::max(of.timed ? kOvertakesMarked : kOvertakes, counted_late_);
     if (!runs.empty())
-      track.counted_after = std::max(track.counted_after, of.sent - runs.front().first - late);
+      track.counted_after =
+          std::max(track.counted_after, of.sent - runs.front().first - CountedLate(of));
     return 0;
   }
   std::int64_t gone =
@@ -496,11 +501,10 @@ bool Learner::Crowded(const Track& track, const Reading& reading, const Answered
   if (track.meter < 0 || reading.remaining < 0) return false;
   // What somebody had used before we came, our own last run mostly, tells nothing.
   if (of.sent - track.since < track.kept.period + Inference::kSlack) return false;
-  const Nanos overtakes = of.timed ? kOvertakesMarked : kOvertakes;
+  const Nanos overtakes = Overtakes(of);
   // What began so long before may have been counted that much later, where the client is busy.
   const std::int64_t ours = bucket_->history()->MostBetween(
-      track.resource, of.began - track.kept.period - std::max(overtakes, counted_late_),
-      of.began + overtakes);
+      track.resource, of.began - track.kept.period - CountedLate(of), of.began + overtakes);
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   return used - reading.rounding - ours > track.limit / 2;
 }

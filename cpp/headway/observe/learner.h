@@ -195,6 +195,7 @@ class Learner {
   bool Forgets(const Track& track, const Reading& reading, std::int64_t certain) const;
   Nanos GoneAfter(Track& track, const Reading& reading, const AnsweredCall& of,
                   std::int64_t certain, bool forgets);
+  Nanos CountedLate(const AnsweredCall& of) const;
   void NoteRefused(Track& track, const AnsweredCall& of) const;
   static std::int64_t RefusedBetween(const Track& track, Nanos from, Nanos to, Nanos answered);
   static std::int64_t RefusedSince(const Track& track, Nanos from);
