@@ -259,14 +259,15 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     const Parameters p = meter.parameters();
     Nanos owed_least = MulDivFloor(least, p.period, track.limit);
     Nanos owed_most = MulDivCeil(most, p.period, track.limit);
-    if (reading.remaining <= reading.rounding) {
-      // More may be owed than the limit, after it was lowered: then the reset tells. Of a limit
-      // that is a fraction of what it was, the rest is told again.
-      const bool told = reading.reset != kNever;
-      if (told)
-        owed_least =
-            std::max(owed_least, std::min(reading.reset - Inference::kSlack, 2 * p.period));
-      owed_most = told ? std::max(owed_most, reading.reset + Inference::kSlack) : kNever;
+    // More may be owed than the limit, after it was lowered. Of a limit that is a fraction of what
+    // it was, the rest is told again.
+    if (reading.remaining <= reading.rounding) owed_most = kNever;
+    if (reading.reset != kNever) {
+      // When all of it is there again tells more than what remains where that is rounded or none.
+      const Nanos at_least = std::min(reading.reset - Inference::kSlack, 2 * p.period);
+      const Nanos at_most = std::max(reading.reset + Inference::kSlack, owed_least);
+      owed_least = std::max(owed_least, std::min(at_least, owed_most));
+      owed_most = std::min(owed_most, at_most);
     }
     if (!fresh) {
       // Since then, those of ours that were counted after it surely, and what others use.

@@ -1266,6 +1266,33 @@ TEST(Learner, IsNotShutForLongByOneAnswer) {
   }
 }
 
+// What remains is told in thousands, and when all of it is there again in seconds.
+TEST(Learner, TellsByTheResetWhatIsUsedWhereWhatRemainsIsRounded) {
+  Reading reading = Of(3000, 3000);
+  reading.rounding = 500;
+  reading.shape = Shape::kBucket;
+  reading.period = kMinute;
+  reading.reset = kSecond;
+  Said said(nullptr);
+  said.Say(reading);
+  const auto used = [&] {
+    return static_cast<double>(said.bucket->Used(said.bucket->size() - 1, said.now));
+  };
+  // A second's worth, what clocks may differ by, and the guard.
+  EXPECT_GE(used(), 50);
+  EXPECT_LE(used(), 161);
+  // Others have used 1,450: it may be 1,000 by what remains.
+  reading.remaining = 2000;
+  reading.reset = 30 * kSecond;
+  said.Say(reading);
+  EXPECT_NEAR(used(), 1500, 61);
+  // Nobody believes a reset that contradicts it by more than that.
+  reading.remaining = 1000;
+  reading.reset = 0;
+  said.Say(reading);
+  EXPECT_GE(used(), 1499.0);
+}
+
 // An answer says that two minutes' worth was used in two seconds, and not by us.
 TEST(Learner, ForeseesNoOthersWhoAreFasterThanTheLimit) {
   Said said(nullptr);
