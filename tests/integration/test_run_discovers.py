@@ -56,6 +56,22 @@ def test_tokens_are_found_out_too(tmp_path: Path) -> None:
     assert "6000 tokens/min bucket of m" in ended.stdout
 
 
+def test_what_an_answer_did_not_need_is_there_for_the_next(tmp_path: Path) -> None:
+    usage = {"input_tokens": 5, "output_tokens": 10}
+    # What the limit is, and not how much of it is left.
+    limit = {"anthropic_ratelimit_output_tokens_limit": "3000"}
+    answer = said(200, {"model": "m", "content": [], "usage": usage}, **limit)
+    lines = [{**request(f"r-{i}", max_tokens=1_400), "url": "/v1/messages"} for i in range(40)]
+    requests = write_lines(tmp_path / "requests.jsonl", lines)
+    with Server(lambda *_: answer) as server:
+        way = environment(http_proxy=server.url, HTTP_PROXY=server.url)
+        ended = run(requests, "http://api.anthropic.com/v1", env=way)
+    assert ended.status == 0, ended.stderr
+    assert "3000 output_tokens/min bucket of m" in ended.stdout
+    # Of what they may need eleven fit, and one more in five seconds.
+    assert ended.summary["elapsed_s"] < 20
+
+
 def through(simulator: SimulatorProcess) -> dict[str, str]:
     """An environment in which every host's requests get to the simulator."""
     return environment(http_proxy=simulator.url, HTTP_PROXY=simulator.url)

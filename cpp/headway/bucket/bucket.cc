@@ -517,8 +517,8 @@ void Bucket::Raise(int meter, std::int64_t bound, Nanos at, Nanos seen) {
   SignalIfOwed();
 }
 
-void Bucket::Lower(int meter, std::int64_t bound, Nanos at, Nanos seen) {
-  if (this->meter(meter).Lower(bound, at, seen)) Signal();
+void Bucket::Lower(int meter, std::int64_t bound, Nanos seen) {
+  if (this->meter(meter).Lower(bound, seen)) Signal();
 }
 
 void Bucket::OthersLeaveBy(int meter, Nanos at) {

@@ -205,7 +205,7 @@ class Bucket {
 
   // An observation of one limit; see Meter.
   void Raise(int meter, std::int64_t bound, Nanos at, Nanos seen = kNever);
-  void Lower(int meter, std::int64_t bound, Nanos at, Nanos seen = kNever);
+  void Lower(int meter, std::int64_t bound, Nanos seen = kNever);
   void OthersLeaveBy(int meter, Nanos at);
 
   // The scheduler's: whoever waits has the flag set on the meter that binds, and clears all of

@@ -10,7 +10,7 @@ namespace headway {
 void History::MakeMark(Nanos now, absl::Span<const std::int64_t> own) {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) {
-    missed_.store(true);
+    missed_.store(~std::uint32_t{0});
     return;
   }
   // Threads do not agree about the time to the microsecond.
@@ -18,7 +18,7 @@ void History::MakeMark(Nanos now, absl::Span<const std::int64_t> own) {
   if (at_.size() == kMost) Thin(now);
   const std::size_t last = then_.size();
   // Whoever has said so before is in the totals, which are read only now...
-  bool missed = missed_.exchange(false);
+  std::uint32_t missed = missed_.exchange(0);
   for (std::size_t i = 0; i < resources_; ++i) {
     before_.push_back(SurelyBegun(i));
     then_.push_back(totals_[i].load());
@@ -27,8 +27,8 @@ void History::MakeMark(Nanos now, absl::Span<const std::int64_t> own) {
   // ... and who says so meanwhile does before he is not expected any more; he may not be in them,
   // so that holds for the next mark as well.
   missed |= missed_.load();
-  if (missed || own.empty() || at_.empty())
-    for (std::size_t i = 0; i < resources_; ++i)
+  for (std::size_t i = 0; i < resources_; ++i)
+    if ((missed & Bit(i)) != 0 || own.empty() || at_.empty())
       before_[last + i] = at_.empty() ? 0 : then_[last - resources_ + i];
   at_.push_back(now);
   marked_.store(now, std::memory_order_relaxed);
@@ -91,7 +91,7 @@ std::int64_t History::AtLeast(std::size_t resource, Nanos at) const {
   HEADWAY_PAUSE();
   const std::int64_t begun = SurelyBegun(resource);
   HEADWAY_PAUSE();
-  return missed_.load() ? marked : std::max(marked, begun);
+  return (missed_.load() & Bit(resource)) != 0 ? marked : std::max(marked, begun);
 }
 
 std::int64_t History::Since(std::size_t resource, Nanos from) const {

@@ -34,7 +34,7 @@ class History {
   static constexpr Nanos kPerAge = 128;
   static constexpr std::size_t kMost = 1'536;
 
-  // Resources are numbered from 0 to `resources` - 1.
+  // Resources are numbered from 0 to `resources` - 1; at most 32 of them.
   explicit History(std::size_t resources)
       : resources_(resources), totals_(resources), unbegun_(resources) {}
 
@@ -43,9 +43,9 @@ class History {
   void Expect(std::size_t resource, std::int64_t amount) { unbegun_[resource].fetch_add(amount); }
   // A call that has begun takes more than was known. No mark says since when.
   void AdmitMore(std::size_t resource, std::int64_t amount) {
-    missed_.store(true);
+    missed_.fetch_or(Bit(resource));
     totals_[resource].fetch_add(amount);
-    missed_.store(true);  // a mark that was made in between holds none of it
+    missed_.fetch_or(Bit(resource));  // a mark that was made in between holds none of it
   }
   // A call that begins takes `amount`. Returns the total with it.
   std::int64_t Admit(std::size_t resource, std::int64_t amount) {
@@ -71,6 +71,11 @@ class History {
     HEADWAY_PAUSE();
     return unbegun + Total(resource) - AtLeast(resource, at);
   }
+  // By when all that is admitted by now has begun, at the latest; `now` where that is not known.
+  Nanos BegunBy(std::size_t resource, Nanos now) const {
+    const Nanos by = marked_.load(std::memory_order_relaxed) + kGrain;
+    return by < now && AdmittedSince(resource, by) == 0 ? by : now;
+  }
   // At most, and at least, so much had begun by `at`.
   std::int64_t AtMost(std::size_t resource, Nanos at) const;
   std::int64_t AtLeast(std::size_t resource, Nanos at) const;
@@ -87,6 +92,7 @@ class History {
   std::int64_t Owed(std::size_t resource, std::int64_t amount, Nanos period, Nanos now) const;
 
  private:
+  static std::uint32_t Bit(std::size_t resource) { return std::uint32_t{1} << resource; }
   void MakeMark(Nanos now, absl::Span<const std::int64_t> own);
   std::int64_t SurelyBegun(std::size_t resource) const;
   void Thin(Nanos now);
@@ -94,8 +100,9 @@ class History {
   const std::size_t resources_;
   LineWords totals_;   // written by who begins
   LineWords unbegun_;  // and these by who admits as well
-  // Somebody has left no mark, since the latest one, for want of the lock.
-  std::atomic<bool> missed_{false};
+  // Of which resources somebody has taken some and left no mark, since the latest one, for want of
+  // the lock or because it was known later: a bit each.
+  std::atomic<std::uint32_t> missed_{0};
   // When the latest mark was made. A clock's zero is long past.
   std::atomic<Nanos> marked_{-kDay};
   mutable std::mutex mutex_;

@@ -74,6 +74,26 @@ TEST(History, KnowsThatABurstHadBegunThoughNobodyFollows) {
   }
 }
 
+TEST(History, KnowsByWhenAllHasBegun) {
+  History history(2);
+  const Nanos at = 1'000 * kSecond;
+  EXPECT_LT(history.BegunBy(1, at), at) << "nothing has, long ago";
+  for (int i = 0; i < 100; ++i) Call(history, at + i * kMicrosecond, 1);
+  EXPECT_EQ(history.BegunBy(1, at + kMillisecond), at + kMillisecond);
+  EXPECT_EQ(history.BegunBy(1, at + kSecond), at + History::kGrain);
+  // What one has taken more than was known says nothing of when others have begun.
+  history.AdmitMore(0, 5);
+  EXPECT_EQ(history.BegunBy(0, at + kSecond), at + kSecond);
+  EXPECT_EQ(history.BegunBy(1, at + kSecond), at + History::kGrain);
+  history.Expect(1, 3);  // admitted for somebody who waits
+  EXPECT_EQ(history.BegunBy(1, at + kSecond), at + kSecond);
+  history.Admit(1, 3);
+  const std::int64_t own[] = {0, 3};
+  history.Mark(at + kSecond, own);
+  history.Expect(1, -3);
+  EXPECT_EQ(history.BegunBy(1, at + 2 * kSecond), at + kSecond + History::kGrain);
+}
+
 TEST(History, TakesWhatMayNotHaveBegunForNothing) {
   History history(1);
   const auto call = [&](Nanos at) {

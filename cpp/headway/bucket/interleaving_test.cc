@@ -368,13 +368,13 @@ TEST(Interleaving, NoWakeUpIsLostToAnObservation) {
   ExpectNoLostWakeUp({"lowered",
                       {Make(Shape::kBucket, 1)},
                       [](Waiting& w) { w.Hold({1}); },
-                      [](Waiting& w) { w.stage->Lower(0, kNow, kNow); },
+                      [](Waiting& w) { w.stage->Lower(0, kNow); },
                       {1}});
   for (const Shape shape : {Shape::kWindow, Shape::kFixed}) {
     ExpectNoLostWakeUp({"lowered",
                         {Make(shape, 1)},
                         [](Waiting& w) { w.stage->Raise(0, 1, kNow); },
-                        [](Waiting& w) { w.stage->Lower(0, 0, kNow); },
+                        [](Waiting& w) { w.stage->Lower(0, 0); },
                         {1}});
     // While others' use is being entered, nobody can tell when it leaves.
     ExpectNoLostWakeUp({"raised",

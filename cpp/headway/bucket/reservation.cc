@@ -48,6 +48,13 @@ int Reservation::out_now() const {
   return calls == nullptr ? 1 : calls->out();
 }
 
+std::int64_t Reservation::others_unanswered() const {
+  const Calls* const calls = this->calls();
+  if (calls == nullptr) return 1;
+  const bool answered = (state_.load() & (kAnswered | kEnded)) != 0;
+  return std::max<std::int64_t>(0, calls->in_flight() - (answered ? 0 : 1));
+}
+
 void Reservation::Begin(Nanos now) {
   if (begun_) return;
   begun_ = true;

@@ -99,6 +99,9 @@ class Reservation {
   // 1 where nobody counts them.
   int out_before() const { return call_.out; }
   int out_now() const;
+  // How many others of its bucket's calls are admitted and not answered now; 1 where nobody counts
+  // them.
+  std::int64_t others_unanswered() const;
   // When the server has counted it at the latest, by what `Sent` knew; kNever: it knew nothing.
   Nanos counted_by() const { return counted_by_.load(); }
   // How many of the bucket's limits it was taken of: those that there were then. By whoever owns

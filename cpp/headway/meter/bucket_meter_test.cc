@@ -401,12 +401,12 @@ TEST(BucketMeter, AnObservationOnlyRaisesOrLowers) {
   EXPECT_EQ(meter.Used(now), 10);
   meter.Raise(now, now);
   EXPECT_EQ(meter.Used(now), 10);
-  EXPECT_FALSE(meter.Lower(now + 2 * kPeriod, now));
+  EXPECT_FALSE(meter.Lower(now + 2 * kPeriod));
   EXPECT_EQ(meter.Used(now), 10);
-  EXPECT_FALSE(meter.Lower(now + kPeriod / 2, now));
+  EXPECT_FALSE(meter.Lower(now + kPeriod / 2));
   EXPECT_EQ(meter.Used(now), 5);
   meter.SetWaiters();
-  EXPECT_TRUE(meter.Lower(now, now));
+  EXPECT_TRUE(meter.Lower(now));
   EXPECT_TRUE(Take(meter, now, 0));
   EXPECT_FALSE(Take(meter, now, 1)) << "somebody waits";
 }

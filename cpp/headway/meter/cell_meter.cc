@@ -530,9 +530,8 @@ void CellMeter::Raise(Meter& m, std::int64_t bound, Nanos at) {
   }
 }
 
-bool CellMeter::Lower(Meter& m, std::int64_t bound, Nanos at) {
+bool CellMeter::Lower(Meter& m, std::int64_t bound) {
   Cells& cells = m.cells();
-  StoreMax(cells.foreign_last, at);
   std::int64_t seen = cells.foreign.load();
   while (seen > bound) {
     if (!cells.foreign.compare_exchange_strong(seen, bound)) continue;

@@ -127,7 +127,7 @@ class CellMeter {
                        Nanos began);
   static void SetMargin(Meter& m, Nanos margin);
   static void Raise(Meter& m, std::int64_t bound, Nanos at);
-  static bool Lower(Meter& m, std::int64_t bound, Nanos at);
+  static bool Lower(Meter& m, std::int64_t bound);
   static void OthersLeaveBy(Meter& m, Nanos at);
   static std::int64_t Used(Meter& m, Nanos now);
 

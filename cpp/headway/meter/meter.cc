@@ -154,9 +154,9 @@ void Meter::Raise(std::int64_t bound, Nanos at, Nanos seen) {
   if (has_cells()) CellMeter::Raise(*this, bound, at);
 }
 
-bool Meter::Lower(std::int64_t bound, Nanos at, Nanos seen) {
+bool Meter::Lower(std::int64_t bound, Nanos seen) {
   if (shape_ == Shape::kBucket) return BucketMeter::Lower(*this, bound, seen);
-  return has_cells() && CellMeter::Lower(*this, bound, at);
+  return has_cells() && CellMeter::Lower(*this, bound);
 }
 
 void Meter::OthersLeaveBy(Nanos at) {

@@ -156,10 +156,10 @@ class Meter {
 
   // An observation. bucket: the instant at which all is paid for lies not before / not after
   // `bound`; or did so when it was at `seen`, and what was taken since comes on top. window, fixed:
-  // others have used at least / at most `bound` units as last counted at `at`. Lowering returns
-  // whether to signal.
+  // others have used at least `bound` units as last counted at `at`, / at most `bound`, of which it
+  // is not known that they are still counted. Lowering returns whether to signal.
   void Raise(std::int64_t bound, Nanos at, Nanos seen = kNever);
-  [[nodiscard]] bool Lower(std::int64_t bound, Nanos at, Nanos seen = kNever);
+  [[nodiscard]] bool Lower(std::int64_t bound, Nanos seen = kNever);
   // What others have used of a window will have left it by `at`, as far as that is known; until the
   // next observation.
   void OthersLeaveBy(Nanos at);

@@ -36,10 +36,12 @@ void Inference::Run::Add(const Told& told) {
   const Nanos sent = told.sent;
   const Nanos reset = told.reading.reset;
   if (told.reading.remaining >= 0 && told.reading.remaining <= told.limit) {
-    least_used = std::min(least_used, told.limit - told.reading.remaining);
-    most_used = std::max(most_used, told.limit - told.reading.remaining);
-    least_foreign = std::min(
-        least_foreign, told.limit - told.reading.remaining - told.reading.rounding - told.own);
+    const std::int64_t used = told.limit - told.reading.remaining;
+    if (used < least_used || (used == least_used && reset > reset_at_least)) reset_at_least = reset;
+    if (used >= most_used) reset_at_most = reset;
+    least_used = std::min(least_used, used);
+    most_used = std::max(most_used, used);
+    least_foreign = std::min(least_foreign, used - told.reading.rounding - told.own);
   }
   shortest = std::min(shortest, reset);
   longest = std::max(longest, reset);
@@ -98,9 +100,20 @@ void Inference::JudgeShort(const Told& told) {
   // Where others had used any of it before, it may be they who leave so soon.
   if (ends_.least_foreign > 0) return;
   // A burst that meets the end of a window is in two of them, and answers come in any order.
-  if (ends_.count < kReadings || 3 * (ends_.most_used - ends_.least_used + 1) < told.limit) return;
+  const std::int64_t spread = ends_.most_used - ends_.least_used + 1;
+  if (ends_.count < kReadings || 3 * spread < told.limit) return;
   if (told.sent - doubted_ < kDoubts) return;
-  const Nanos period = Holds(ends_.longest, kMillisecond);
+  Nanos least = ends_.longest;
+  // What ends the later the more of it is used, as no window does, is a bucket, which answers that
+  // take seconds hide. Of more than a few units it is known by them soon; of a few, all of it is
+  // refilled in as much more as there is more of it.
+  const Nanos rise = ends_.reset_at_most - ends_.reset_at_least;
+  if (exact_ > 1 && spread > 1 && rise > ends_.longest / 8) {
+    if (told.limit >= 2 * kApart) return;
+    least = std::max({least, MulDivFloor(ends_.reset_at_most, told.limit, ends_.most_used),
+                      MulDivFloor(rise, told.limit, spread)});
+  }
+  const Nanos period = Holds(least, kMillisecond);
   if (period == 0 || period >= kMinute) return;
   Become({Shape::kWindow, period, 0}, ends_.count);
 }
@@ -123,11 +136,9 @@ bool Inference::Follow(const Inference& other) {
     return false;
   if (other.verdict_.shape == Shape::kBucket) {
     // What fits a short period by chance fits none that another limit of the same answers has.
-    const auto* const period = std::find(kPeriods.begin(), kPeriods.end(), other.verdict_.period);
-    if (period == kPeriods.end()) return false;
-    const Run& run = bucket_[static_cast<std::size_t>(period - kPeriods.begin())];
-    if (run.count < kReadings || other.readings_ < kReadings) return false;
-    Become({Shape::kBucket, *period, 0}, run.count);
+    const Run* const run = BucketRun(other.verdict_.period);
+    if (run == nullptr || run->count < kReadings || other.readings_ < kReadings) return false;
+    Become({Shape::kBucket, other.verdict_.period, 0}, run->count);
     return true;
   }
   if (ends_.least_foreign > 0) return false;
@@ -139,11 +150,24 @@ bool Inference::Follow(const Inference& other) {
   return true;
 }
 
+const Inference::Run* Inference::BucketRun(Nanos period) const {
+  const auto* const found = std::find(kPeriods.begin(), kPeriods.end(), period);
+  if (found == kPeriods.end()) return nullptr;
+  return &bucket_[static_cast<std::size_t>(found - kPeriods.begin())];
+}
+
 void Inference::NoteBucket(const Told& told) {
   const Reading& reading = told.reading;
   if (reading.remaining < 0 || reading.remaining > told.limit) return;
   const std::int64_t used = told.limit - reading.remaining;
   const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
+  // What is one to the unit is no other, which fits for answers that are late.
+  const Run* const kept = verdict_.shape == Shape::kBucket
+                              ? BucketRun(period_said_ ? kMinute : verdict_.period)
+                              : nullptr;
+  const bool known = kept != nullptr && exact_ > 1 && kept->to_the_unit && kept->count >= kReadings;
+  const Run* found = nullptr;
+  Nanos found_period = 0;
   for (std::size_t i = 0; i < kPeriods.size(); ++i) {
     const Nanos period = period_said_ ? verdict_.period : kPeriods[i];
     // Whole seconds say little of a short one.
@@ -151,7 +175,7 @@ void Inference::NoteBucket(const Told& told) {
     const Nanos from = reading.reset - slack;
     const Nanos by = reading.reset + latency + slack;
     // A longer one than need be fits by chance, where little is used.
-    if (period > kMinute && !period_said_ && verdict_.period == kMinute) return;
+    if (period > kMinute && !period_said_ && verdict_.period == kMinute) break;
     // Until all is refilled. With nothing left, more may be owed than the limit: it was lowered.
     // Servers round parts of a unit as they like.
     const std::int64_t rounding = reading.rounding + 1;
@@ -167,18 +191,24 @@ void Inference::NoteBucket(const Told& told) {
     } else if (least > 2 * slack && most - least <= period / 8 && !Meet(from, by, period, period) &&
                !owes_more) {
       run.Add(told);
+      run.to_the_unit = run.to_the_unit && Meet(reading.reset - kMillisecond,
+                                                reading.reset + kMillisecond, least, most);
       if (judged) Become(verdict_, run.count);
       const Nanos off = latency + most - least - 2 * (kSlack - slack);
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
       // until a reset is longer, too.
       const bool longer = verdict_.shape == Shape::kWindow && verdict_.period < period;
-      if ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off)) {
-        Become({Shape::kBucket, period, 0}, run.count);
-        return;
+      const bool apart = exact_ > 1 && run.TellsApart(told.limit);
+      const bool late =
+          !known && ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off));
+      if (apart ? found == nullptr || !found->TellsApart(told.limit) : late && found == nullptr) {
+        found = &run;
+        found_period = period;
       }
     }
-    if (period_said_) return;
+    if (period_said_) break;
   }
+  if (found != nullptr) Become({Shape::kBucket, found_period, 0}, found->count);
 }
 
 bool Inference::NoteEnd(const Told& told) {

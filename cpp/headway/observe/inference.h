@@ -115,6 +115,11 @@ class Inference {
   bool Note(const Told& told, const Own& own) {
     const Verdict before = verdict_;
     NoteSaid(told.reading);
+    if (told.limit != limit_) {
+      for (Run& run : bucket_) run.ForgetUse();
+      ends_.ForgetUse();
+      limit_ = told.limit;
+    }
     if (told.reading.reset != kNever) {
       exact_ += told.reading.reset % kSecond > kMillisecond ? 1 : 0;
       longest_ = std::max(longest_, told.reading.reset);
@@ -147,6 +152,10 @@ class Inference {
   // How long it is not believed in a shorter period again that was wrong once.
   static constexpr Nanos kDoubts = 600 * kSecond;
 
+  // Of so many units that are used, each of the usual periods would say something else of one more:
+  // the next differ by a fifth.
+  static constexpr std::int64_t kApart = 12;
+
   // Readings that fit a hypothesis one after another: how many, and over what time.
   struct Run {
     int count = 0;
@@ -157,12 +166,30 @@ class Inference {
     Nanos longest = 0;
     std::int64_t least_used = std::numeric_limits<std::int64_t>::max();
     std::int64_t most_used = 0;
+    // Those of the least and the most that are used: of one burst, the first and the last that the
+    // server counted, in whatever order they were answered.
+    Nanos reset_at_least = 0;
+    Nanos reset_at_most = 0;
     std::int64_t least_foreign =
         std::numeric_limits<std::int64_t>::max();  // beyond the call itself
+    // Of a bucket's: whether each reset is what is used, to the unit, however late it was heard.
+    bool to_the_unit = true;
     void Add(const Told& told);
+    // The limit has changed, and what was used was of another.
+    void ForgetUse() {
+      least_used = least_foreign = std::numeric_limits<std::int64_t>::max();
+      most_used = 0;
+      reset_at_least = reset_at_most = 0;
+    }
     // Whether they are enough, where each may be off by so much.
     bool Convinces(Nanos off) const {
       return count >= kReadings && last - first > 2 * kSlack + kSecond / 2 + off;
+    }
+    // Whether no other of the usual periods would say the same of what they say is used, of which
+    // some were counted together.
+    bool TellsApart(std::int64_t limit) const {
+      return to_the_unit && count >= kReadings && most_used >= kApart &&
+             3 * (most_used - least_used + 1) >= limit;
     }
     // Whether their resets differ by more than time explains.
     bool Spreads(Nanos off) const {
@@ -176,12 +203,15 @@ class Inference {
   void JudgeShort(const Told& told);
   void JudgeGone(const Told& told);
   void NoteBucket(const Told& told);
+  // The readings that fit a bucket of one of `kPeriods`; null: it is none.
+  const Run* BucketRun(Nanos period) const;
   // Returns whether a window has begun.
   bool NoteEnd(const Told& told);
   void JudgeEnds(const Told& told);
   void Become(const Verdict& verdict, int readings);
 
   Verdict verdict_;
+  std::int64_t limit_ = 0;  // of the latest reading
   int readings_ = 0;
   int exact_ = 0;             // resets that were no whole seconds
   Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
@@ -189,7 +219,7 @@ class Inference {
   int longer_ = 0;            // resets one after another that were longer than the period
   bool period_said_ = false;
   bool shape_said_ = false;
-  std::array<Run, kPeriods.size()> bucket_{};  // by period
+  std::array<Run, kPeriods.size()> bucket_{};  // by period; of one that was said, the first
   // The readings with a common end, which lies between these two on the monotonic clock; and how
   // many ends before it, one period apart, came as these do.
   Run ends_;

@@ -25,6 +25,9 @@ constexpr Nanos kLongestLook = 10 * kSecond;
 // as the slowest of late took, within these.
 constexpr Nanos kShortestLook = 100 * kMillisecond;
 constexpr Nanos kLongestSilentLook = 2 * kSecond;
+// Who has used some of a window may do so again within so many periods; later he is gone, or has
+// never been: what was sent before a limit was known can be taken for others'.
+constexpr Nanos kOthersLast = 5;
 // What is refused within such a time is remembered as one, and so many of those.
 constexpr Nanos kRefusedTogether = 20 * kMillisecond;
 constexpr std::size_t kMostRefused = 64;
@@ -51,6 +54,7 @@ AnsweredCall AnsweredCall::Of(const Reservation& reservation, Nanos now) {
   call.ahead = reservation.alone();
   call.out_before = reservation.out_before();
   call.out_now = reservation.out_now();
+  call.others_unanswered = reservation.others_unanswered();
   call.counted_by = std::min(now, reservation.counted_by());
   for (int i = 0; i < reservation.size(); ++i) call.taken.push_back(reservation.taken(i));
   return call;
@@ -212,7 +216,7 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
   track.kept = verdict;
   // What an open bucket was owed, and what others were seen to use of a window, is long out of
   // date.
-  bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now, now);
+  bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now);
 }
 
 // Nothing is learnt in this meter any more.
@@ -233,10 +237,88 @@ std::int64_t Learner::Own(const Track& track, const AnsweredCall& of) const {
   return 0;
 }
 
+// So many at most were admitted, itself apart, and perhaps not counted when a call was that began
+// at `began` and took `own`.
+std::int64_t Learner::MoreThan(const Track& track, Nanos began, std::int64_t own,
+                               const AnsweredCall& of) const {
+  const Nanos after = CountedAfter(began, of);
+  return std::max<std::int64_t>(0, bucket_->history()->AdmittedSince(track.resource, after) - own);
+}
+
+void Learner::BoundBucket(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of,
+                          bool fresh) {
+  const Meter& meter = bucket_->meter(track.meter);
+  const Parameters p = meter.parameters();
+  const History& history = *bucket_->history();
+  const std::size_t r = track.resource;
+  const auto owed_of = [&](std::int64_t units) { return MulDivCeil(units, p.period, track.limit); };
+  const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
+  const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
+  const Nanos seen = Word{meter.bits()}.value();
+  HEADWAY_PAUSE();
+  const std::int64_t since = MoreThan(track, of.began, Own(track, of), of);
+  // By when all of those have been counted: who has not been answered may not have been.
+  const Nanos since_by =
+      of.others_unanswered > 0 ? now : std::min(now, history.BegunBy(r, now) + CountedLate(of));
+  // What remains was so as it was counted, and what the reset says as it was told. More may be owed
+  // than the limit, after it was lowered. Of a limit that is a fraction of what it was, the rest is
+  // told again.
+  const bool spent = reading.remaining <= reading.rounding;
+  const Nanos by_rest = owed_of(used + reading.rounding);
+  Nanos owed_least = MulDivFloor(least, p.period, track.limit);
+  Nanos owed_until = spent ? kNever : of.counted_by + by_rest;
+  if (reading.reset != kNever) {
+    // When all of it is there again tells more than what remains where that is rounded or none.
+    const Nanos at_most = now + std::min(reading.reset + Inference::kSlack, Word::kMaxValue / 4);
+    owed_until = std::min(owed_until, std::max(at_most, of.counted_by + owed_least));
+    const Nanos at_least = std::min(reading.reset - Inference::kSlack, 2 * p.period);
+    owed_least = std::max(owed_least, spent ? at_least : std::min(at_least, by_rest));
+  }
+  // Since then, those of ours that were counted after it surely, and what others use.
+  const Nanos after = of.counted_by + Overtakes(of);
+  const std::int64_t later = std::max<std::int64_t>(
+      0, history.Total(r) - history.AtMost(r, after) - RefusedSince(track, after));
+  const Nanos told = of.sent + owed_least;
+  std::int64_t others_since = 0;
+  if (!fresh) {
+    MeasurePace(track, of, told);
+    others_since =
+        static_cast<std::int64_t>(track.others_pace * static_cast<double>(now - of.sent));
+    bucket_->Raise(track.meter, told + MulDivFloor(later + others_since, p.period, track.limit),
+                   now, seen);
+    const bool whole = Used(track.limit) == track.limit && !track.given;
+    if (!whole || owed_until == kNever) return;
+  } else {
+    if (owed_until == kNever) owed_until = now + p.period;
+    owed_until = std::min(owed_until, now + 2 * p.period);
+  }
+  // What is owed until then, and for so many more. It may have been empty before the last of them.
+  const auto with = [&](Nanos until, std::int64_t more) {
+    return std::max(until, since_by) + std::min(p.Cost(more + others_since), Word::kMaxValue / 4);
+  };
+  Nanos owed = with(owed_until, since);
+  // Of a burst, it is the first that was counted which tells: to the last, all of the burst may
+  // have been counted after it. Unless others came in between.
+  const auto& first = track.lowest;
+  if (first.began > -kNever && !spent &&
+      least <= first.most + history.MostBetween(r, first.began - CountedLate(of),
+                                                of.began + CountedLate(of)))
+    owed = std::clamp(
+        with(first.counted_by + owed_of(first.most), MoreThan(track, first.began, first.own, of)),
+        std::min(owed, told + owed_of(later)), owed);
+  if (fresh) {
+    bucket_->Raise(track.meter, owed, now, seen);
+  } else {
+    bucket_->Lower(track.meter, owed, seen);
+  }
+}
+
 // `fresh`: the meter has only just begun to count this limit. `certain`: of the one before it.
 void Learner::Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of,
                     bool fresh, std::int64_t certain) {
   Meter& meter = bucket_->meter(track.meter);
+  if (meter.shape() == Shape::kBucket) BoundBucket(now, track, reading, of, fresh);
+  if (!meter.has_cells()) return;
   const History& history = *bucket_->history();
   const std::size_t r = track.resource;
   // Calls are sent in the order in which they begin, more or less.
@@ -252,49 +334,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   HEADWAY_PAUSE();
   const std::int64_t seen = Word{meter.bits()}.value();
   HEADWAY_PAUSE();
-  // Admitted and perhaps not counted by then.
-  const Nanos before = of.began - std::max(overtakes, slowest_);
-  const std::int64_t since = std::max<std::int64_t>(0, history.AdmittedSince(r, before) - own);
-  if (meter.shape() == Shape::kBucket) {
-    const Parameters p = meter.parameters();
-    Nanos owed_least = MulDivFloor(least, p.period, track.limit);
-    Nanos owed_most = MulDivCeil(most, p.period, track.limit);
-    // More may be owed than the limit, after it was lowered. Of a limit that is a fraction of what
-    // it was, the rest is told again.
-    if (reading.remaining <= reading.rounding) owed_most = kNever;
-    if (reading.reset != kNever) {
-      // When all of it is there again tells more than what remains where that is rounded or none.
-      const Nanos at_least = std::min(reading.reset - Inference::kSlack, 2 * p.period);
-      const Nanos at_most = std::max(reading.reset + Inference::kSlack, owed_least);
-      owed_least = std::max(owed_least, std::min(at_least, owed_most));
-      owed_most = std::min(owed_most, at_most);
-    }
-    if (!fresh) {
-      // Since then, those of ours that were counted after it surely, and what others use.
-      const Nanos after = of.counted_by + overtakes;
-      const std::int64_t later = std::max<std::int64_t>(
-          0, history.Total(r) - history.AtMost(r, after) - RefusedSince(track, after));
-      const Nanos told = of.sent + owed_least;
-      MeasurePace(track, of, told);
-      const auto others_since =
-          static_cast<std::int64_t>(track.others_pace * static_cast<double>(now - of.sent));
-      bucket_->Raise(track.meter, told + MulDivFloor(later + others_since, p.period, track.limit),
-                     now, seen);
-    }
-    const bool whole = Used(track.limit) == track.limit && !track.given;
-    if (!fresh && (!whole || owed_most == kNever)) return;
-    if (owed_most == kNever) owed_most = p.period;
-    if (fresh) owed_most = std::min(owed_most, 2 * p.period);
-    const Nanos owed = now + std::min(owed_most, Word::kMaxValue / 4) +
-                       std::min(p.Cost(since), Word::kMaxValue / 4);
-    if (fresh) {
-      bucket_->Raise(track.meter, owed, now, seen);
-    } else {
-      bucket_->Lower(track.meter, owed, now, seen);
-    }
-    return;
-  }
-  if (!meter.has_cells()) return;
+  const std::int64_t since = MoreThan(track, of.began, own, of);
   // What of it was ours, at most: what was in use when it began, and what may have been counted
   // before it though it began later.
   const std::int64_t by_then = history.AtMost(r, of.began + overtakes);
@@ -311,6 +351,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     const Nanos window = fixed ? now - (now - p.anchor()) % p.period : 0;
     meter.CountEarlier(std::max(window, of.counted_by), std::min(own, most));
     bucket_->Raise(track.meter, std::max<std::int64_t>(0, most - own) + since, now);
+    track.earlier_by = of.counted_by;
     return;
   }
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
@@ -358,8 +399,10 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
       track.others_pace += (pace - track.others_pace) / 4;
     }
   }
+  if (foreign > 0) track.others_until = of.sent + kOthersLast * p.period;
+  const bool lately = of.sent < track.others_until;
   // They have gone on since it was counted, and the burst that waits for it would meet that.
-  if (of.ahead)
+  if (of.ahead && lately)
     foreign += static_cast<std::int64_t>(
         std::ceil(track.others_pace * static_cast<double>(now - of.sent)));
   const bool newest = of.sent >= track.newest;
@@ -368,12 +411,36 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     // So did others of ours that may have to be counted yet.
     foreign_most = std::max(foreign, most + std::max<std::int64_t>(0, since - (seen - others)));
   }
-  // Others' calls were counted before this one was; but they go on, and what they use is as much
-  // until the calls that go when ours of now have left are answered: which ours have just been.
-  const Nanos at =
-      meter.shape() == Shape::kFixed ? of.counted_by : now + std::min(overtakes, p.period / kLooks);
-  if (newest || foreign > meter.Others()) bucket_->Raise(track.meter, foreign, at);
-  if (newest) bucket_->Lower(track.meter, foreign_most, at);
+  const bool fixed = meter.shape() == Shape::kFixed;
+  if ((fixed || lately) && (newest || foreign > meter.Others())) {
+    // Others' calls were counted before this one was; but they go on, and what they use is as much
+    // until the calls that go when ours of now have left are answered: which ours have just been.
+    const Nanos next = now + std::min(overtakes, p.period / kLooks);
+    bucket_->Raise(track.meter, foreign, fixed || track.meter >= taken ? of.counted_by : next);
+  }
+  if (newest) bucket_->Lower(track.meter, foreign_most);
+  // What was sent before it was this meter that counts is taken for others' use of now. Once the
+  // last of it is answered it is known since when it has been counted.
+  if (track.meter < taken || fixed) return;
+  track.earlier_by = std::max(track.earlier_by, of.counted_by);
+  if (newest && of.others_unanswered == 0)
+    bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
+}
+
+// Calls that began by then may be counted later than one that began at `began`.
+Nanos Learner::CountedAfter(Nanos began, const AnsweredCall& of) const {
+  return began - std::max(Overtakes(of), slowest_);
+}
+
+void Learner::NoteLowest(Track& track, const Reading& reading, const AnsweredCall& of) const {
+  if (reading.remaining <= reading.rounding) return;  // it may owe more
+  const std::int64_t own = Own(track, of);
+  const std::int64_t most =
+      track.limit - std::min(reading.remaining, track.limit) + reading.rounding;
+  const std::int64_t beyond =
+      most - own - bucket_->history()->AtLeast(track.resource, CountedAfter(of.began, of));
+  if (of.began <= track.lowest.answered && beyond > track.lowest.beyond) return;
+  track.lowest = {of.began, of.counted_by, of.answered, most, own, beyond};
 }
 
 // A call may be counted so much later than it began, where the client is busy.
@@ -447,7 +514,7 @@ std::int64_t Learner::Certain(const Track& track, const AnsweredCall& of) {
   const Parameters p = meter.parameters();
   Nanos from = of.counted_by - p.period;
   if (meter.shape() == Shape::kFixed) from = of.sent - (of.sent - p.anchor()) % p.period;
-  const Nanos by = of.began - std::max(Overtakes(of), slowest_);
+  const Nanos by = CountedAfter(of.began, of);
   std::int64_t certain = 0;
   // Those that were there when it was sent ahead may have left by the time of its answer.
   for (const RunOfCalls& run : of.ahead ? track.before_look : bucket_->meter(track.meter).Runs())
@@ -531,11 +598,13 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     if (stated && reading.limit != track.limit) {
       track.counted_after = 0;
       track.paced_at = kNever;
+      track.lowest = {};
       track.limit = std::min(reading.limit, Limit::kMaxAmount - 1);
       track.told_at = of.sent;
     }
     if (track.limit <= 0) continue;
     if (refused) NoteRefused(track, of);
+    NoteLowest(track, reading, of);
     const bool counts = track.meter >= 0 && bucket_->meter(track.meter).has_cells();
     const std::int64_t certain = counts ? Certain(track, of) : 0;
     const bool forgets = counts && Forgets(track, reading, certain);

@@ -42,6 +42,7 @@ struct AnsweredCall {
   bool ahead = false;  // others wait for its answer
   int out_before = 1;  // see Reservation
   int out_now = 1;
+  std::int64_t others_unanswered = 1;
   Nanos counted_by = 0;                 // the server has counted it by then
   bool timed = false;                   // a transport said when it was sent
   absl::InlinedVector<Taken, 4> taken;  // by meter
@@ -61,10 +62,10 @@ struct Change {
 //
 // - window, fixed: what the server had counted beyond our own calls, those included that may have
 //   been counted just before this one, is what others have used (Meter::Raise and Lower).
-// - bucket: at the instant at which it was counted, at least limit - remaining was owed; now, at
-//   most that, and what was admitted since shortly before it was sent. What is owed is lowered only
-//   where all of the provider's limit is used (ratio 1): the room that a buffer leaves free is not
-//   to be spent.
+// - bucket: at the instant at which it was counted, limit - remaining was owed: at least that, and
+//   at most that and what was admitted since shortly before it was sent, which an instant later may
+//   have been paid for. What is owed is lowered only where all of the provider's limit is used
+//   (ratio 1): the room that a buffer leaves free is not to be spent.
 // - An answer to a request that was sent before the one that last changed the limit is ignored: it
 //   may come seconds later, and still speaks of the old one.
 //
@@ -140,7 +141,8 @@ class Learner {
     Nanos newest = -kNever;                 // when the newest request was sent of which we know
     Inference::Verdict kept;                // what `meter` is
     Inference inference;
-    double others_pace = 0;  // units a nanosecond that others use, lately
+    double others_pace = 0;        // units a nanosecond that others use, lately
+    Nanos others_until = -kNever;  // so long they are reckoned with
     // When the call was sent of whose answer that was last measured, or the window began of which
     // it is (kNever: of none). bucket: until when it was owed then. fixed: the fastest that is
     // known of in this window.
@@ -157,12 +159,25 @@ class Learner {
     bool for_period = false;
     std::uint64_t heard = 0;  // the observation that spoke of it last
     Nanos counted_after = 0;  // so long after they were sent, calls of ours were still counted
+    // By when what was sent before `meter` counted has been counted, of those that are answered.
+    Nanos earlier_by = 0;
+    // Of the calls that were out together with the latest, the one to whose answer the least was
+    // used beyond what of ours had surely been counted; `began` is -kNever where there is none.
+    struct {
+      Nanos began = -kNever;
+      Nanos counted_by = 0;
+      Nanos answered = -kNever;
+      std::int64_t most = 0;  // that was used
+      std::int64_t own = 0;   // of which this is its own
+      std::int64_t beyond = 0;
+    } lowest;
     // What of ours was in use when it was last settled that somebody goes ahead.
     std::vector<RunOfCalls> before_look;
     // What of ours was refused, and so not counted, oldest first.
     std::vector<RunOfRefusals> refused;
   };
 
+  void NoteLowest(Track& track, const Reading& reading, const AnsweredCall& of) const;
   void Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
               absl::Span<const Reading> readings, std::optional<Nanos> refused,
               std::vector<Change>& changes);
@@ -196,6 +211,7 @@ class Learner {
   Nanos GoneAfter(Track& track, const Reading& reading, const AnsweredCall& of,
                   std::int64_t certain, bool forgets);
   Nanos CountedLate(const AnsweredCall& of) const;
+  Nanos CountedAfter(Nanos began, const AnsweredCall& of) const;
   void NoteRefused(Track& track, const AnsweredCall& of) const;
   static std::int64_t RefusedBetween(const Track& track, Nanos from, Nanos to, Nanos answered);
   static std::int64_t RefusedSince(const Track& track, Nanos from);
@@ -207,6 +223,10 @@ class Learner {
                  const Reading* reading);
   void SawNothing(Nanos now, Track& track, const AnsweredCall& of, std::optional<Nanos> refused,
                   bool failed);
+  std::int64_t MoreThan(const Track& track, Nanos began, std::int64_t own,
+                        const AnsweredCall& of) const;
+  void BoundBucket(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of,
+                   bool fresh);
   void Bound(Nanos now, Track& track, const Reading& reading, const AnsweredCall& of, bool fresh,
              std::int64_t certain);
 
@@ -223,7 +243,7 @@ class Learner {
   Track searched_at_once_;
   // How long after its call began the slowest answer of late came. Where a client or server stalls,
   // calls that began that much earlier may still have to be counted. What this bound is too loose
-  // by costs nothing: a bucket that is thought to owe more than it does refills as fast.
+  // by costs that once: a bucket that is thought to owe more than it does refills as fast.
   Nanos slowest_ = 0;
   // And how long after it began one of late was counted, at most, as far as its transport knows.
   Nanos counted_late_ = 0;
