@@ -251,7 +251,9 @@ void Learner::BoundBucket(Nanos now, Track& track, const Reading& reading, const
   const Parameters p = meter.parameters();
   const History& history = *bucket_->history();
   const std::size_t r = track.resource;
-  const auto owed_of = [&](std::int64_t units) { return MulDivCeil(units, p.period, track.limit); };
+  const auto owed_of = [&](std::int64_t units) {
+    return std::min(MulDivCeil(units, p.period, track.limit), Word::kMaxValue / 4);
+  };
   const std::int64_t used = track.limit - std::min(reading.remaining, track.limit);
   const std::int64_t least = std::max<std::int64_t>(0, used - reading.rounding);
   const Nanos seen = Word{meter.bits()}.value();

@@ -1391,6 +1391,18 @@ TEST(Learner, TellsByTheResetWhatIsUsedWhereWhatRemainsIsRounded) {
   EXPECT_GE(used(), 1499.0);
 }
 
+// By what it is rounded, more than all time may be owed: one a month, told in five thousands.
+TEST(Learner, OwesNoMoreThanAllTimeByWhatIsRounded) {
+  Reading reading = Of(1, 6000);
+  reading.rounding = 5000;
+  reading.shape = Shape::kBucket;
+  reading.period = 31 * kDay;
+  Said said(nullptr);
+  said.Say(reading);
+  // It may all be used.
+  EXPECT_GT(said.Wait(1), kDay);
+}
+
 // An answer says that two minutes' worth was used in two seconds, and not by us.
 TEST(Learner, ForeseesNoOthersWhoAreFasterThanTheLimit) {
   Said said(nullptr);
