@@ -223,7 +223,10 @@ bool Bucket::LookAhead(Nanos patience, bool again) {
     patience_.store(patience);
     look_again_.store(true);
   }
-  if (cold_.load() != 0) return false;
+  const Nanos out = cold_.load();
+  // Whoever is to go is waited for as long as is known now.
+  if (out == kNobodyOut && looks_ahead()) patience_.store(patience);
+  if (out != 0) return false;
   patience_.store(patience);
   cold_hold_.store(patience);
   look_ahead_.store(true);

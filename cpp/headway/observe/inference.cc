@@ -34,7 +34,7 @@ Nanos Inference::Holds(Nanos reset, Nanos slack) {
 
 void Inference::Run::Add(const Told& told) {
   const Nanos sent = told.sent;
-  const Nanos reset = told.reading.reset;
+  const Nanos reset = told.reset();
   if (told.reading.remaining >= 0 && told.reading.remaining <= told.limit) {
     const std::int64_t used = told.limit - told.reading.remaining;
     if (used < least_used || (used == least_used && reset > reset_at_least)) reset_at_least = reset;
@@ -58,7 +58,6 @@ void Inference::Become(const Verdict& verdict, int readings) {
   }
   verdict_ = verdict;
   readings_ = readings;
-  longest_ = 0;
 }
 
 void Inference::NoteSaid(const Reading& reading) {
@@ -74,7 +73,7 @@ void Inference::NoteSaid(const Reading& reading) {
 }
 
 void Inference::NotePeriod(const Told& told) {
-  const Nanos reset = told.reading.reset;
+  const Nanos reset = told.reset();
   const bool is_short = verdict_.period < kMinute;
   // Where resets are no whole seconds, periods of a few can be told from each other.
   const bool exact = is_short && exact_ > 1;
@@ -122,7 +121,7 @@ void Inference::JudgeShort(const Told& told) {
 // the longest reset.
 void Inference::JudgeGone(const Told& told) {
   if (told.gone_after == 0 || told.sent - doubted_ < kDoubts) return;
-  Nanos period = Holds(longest_, kMillisecond);
+  Nanos period = LongestOfLate();
   for (const Nanos each : kPeriods)
     if (each < kMinute && each <= told.gone_after) period = std::max(period, each);
   if (period == 0 || period >= verdict_.period) return;
@@ -143,7 +142,7 @@ bool Inference::Follow(const Inference& other) {
   }
   if (ends_.least_foreign > 0) return false;
   if (ends_.count < kReadings || other.ends_.count < kReadings) return false;
-  if (!Meet(ends_from_, ends_by_, other.ends_from_, other.ends_by_)) return false;
+  if (!Same(end_, other.end_)) return false;
   if (ends_.longest > other.verdict_.period + kMillisecond || ends_.last - doubted_ < kDoubts)
     return false;
   Become({Shape::kWindow, other.verdict_.period, 0}, ends_.count);
@@ -172,8 +171,8 @@ void Inference::NoteBucket(const Told& told) {
     const Nanos period = period_said_ ? verdict_.period : kPeriods[i];
     // Whole seconds say little of a short one.
     const Nanos slack = period < kMinute && exact_ > 1 ? kSlack / 8 : kSlack;
-    const Nanos from = reading.reset - slack;
-    const Nanos by = reading.reset + latency + slack;
+    const Nanos from = told.reset() - slack;
+    const Nanos by = told.latest_reset() + slack;
     // A longer one than need be fits by chance, where little is used.
     if (period > kMinute && !period_said_ && verdict_.period == kMinute) break;
     // Until all is refilled. With nothing left, more may be owed than the limit: it was lowered.
@@ -184,15 +183,20 @@ void Inference::NoteBucket(const Told& told) {
     Run& run = bucket_[i];
     const bool judged = verdict_.shape == Shape::kBucket && verdict_.period == period;
     const bool owes_more = judged && reading.remaining == 0 && from > period;
-    if (!Meet(from, by, least, most) && !owes_more) {
+    if (!owes_more) {
+      const Nanos wide = told.way() + 2 * slack;
+      run.told_counted = run.told_counted && Meet(from, from + wide, least, most);
+      run.told_answered = run.told_answered && Meet(by - wide, by, least, most);
+    }
+    if (!run.told_counted && !run.told_answered) {
       run = {};
       if (judged && !Meet(from - slack, by + slack, least, most))
-        Become({Shape::kWindow, period, 0}, 1);
+        Become({Shape::kWindow, std::max(period, LongestOfLate()), 0}, 1);
     } else if (least > 2 * slack && most - least <= period / 8 && !Meet(from, by, period, period) &&
                !owes_more) {
       run.Add(told);
-      run.to_the_unit = run.to_the_unit && Meet(reading.reset - kMillisecond,
-                                                reading.reset + kMillisecond, least, most);
+      run.to_the_unit = run.to_the_unit &&
+                        Meet(told.reset() - kMillisecond, told.reset() + kMillisecond, least, most);
       if (judged) Become(verdict_, run.count);
       const Nanos off = latency + most - least - 2 * (kSlack - slack);
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
@@ -211,33 +215,50 @@ void Inference::NoteBucket(const Told& told) {
   if (found != nullptr) Become({Shape::kBucket, found_period, 0}, found->count);
 }
 
+Inference::End Inference::End::Of(const Told& told, Nanos slack) {
+  const Nanos way = told.way();
+  const Nanos counted = told.sent + told.reset();
+  const Nanos answered = told.answered + told.reading.reset;
+  return {{counted - slack, counted + way + slack}, {answered - way - slack, answered + slack}};
+}
+
+bool Inference::Same(const End& one, const End& other, Nanos later) const {
+  const auto same = [later](const Span& a, const Span& b) {
+    return Lives(a) && Lives(b) && Meet(a.from, a.by, b.from + later, b.by + later);
+  };
+  return (told_late_ <= 0 && same(one.counted, other.counted)) ||
+         (told_late_ >= 0 && same(one.answered, other.answered));
+}
+
 bool Inference::NoteEnd(const Told& told) {
   // Where resets are no whole seconds, short periods can be told from each other.
   const Nanos slack = exact_ > 1 ? std::min(kSlack, verdict_.period / 32) : kSlack;
-  const Nanos from = told.sent + told.reading.reset - slack;
-  const Nanos by = told.answered + told.reading.reset + slack;
+  const End end = End::Of(told, slack);
   ends_slack_ = slack;
-  if (ends_.count > 0 && Meet(from, by, ends_from_, ends_by_)) {
+  if (ends_.count > 0 && Same(end, end_)) {
     ends_.Add(told);
-    ends_from_ = std::max(ends_from_, from);
-    ends_by_ = std::min(ends_by_, by);
+    end_.counted.Cut(end.counted);
+    end_.answered.Cut(end.answered);
     return false;
   }
   // A burst may meet the end of a window. What was on its way together is counted in any order.
-  if (ends_.count > 0 && told.sent <= ends_.answered && by < ends_from_) return false;
+  if (ends_.count > 0 && told.sent <= ends_.answered && Likely(end).by < Likely(end_).from)
+    return false;
+  if (Lives(end_.counted) != Lives(end_.answered))
+    told_late_ = std::clamp(told_late_ + (Lives(end_.answered) ? 1 : -1), -kRepeats, kRepeats);
   const Nanos period = verdict_.period;
-  const bool again = ends_.count > 0 && Meet(from, by, ends_from_ + period, ends_by_ + period);
+  const bool again = ends_.count > 0 && Same(end, end_, period);
   const bool counts =
       again && 4 * slack <= period && ends_.count >= kReadings && (!explained_ || told.forgets);
   repeats_ = counts ? repeats_ + 1 : 0;
   if (counts && told.forgets) repeats_ = kRepeats;
   const Nanos anchor = verdict_.anchor - told.wall_offset;
-  if (verdict_.shape == Shape::kFixed && !HoldsMultiple(from - anchor, by - anchor, period))
+  if (verdict_.shape == Shape::kFixed &&
+      !HoldsMultiple(Likely(end).from - anchor, Likely(end).by - anchor, period))
     Become({Shape::kWindow, period, 0}, 1);
   ends_ = {};
   ends_.Add(told);
-  ends_from_ = from;
-  ends_by_ = by;
+  end_ = end;
   explained_ = false;
   return true;
 }
@@ -246,8 +267,8 @@ void Inference::JudgeEnds(const Told& told) {
   const bool fixed = verdict_.shape == Shape::kFixed;
   if (verdict_.shape == Shape::kBucket || (explained_ && !fixed)) return;
   const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
-  const Nanos from = ends_from_ + told.wall_offset;
-  const Nanos by = ends_by_ + told.wall_offset;
+  const Nanos from = Likely(end_).from + told.wall_offset;
+  const Nanos by = Likely(end_).by + told.wall_offset;
   // A burst that comes before the window has begun is refused, and one that comes later loses
   // nothing; so the latest instant that fits.
   const Nanos latest = std::max(from, by - ends_slack_);

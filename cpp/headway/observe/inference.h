@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "headway/base/clock.h"
 #include "headway/base/limit.h"
@@ -23,8 +24,11 @@ struct Reading {
   std::int64_t limit = kUnsaid;
   std::int64_t remaining = kUnsaid;
   std::int64_t rounding = 0;  // `remaining` may be off by so much either way
-  // How long after the answer the limit is full again, or its window over; kNever: not said.
+  // How long it takes until the limit is full again, or its window over; kNever: not said. Since
+  // the call was counted, as what remains, as far as servers are known; since its answer, if it was
+  // told as an instant.
   Nanos reset = kNever;
+  bool dated = false;  // the reset was told as an instant
   // What the provider's documentation, or the answer itself, says of how it counts.
   Nanos period = 0;               // 0: nothing
   Shape shape = Shape::kUnknown;  // kUnknown: nothing
@@ -90,6 +94,7 @@ class Inference {
     const Reading& reading;
     std::int64_t limit;  // units, more than 0
     Nanos sent;          // its request
+    Nanos counted_by;    // by the server
     Nanos answered;
     Nanos wall_offset;     // see WallOffset
     std::int64_t own = 0;  // units of it are the call's own
@@ -100,6 +105,16 @@ class Inference {
     // Calls of ours that a `window` of the verdict's period would count are gone after so long; 0:
     // none are known to be.
     Nanos gone_after = 0;
+
+    // How long it took from when it was counted, by what its server told: or by `latest_reset`, if
+    // that told it as it answered.
+    Nanos reset() const {
+      return reading.dated ? reading.reset + std::max<Nanos>(0, answered - counted_by)
+                           : reading.reset;
+    }
+    Nanos latest_reset() const { return reading.reset + std::max<Nanos>(0, answered - sent); }
+    // Within this it was counted.
+    Nanos way() const { return std::max<Nanos>(0, std::min(counted_by, answered) - sent); }
   };
 
   // Of another limit of the same provider a period of seconds is known, whose end is this one's,
@@ -122,14 +137,19 @@ class Inference {
     }
     if (told.reading.reset != kNever) {
       exact_ += told.reading.reset % kSecond > kMillisecond ? 1 : 0;
-      longest_ = std::max(longest_, told.reading.reset);
+      if (told.sent - longest_since_ >= kMinute) {
+        longest_before_ = std::exchange(longest_, 0);
+        longest_since_ = told.sent;
+      }
+      longest_ = std::max(longest_, told.reset());
       if (!period_said_) NotePeriod(told);
       if (guesses_period()) JudgeGone(told);
       if (!shape_said_) {
         NoteBucket(told);
         if (NoteEnd(told)) {
-          const Nanos began = ends_from_ - verdict_.period;
-          explained_ = explained_ || own(began - kSlack, ends_by_ - verdict_.period + kSlack);
+          const Nanos from = end_.counted.from - verdict_.period - kSlack;
+          const Nanos by = end_.answered.by - verdict_.period + kSlack;
+          explained_ = explained_ || own(from, by);
         }
         explained_ = explained_ && !told.forgets;
         if (!period_said_) JudgeShort(told);
@@ -156,6 +176,29 @@ class Inference {
   // the next differ by a fifth.
   static constexpr std::int64_t kApart = 12;
 
+  struct Span {
+    Nanos from = 0;
+    Nanos by = 0;
+    // Both, where they overlap.
+    void Cut(const Span& other) {
+      from = std::max(from, other.from);
+      by = std::min(by, other.by);
+    }
+  };
+  // When a window ends, on the monotonic clock, by whether its server says how long that takes as
+  // it counts the call or as it answers.
+  struct End {
+    Span counted;
+    Span answered;
+    static End Of(const Told& told, Nanos slack);
+  };
+  // Whether they are the same, or `one` comes so much later. Of what may be either, both are to be
+  // the same way, and which that is may not be known yet.
+  bool Same(const End& one, const End& other, Nanos later = 0) const;
+  const Span& Likely(const End& end) const { return told_late_ > 0 ? end.answered : end.counted; }
+  // Not what is left of it where that was taken for one that it is not.
+  static bool Lives(const Span& span) { return span.from <= span.by; }
+
   // Readings that fit a hypothesis one after another: how many, and over what time.
   struct Run {
     int count = 0;
@@ -172,8 +215,11 @@ class Inference {
     Nanos reset_at_most = 0;
     std::int64_t least_foreign =
         std::numeric_limits<std::int64_t>::max();  // beyond the call itself
-    // Of a bucket's: whether each reset is what is used, to the unit, however late it was heard.
+    // Of a bucket's: whether each reset is what is used, to the unit, however late it was heard;
+    // and whether all of them may have been told as their calls were counted, or were answered.
     bool to_the_unit = true;
+    bool told_counted = true;
+    bool told_answered = true;
     void Add(const Told& told);
     // The limit has changed, and what was used was of another.
     void ForgetUse() {
@@ -215,16 +261,22 @@ class Inference {
   int readings_ = 0;
   int exact_ = 0;             // resets that were no whole seconds
   Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
-  Nanos longest_ = 0;         // reset since the verdict was another one
-  int longer_ = 0;            // resets one after another that were longer than the period
+  // No window of late is shorter than that.
+  Nanos LongestOfLate() const { return Holds(std::max(longest_, longest_before_), kMillisecond); }
+  // The longest resets: of this minute, since when it is that, and of the one before.
+  Nanos longest_ = 0;
+  Nanos longest_since_ = 0;
+  Nanos longest_before_ = 0;
+  int longer_ = 0;  // resets one after another that were longer than the period
   bool period_said_ = false;
   bool shape_said_ = false;
   std::array<Run, kPeriods.size()> bucket_{};  // by period; of one that was said, the first
-  // The readings with a common end, which lies between these two on the monotonic clock; and how
-  // many ends before it, one period apart, came as these do.
+  // The readings with a common end, which lies within `end_` on the monotonic clock; and how many
+  // ends before it, one period apart, came as these do.
   Run ends_;
-  Nanos ends_from_ = 0;
-  Nanos ends_by_ = 0;
+  End end_;
+  // More windows show that resets are told as calls are answered, than as they are counted.
+  int told_late_ = 0;
   Nanos ends_slack_ = 0;
   static constexpr int kRepeats = 2;
   int repeats_ = 0;

@@ -344,6 +344,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   std::int64_t ours = by_then - history.AtLeast(r, from - CountedLate(of));
   // Not those of which we know that they were refused.
   ours -= RefusedBetween(track, from, of.began + overtakes, -kNever);
+  // Nobody else need have used any of it, and what this does not hold was ours, before it counted.
+  const bool all_ours = from < track.earlier_by && least <= ours;
   if (fresh && track.meter >= taken) {
     // None of it has been counted here, nor what has been admitted since. The call itself was
     // counted first: its slot is free again before theirs.
@@ -383,7 +385,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     span = (of.sent - p.anchor()) % p.period;
   }
   // Too little to tell how fast they are.
-  if (span >= p.period / 64) {
+  if (span >= p.period / 64 && !all_ours) {
     const double pace = static_cast<double>(foreign) / static_cast<double>(span);
     if (meter.shape() == Shape::kFixed) {
       // Of a burst, only the answer of the call that was counted last tells: to the others, all of
@@ -401,7 +403,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
       track.others_pace += (pace - track.others_pace) / 4;
     }
   }
-  if (foreign > 0) track.others_until = of.sent + kOthersLast * p.period;
+  if (foreign > 0 && !all_ours) track.others_until = of.sent + kOthersLast * p.period;
   const bool lately = of.sent < track.others_until;
   // They have gone on since it was counted, and the burst that waits for it would meet that.
   if (of.ahead && lately)
@@ -419,6 +421,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     // until the calls that go when ours of now have left are answered: which ours have just been.
     const Nanos next = now + std::min(overtakes, p.period / kLooks);
     bucket_->Raise(track.meter, foreign, fixed || track.meter >= taken ? of.counted_by : next);
+  } else if (all_ours && newest) {
+    bucket_->Raise(track.meter, foreign, of.others_unanswered > 0 ? now : track.earlier_by);
   }
   if (newest) bucket_->Lower(track.meter, foreign_most);
   // What was sent before it was this meter that counts is taken for others' use of now. Once the
@@ -613,6 +617,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     const Inference::Told told{reading,
                                track.limit,
                                of.sent,
+                               of.counted_by,
                                of.answered,
                                wall_offset,
                                Own(track, of),
@@ -880,7 +885,9 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   if (track.given && !sees) return;
   if (sees) {
     // They would have had to wait until the meter lets go of it anyhow.
-    patience = std::min(period, std::max({patience, ready - others_leave, kLongestLook}));
+    patience = std::max(patience, ready - others_leave);
+    if (of.sent < track.others_until) patience = std::max(patience, kLongestLook);
+    patience = std::min(patience, period);
     if (others_leave < ready) {
       track.released = bucket_->meter(track.meter).Others();
       track.released_at = of.counted_by;

@@ -992,8 +992,9 @@ TEST(Inference, AWindowThatHasBegunIsNoLongerTheOneBefore) {
   const auto note = [&](Nanos sent, Nanos counted, std::int64_t remaining, Nanos end) {
     reading.remaining = remaining;
     reading.reset = end - counted;
-    inference.Note({reading, 60, sent, counted + 200 * kMillisecond, 0, 1},
-                   [](Nanos, Nanos) { return true; });
+    inference.Note(
+        {reading, 60, sent, counted + 200 * kMillisecond, counted + 200 * kMillisecond, 0, 1},
+        [](Nanos, Nanos) { return true; });
   };
   const Nanos end = kStart + 100 * kMillisecond;
   for (int i = 0; i < 5; ++i)
@@ -1017,7 +1018,7 @@ TEST(Inference, ALongerBucketIsNotSeenUntilAResetIsLonger) {
       reading.remaining = longer && window > 10 ? 360 - 200 + window : 320;
       reading.reset = (360 - reading.remaining) * kMinute / 360 - (longer ? 0 : 770 * kMillisecond);
       const Nanos sent = kStart + window * 6 * kSecond;
-      inference.Note({reading, 360, sent, sent + 2 * kSecond, 0, 1},
+      inference.Note({reading, 360, sent, sent + 2 * kSecond, sent + 2 * kSecond, 0, 1},
                      [](Nanos, Nanos) { return true; });
     }
     EXPECT_EQ(inference.verdict().shape, longer ? Shape::kBucket : Shape::kWindow);
@@ -1037,7 +1038,8 @@ TEST(Inference, ABucketOfSecondsIsKnownHoweverLateItsFirstBurstIsAnswered) {
       const auto say = [&](Nanos sent, Nanos answered, std::int64_t used) {
         reading.remaining = 60 - used;
         reading.reset = (used * 100 * kMillisecond + grain - 1) / grain * grain;
-        inference.Note({reading, 60, sent, answered, 0, 1}, [](Nanos, Nanos) { return true; });
+        inference.Note({reading, 60, sent, answered, answered, 0, 1},
+                       [](Nanos, Nanos) { return true; });
       };
       say(kStart, kStart + latency, 1);
       const Nanos sent = kStart + latency + kMillisecond;
@@ -1060,7 +1062,7 @@ TEST(Inference, UseOfAnotherLimitTellsNothing) {
     reading.limit = limit;
     reading.remaining = limit - used;
     reading.reset = reset;
-    inference.Note({reading, limit, kStart, kStart + kSecond / 10, 0, 1},
+    inference.Note({reading, limit, kStart, kStart + kSecond / 10, kStart + kSecond / 10, 0, 1},
                    [](Nanos, Nanos) { return true; });
   };
   for (int used = 1; used <= 12; ++used) say(40, used, 1'500 * kMillisecond);
