@@ -640,10 +640,12 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     // Only now: the one that goes on does not hold what was used so far before it is bounded, and
     // others are being admitted all the while.
     if (before >= 0 && track.meter != before) Open(now, wall_offset, track, before, changes);
+    const bool newest = of.sent >= track.newest;
     track.newest = std::max(track.newest, of.sent);
     const Nanos leave =
         about && !late_ ? OthersLeave(now, track, reading, of.ahead, refused) : kNever;
-    LookAhead(now, track, of, leave, late_ ? nullptr : &reading);
+    // What an older one says of others may have left, and come again, since.
+    if (newest || of.ahead || refused) LookAhead(now, track, of, leave, late_ ? nullptr : &reading);
   }
   for (Track& track : tracks_)
     if (of.ahead && track.released > 0 && track.heard != observations_)
