@@ -11,6 +11,9 @@ namespace {
 // An anchor that is late by less than such a part of the period stays as it is.
 constexpr Nanos kCoarse = 128;
 
+// Between two calls of one burst.
+constexpr Nanos kBurst = kSecond / 2;
+
 // Whether two stretches of time have an instant in common.
 bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
   return from <= other_to && other_from <= to;
@@ -43,12 +46,24 @@ void Inference::Run::Add(const Told& told) {
     most_used = std::max(most_used, used);
     least_foreign = std::min(least_foreign, used - told.reading.rounding - told.own);
   }
-  shortest = std::min(shortest, reset);
   longest = std::max(longest, reset);
   first = count == 0 ? sent : std::min(first, sent);
   last = count == 0 ? sent : std::max(last, sent);
   answered = count == 0 ? told.answered : std::max(answered, told.answered);
   ++count;
+}
+
+void Inference::Run::Fit(const Told& told) {
+  if (told.sent - fits_to > kBurst) {
+    fitting = 0;
+    fits_from = least_reset = kNever;
+    fits_to = most_reset = 0;
+  }
+  fits_from = std::min(fits_from, told.sent);
+  fits_to = std::max(fits_to, told.sent);
+  least_reset = std::min(least_reset, told.reset());
+  most_reset = std::max(most_reset, told.reset());
+  ++fitting;
 }
 
 void Inference::Become(const Verdict& verdict, int readings) {
@@ -159,7 +174,6 @@ void Inference::NoteBucket(const Told& told) {
   const Reading& reading = told.reading;
   if (reading.remaining < 0 || reading.remaining > told.limit) return;
   const std::int64_t used = told.limit - reading.remaining;
-  const Nanos latency = std::max<Nanos>(0, told.answered - told.sent);
   // What is one to the unit is no other, which fits for answers that are late.
   const Run* const kept = verdict_.shape == Shape::kBucket
                               ? BucketRun(period_said_ ? kMinute : verdict_.period)
@@ -192,13 +206,15 @@ void Inference::NoteBucket(const Told& told) {
       run = {};
       if (judged && !Meet(from - slack, by + slack, least, most))
         Become({Shape::kWindow, std::max(period, LongestOfLate()), 0}, 1);
-    } else if (least > 2 * slack && most - least <= period / 8 && !Meet(from, by, period, period) &&
-               !owes_more) {
-      run.Add(told);
-      run.to_the_unit = run.to_the_unit &&
-                        Meet(told.reset() - kMillisecond, told.reset() + kMillisecond, least, most);
-      if (judged) Become(verdict_, run.count);
-      const Nanos off = latency + most - least - 2 * (kSlack - slack);
+    } else if (most - least <= period / 8 && !owes_more) {
+      run.Fit(told);
+      if (least > 2 * slack && !Meet(from, by, period, period)) {
+        run.Add(told);
+        run.to_the_unit = run.to_the_unit && Meet(told.reset() - kMillisecond,
+                                                  told.reset() + kMillisecond, least, most);
+        if (judged) Become(verdict_, run.count);
+      }
+      const Nanos off = told.way() + most - least - 2 * (kSlack - slack);
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
       // until a reset is longer, too.
       const bool longer = verdict_.shape == Shape::kWindow && verdict_.period < period;

@@ -205,8 +205,7 @@ class Inference {
     Nanos first = 0;  // when the first of them was sent
     Nanos last = 0;
     Nanos answered = 0;       // when the last of their answers came
-    Nanos shortest = kNever;  // of their resets
-    Nanos longest = 0;
+    Nanos longest = 0;        // of their resets
     std::int64_t least_used = std::numeric_limits<std::int64_t>::max();
     std::int64_t most_used = 0;
     // Those of the least and the most that are used: of one burst, the first and the last that the
@@ -215,12 +214,19 @@ class Inference {
     Nanos reset_at_most = 0;
     std::int64_t least_foreign =
         std::numeric_limits<std::int64_t>::max();  // beyond the call itself
+    // Of a bucket's: those of the latest burst that fit it, whatever else they would fit.
+    int fitting = 0;
+    Nanos fits_from = kNever;  // when the first of them was sent
+    Nanos fits_to = 0;
+    Nanos least_reset = kNever;
+    Nanos most_reset = 0;
     // Of a bucket's: whether each reset is what is used, to the unit, however late it was heard;
     // and whether all of them may have been told as their calls were counted, or were answered.
     bool to_the_unit = true;
     bool told_counted = true;
     bool told_answered = true;
     void Add(const Told& told);
+    void Fit(const Told& told);
     // The limit has changed, and what was used was of another.
     void ForgetUse() {
       least_used = least_foreign = std::numeric_limits<std::int64_t>::max();
@@ -237,10 +243,10 @@ class Inference {
       return to_the_unit && count >= kReadings && most_used >= kApart &&
              3 * (most_used - least_used + 1) >= limit;
     }
-    // Whether their resets differ by more than time explains.
+    // Whether the resets of those that fit differ by more than time explains.
     bool Spreads(Nanos off) const {
-      return count >= kReadings &&
-             longest - shortest > last - first + 2 * kSlack + kSecond / 2 + off;
+      return fitting >= kReadings &&
+             most_reset - least_reset > fits_to - fits_from + 2 * kSlack + kSecond / 2 + off;
     }
   };
 
