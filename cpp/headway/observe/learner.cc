@@ -176,8 +176,9 @@ void Learner::Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
 
 // A meter of the limit's shape and resource that nobody else keeps: one that is open wide, or a new
 // one. -1: there is no room for one.
-int Learner::MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Limit& limit,
+int Learner::MeterFor(Nanos now, Nanos wall_offset, Track& track, const Limit& limit,
                       std::vector<Change>& changes) {
+  track.counted = false;
   for (int i = 0; i < bucket_->size(); ++i) {
     if (bucket_->resource(i) != track.resource || bucket_->meter(i).shape() != limit.shape)
       continue;
@@ -188,6 +189,7 @@ int Learner::MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Li
     const bool same =
         p.period == fresh.period && (limit.shape != Shape::kFixed || p.anchor() == fresh.anchor());
     if (limit.shape != Shape::kBucket && !same && bucket_->Used(i, now) != 0) continue;
+    track.counted = limit.shape == Shape::kBucket || same;
     Set(now, wall_offset, i, limit, changes);
     return i;
   }
@@ -346,7 +348,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   ours -= RefusedBetween(track, from, of.began + overtakes, -kNever);
   // Nobody else need have used any of it, and what this does not hold was ours, before it counted.
   const bool all_ours = from < track.earlier_by && least <= ours;
-  if (fresh && track.meter >= taken) {
+  if (fresh && (track.meter >= taken || !track.counted)) {
     // None of it has been counted here, nor what has been admitted since. The call itself was
     // counted first: its slot is free again before theirs.
     // As it is found to be in the window that we are in, it is counted there.

@@ -135,6 +135,7 @@ class Learner {
     std::uint8_t family = 0;
     bool given = false;
     int meter = -1;                         // the one that counts; -1: none, it cannot be kept
+    bool counted = false;                   // all along, as this limit does
     std::int64_t limit = Reading::kUnsaid;  // as stated
     Nanos told_at = -kNever;                // when the request was sent whose answer changed it
     Nanos since = kNever;                   // when the first request was sent of which we know
@@ -198,7 +199,7 @@ class Learner {
   Track& Find(const Reading& reading);
   std::int64_t Used(std::int64_t limit) const;
   void Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes);
-  int MeterFor(Nanos now, Nanos wall_offset, const Track& track, const Limit& limit,
+  int MeterFor(Nanos now, Nanos wall_offset, Track& track, const Limit& limit,
                std::vector<Change>& changes);
   void Set(Nanos now, Nanos wall_offset, int meter, const Limit& limit,
            std::vector<Change>& changes);
