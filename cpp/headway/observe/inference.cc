@@ -11,8 +11,6 @@ namespace {
 // An anchor that is late by less than such a part of the period stays as it is.
 constexpr Nanos kCoarse = 128;
 
-// Between two calls of one burst.
-constexpr Nanos kBurst = kSecond / 2;
 
 // Whether two stretches of time have an instant in common.
 bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
@@ -111,25 +109,28 @@ void Inference::NotePeriod(const Told& told) {
 
 void Inference::JudgeShort(const Told& told) {
   if (verdict_.shape != Shape::kWindow || verdict_.period != kMinute) return;
+  // Of a limit of few units those of a bucket soon have no end in common.
+  const bool few = exact_ > 1 && told.limit < 2 * kApart;
+  const Run& run = few && burst_.count > ends_.count ? burst_ : ends_;
   // Where others had used any of it before, it may be they who leave so soon.
-  if (ends_.least_foreign > 0) return;
+  if (run.least_foreign > 0) return;
   // A burst that meets the end of a window is in two of them, and answers come in any order.
-  const std::int64_t spread = ends_.most_used - ends_.least_used + 1;
-  if (ends_.count < kReadings || 3 * spread < told.limit) return;
+  const std::int64_t spread = run.most_used - run.least_used + 1;
+  if (run.count < kReadings || 3 * spread < told.limit) return;
   if (told.sent - doubted_ < kDoubts) return;
-  Nanos least = ends_.longest;
+  Nanos least = run.longest;
   // What ends the later the more of it is used, as no window does, is a bucket, which answers that
   // take seconds hide. Of more than a few units it is known by them soon; of a few, all of it is
   // refilled in as much more as there is more of it.
-  const Nanos rise = ends_.reset_at_most - ends_.reset_at_least;
-  if (exact_ > 1 && spread > 1 && rise > ends_.longest / 8) {
-    if (told.limit >= 2 * kApart) return;
-    least = std::max({least, MulDivFloor(ends_.reset_at_most, told.limit, ends_.most_used),
+  const Nanos rise = run.reset_at_most - run.reset_at_least;
+  if (exact_ > 1 && spread > 1 && rise > run.longest / 8) {
+    if (!few) return;
+    least = std::max({least, MulDivFloor(run.reset_at_most, told.limit, run.most_used),
                       MulDivFloor(rise, told.limit, spread)});
   }
   const Nanos period = Holds(least, kMillisecond);
   if (period == 0 || period >= kMinute) return;
-  Become({Shape::kWindow, period, 0}, ends_.count);
+  Become({Shape::kWindow, period, 0}, run.count);
 }
 
 // Its members are gone after the period, or at the end of a `fixed` one, which is no sooner than
@@ -244,6 +245,12 @@ bool Inference::Same(const End& one, const End& other, Nanos later) const {
   };
   return (told_late_ <= 0 && same(one.counted, other.counted)) ||
          (told_late_ >= 0 && same(one.answered, other.answered));
+}
+
+void Inference::NoteBurst(const Told& told) {
+  if (told.sent + kBurst < burst_.first) return;
+  if (told.sent > burst_.last + kBurst) burst_ = {};
+  burst_.Add(told);
 }
 
 bool Inference::NoteEnd(const Told& told) {

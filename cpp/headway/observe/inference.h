@@ -133,6 +133,7 @@ class Inference {
     if (told.limit != limit_) {
       for (Run& run : bucket_) run.ForgetUse();
       ends_.ForgetUse();
+      burst_.ForgetUse();
       limit_ = told.limit;
     }
     if (told.reading.reset != kNever) {
@@ -144,6 +145,7 @@ class Inference {
       longest_ = std::max(longest_, told.reset());
       if (!period_said_) NotePeriod(told);
       if (guesses_period()) JudgeGone(told);
+      NoteBurst(told);
       if (!shape_said_) {
         NoteBucket(told);
         if (NoteEnd(told)) {
@@ -171,6 +173,9 @@ class Inference {
  private:
   // How long it is not believed in a shorter period again that was wrong once.
   static constexpr Nanos kDoubts = 600 * kSecond;
+
+  // Between two calls of one burst.
+  static constexpr Nanos kBurst = kSecond / 2;
 
   // Of so many units that are used, each of the usual periods would say something else of one more:
   // the next differ by a fifth.
@@ -257,6 +262,7 @@ class Inference {
   void NoteBucket(const Told& told);
   // The readings that fit a bucket of one of `kPeriods`; null: it is none.
   const Run* BucketRun(Nanos period) const;
+  void NoteBurst(const Told& told);
   // Returns whether a window has begun.
   bool NoteEnd(const Told& told);
   void JudgeEnds(const Told& told);
@@ -277,6 +283,7 @@ class Inference {
   bool period_said_ = false;
   bool shape_said_ = false;
   std::array<Run, kPeriods.size()> bucket_{};  // by period; of one that was said, the first
+  Run burst_;  // the latest
   // The readings with a common end, which lies within `end_` on the monotonic clock; and how many
   // ends before it, one period apart, came as these do.
   Run ends_;
