@@ -22,8 +22,11 @@ std::int64_t Whole(std::optional<double> number) {
   return static_cast<std::int64_t>(*number);  // of half a request nothing can be sent
 }
 
-// In how long, in seconds.
-std::optional<double> ResetIn(ResetForm form, absl::string_view text, double now) {
+// In how long, in seconds. `dated`: whether it is told as an instant; that may be past by now.
+std::optional<double> ResetIn(ResetForm form, absl::string_view text, double now, bool& dated) {
+  dated = form != ResetForm::kDuration && form != ResetForm::kMilliseconds;
+  if (form == ResetForm::kAny)
+    dated = ParseDuration(text).value_or(kLargestNumber) > kOldestInstant;
   std::optional<double> found;
   switch (form) {
     case ResetForm::kAny:
@@ -52,7 +55,7 @@ std::optional<double> ResetIn(ResetForm form, absl::string_view text, double now
   }
   // One that is past by a moment is full by now; by more than that, the clocks differ.
   if (!found || *found < -60 || *found > kLongestReset) return std::nullopt;
-  return std::max(0.0, *found);
+  return found;
 }
 
 // 0: it is no period that a limit can have.
@@ -207,8 +210,9 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
     }
     if (reading.limit == Reading::kUnsaid && reading.remaining == Reading::kUnsaid) continue;
     if (const auto text = text_of(each.reset)) {
-      if (const auto in = ResetIn(each.reset_form, *text, now)) {
-        reading.reset = ToNanos(*in);
+      if (const auto in = ResetIn(each.reset_form, *text, now, reading.dated)) {
+        reading.reset = ToNanos(std::max(0.0, *in));
+        reading.ago = ToNanos(std::max(0.0, -*in));
       } else {
         odd(*text);
       }

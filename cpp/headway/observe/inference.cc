@@ -11,6 +11,9 @@ namespace {
 // An anchor that is late by less than such a part of the period stays as it is.
 constexpr Nanos kCoarse = 128;
 
+// How far resets that are no whole seconds may be off.
+constexpr Nanos kExact = 2 * kMillisecond;
+
 
 // Whether two stretches of time have an instant in common.
 bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
@@ -235,7 +238,7 @@ void Inference::NoteBucket(const Told& told) {
 Inference::End Inference::End::Of(const Told& told, Nanos slack) {
   const Nanos way = told.way();
   const Nanos counted = told.sent + told.reset();
-  const Nanos answered = told.answered + told.reading.reset;
+  const Nanos answered = told.answered + told.since_answer();
   return {{counted - slack, counted + way + slack}, {answered - way - slack, answered + slack}};
 }
 
@@ -298,6 +301,17 @@ void Inference::JudgeEnds(const Told& told) {
   const bool on_the_hour =
       ends_.Convinces(latency) && verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
   if (fixed) {
+    // It ends no sooner than any call of it tells, counted from when that was sent, whenever it was
+    // told. Where one that was answered fast shows that it was thought to end sooner, it was told
+    // late, or is no such window at all.
+    const Nanos least = told.sent + told.reset() + told.wall_offset;
+    const Nanos phase = (least - verdict_.anchor) % verdict_.period;
+    const Nanos later = phase < 0 ? phase + verdict_.period : phase;
+    if (exact_ > 1 && latency < ends_slack_ && later > kExact && later < verdict_.period / 2) {
+      told_late_ = std::min(told_late_ + 1, kRepeats);
+      repeats_ = 0;
+      return Become({Shape::kWindow, verdict_.period, 0}, 1);
+    }
     if (on_the_hour || repeats_ >= kRepeats) readings_ = std::max(readings_, ends_.count);
     // What is sent between the beginning and where it is thought to be counts twice, in the end. So
     // it is moved as answers tell that it is earlier; never back.

@@ -28,7 +28,8 @@ struct Reading {
   // the call was counted, as what remains, as far as servers are known; since its answer, if it was
   // told as an instant.
   Nanos reset = kNever;
-  bool dated = false;  // the reset was told as an instant
+  bool dated = false;  // the reset was told as an instant...
+  Nanos ago = 0;       // ... which is so long past, where the reset is 0
   // What the provider's documentation, or the answer itself, says of how it counts.
   Nanos period = 0;               // 0: nothing
   Shape shape = Shape::kUnknown;  // kUnknown: nothing
@@ -109,10 +110,13 @@ class Inference {
     // How long it took from when it was counted, by what its server told: or by `latest_reset`, if
     // that told it as it answered.
     Nanos reset() const {
-      return reading.dated ? reading.reset + std::max<Nanos>(0, answered - counted_by)
+      return reading.dated ? std::max<Nanos>(0, answered - counted_by + since_answer())
                            : reading.reset;
     }
-    Nanos latest_reset() const { return reading.reset + std::max<Nanos>(0, answered - sent); }
+    Nanos latest_reset() const {
+      return std::max<Nanos>(0, std::max<Nanos>(0, answered - sent) + since_answer());
+    }
+    Nanos since_answer() const { return reading.reset - reading.ago; }
     // Within this it was counted.
     Nanos way() const { return std::max<Nanos>(0, std::min(counted_by, answered) - sent); }
   };

@@ -55,6 +55,14 @@ class Server {
     return Says(now, refused);
   }
 
+  // What it says later than it has counted.
+  Answer SaysLater(Nanos now) const {
+    Server then = *this;
+    while (!then.counted_.empty() && then.Gone(then.counted_.front(), now))
+      then.counted_.pop_front();
+    return then.Says(now);
+  }
+
   Answer Says(Nanos now, bool refused = false) {
     const double used = std::ceil(Used(now) - 1e-9);
     Nanos reset = 0;
@@ -131,6 +139,8 @@ struct Setting {
   int burst = 0;                      // after so many...
   Nanos pause = 0;                    // ... we send nothing, for so long at most
   Nanos grain = 1;                    // resets are rounded up to multiples of it
+  bool told_late = false;             // it says what is so as it answers, not as it counts
+  bool dated = false;                 // resets are told as instants
   bool when_full = false;             // the reset of a `window` is when all of it has left
   double ratio = 1.0;
   Nanos every = 0;  // we send one so often; 0: always as many as we may
@@ -299,8 +309,13 @@ class World {
       ++working_;
       At(now + back, [this] { --working_; });
     }
-    At(now + back + Chance(5 * kMillisecond) + Stalled(), [this, call, sent, answer] {
-      Work([this, call, sent, answer] { Read(call, sent, answer); });
+    const auto told = std::make_shared<Server::Answer>(answer);
+    if (setting_.told_late && !answer.refused)
+      At(now + back, [this, told] { *told = server.SaysLater(now); });
+    const Nanos full = now + answer.reset;
+    At(now + back + Chance(5 * kMillisecond) + Stalled(), [this, call, sent, told, full] {
+      if (setting_.dated) told->reset = full - now;
+      Work([this, call, sent, told] { Read(call, sent, *told); });
     });
   }
   void Read(const std::shared_ptr<Reservation>& call, Nanos sent, const Server::Answer& answer) {
@@ -315,7 +330,10 @@ class World {
     Reading reading;
     reading.limit = answer.limit;
     reading.remaining = answer.remaining;
-    reading.reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
+    const Nanos reset = (answer.reset + setting_.grain - 1) / setting_.grain * setting_.grain;
+    reading.reset = std::max<Nanos>(0, reset);
+    reading.dated = setting_.dated;
+    reading.ago = std::max<Nanos>(0, -reset);
     call->Answered(now, answer.refused);
     std::optional<Nanos> refused_for;
     if (answer.refused)

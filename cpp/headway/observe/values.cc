@@ -17,10 +17,8 @@ namespace {
 using absl::string_view;
 
 constexpr double kYear2100 = 4'102'444'800;
-// A number beyond the first is milliseconds since the epoch, beyond the second seconds since then,
-// and below a wait.
+// A number beyond that is milliseconds since the epoch.
 constexpr double kMilliseconds = 1e11;
-constexpr double kSeconds = 1e9;
 
 // What is left of a text. Each verb takes what it reads from its front, or nothing.
 class Rest {
@@ -282,7 +280,7 @@ std::optional<double> ParseInstant(absl::string_view text, double now) {
   std::optional<double> found;
   if (const auto number = ParseNumber(text)) {
     found = *number > kMilliseconds ? *number / 1'000
-            : *number > kSeconds    ? *number
+            : *number > kOldestInstant ? *number
                                     : now + *number;
   } else if (const auto wait = ParseDuration(text)) {
     found = now + *wait;

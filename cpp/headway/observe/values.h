@@ -19,6 +19,8 @@ namespace headway {
 inline constexpr std::size_t kLongestValue = 64;
 // No count, and no second, is beyond what a double keeps exactly.
 inline constexpr double kLargestNumber = 9'007'199'254'740'992.0;
+// Seconds since the epoch: a smaller number is a wait.
+inline constexpr double kOldestInstant = 1e9;
 
 // 0 to kLargestNumber: digits with a fraction and an exponent, if wanted. No sign but a plus.
 std::optional<double> ParseNumber(absl::string_view text);
