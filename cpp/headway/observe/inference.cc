@@ -14,7 +14,6 @@ constexpr Nanos kCoarse = 128;
 // How far resets that are no whole seconds may be off.
 constexpr Nanos kExact = 2 * kMillisecond;
 
-
 // Whether two stretches of time have an instant in common.
 bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
   return from <= other_to && other_from <= to;
@@ -57,13 +56,14 @@ void Inference::Run::Add(const Told& told) {
 void Inference::Run::Fit(const Told& told) {
   if (told.sent - fits_to > kBurst) {
     fitting = 0;
-    fits_from = least_reset = kNever;
-    fits_to = most_reset = 0;
+    fits_from = kNever;
+    fits_to = 0;
+    resets = answered_resets = {kNever, 0};
   }
   fits_from = std::min(fits_from, told.sent);
   fits_to = std::max(fits_to, told.sent);
-  least_reset = std::min(least_reset, told.reset());
-  most_reset = std::max(most_reset, told.reset());
+  resets.Hold(told.reset());
+  answered_resets.Hold(told.latest_reset());
   ++fitting;
 }
 

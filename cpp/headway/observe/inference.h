@@ -188,6 +188,10 @@ class Inference {
   struct Span {
     Nanos from = 0;
     Nanos by = 0;
+    void Hold(Nanos at) {
+      from = std::min(from, at);
+      by = std::max(by, at);
+    }
     // Both, where they overlap.
     void Cut(const Span& other) {
       from = std::max(from, other.from);
@@ -213,8 +217,8 @@ class Inference {
     int count = 0;
     Nanos first = 0;  // when the first of them was sent
     Nanos last = 0;
-    Nanos answered = 0;       // when the last of their answers came
-    Nanos longest = 0;        // of their resets
+    Nanos answered = 0;  // when the last of their answers came
+    Nanos longest = 0;   // of their resets
     std::int64_t least_used = std::numeric_limits<std::int64_t>::max();
     std::int64_t most_used = 0;
     // Those of the least and the most that are used: of one burst, the first and the last that the
@@ -227,8 +231,8 @@ class Inference {
     int fitting = 0;
     Nanos fits_from = kNever;  // when the first of them was sent
     Nanos fits_to = 0;
-    Nanos least_reset = kNever;
-    Nanos most_reset = 0;
+    Span resets{kNever, 0};           // the least and the most, as counted...
+    Span answered_resets{kNever, 0};  // ... and as answered
     // Of a bucket's: whether each reset is what is used, to the unit, however late it was heard;
     // and whether all of them may have been told as their calls were counted, or were answered.
     bool to_the_unit = true;
@@ -254,8 +258,9 @@ class Inference {
     }
     // Whether the resets of those that fit differ by more than time explains.
     bool Spreads(Nanos off) const {
-      return fitting >= kReadings &&
-             most_reset - least_reset > fits_to - fits_from + 2 * kSlack + kSecond / 2 + off;
+      const Nanos time = fits_to - fits_from + 2 * kSlack + kSecond / 2 + off;
+      return fitting >= kReadings && (!told_counted || resets.by - resets.from > time) &&
+             (!told_answered || answered_resets.by - answered_resets.from > time);
     }
   };
 
@@ -287,7 +292,7 @@ class Inference {
   bool period_said_ = false;
   bool shape_said_ = false;
   std::array<Run, kPeriods.size()> bucket_{};  // by period; of one that was said, the first
-  Run burst_;  // the latest
+  Run burst_;                                  // the latest
   // The readings with a common end, which lies within `end_` on the monotonic clock; and how many
   // ends before it, one period apart, came as these do.
   Run ends_;

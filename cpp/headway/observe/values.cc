@@ -279,9 +279,9 @@ std::optional<double> ParseDate(absl::string_view text) {
 std::optional<double> ParseInstant(absl::string_view text, double now) {
   std::optional<double> found;
   if (const auto number = ParseNumber(text)) {
-    found = *number > kMilliseconds ? *number / 1'000
+    found = *number > kMilliseconds    ? *number / 1'000
             : *number > kOldestInstant ? *number
-                                    : now + *number;
+                                       : now + *number;
   } else if (const auto wait = ParseDuration(text)) {
     found = now + *wait;
   } else {
