@@ -22,6 +22,8 @@ std::int64_t Whole(std::optional<double> number) {
   return static_cast<std::int64_t>(*number);  // of half a request nothing can be sent
 }
 
+bool IsWholeSecond(double instant) { return std::abs(instant - std::round(instant)) < 1e-4; }
+
 // In how long, in seconds. `dated`: whether it is told as an instant; that may be past by now.
 std::optional<double> ResetIn(ResetForm form, absl::string_view text, double now, bool& dated) {
   dated = form != ResetForm::kDuration && form != ResetForm::kMilliseconds;
@@ -178,9 +180,12 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
     if (name.empty()) return std::nullopt;
     return header(name);
   };
+  bool clocks_differ = false;
   if (const auto date = header("date")) {
     if (const auto at = ParseDate(*date)) {
-      now = *at;
+      // In whole seconds; within that, our clock is as good as theirs.
+      clocks_differ = now < *at || now > *at + 1;
+      now = std::clamp(now, *at, *at + 1);
     } else {
       odd(*date);
     }
@@ -213,6 +218,7 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
       if (const auto in = ResetIn(each.reset_form, *text, now, reading.dated)) {
         reading.reset = ToNanos(std::max(0.0, *in));
         reading.ago = ToNanos(std::max(0.0, -*in));
+        if (reading.dated && (clocks_differ || IsWholeSecond(*in + now))) reading.coarse = kSecond;
       } else {
         odd(*text);
       }

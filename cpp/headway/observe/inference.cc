@@ -93,7 +93,8 @@ void Inference::NotePeriod(const Told& told) {
   const bool is_short = verdict_.period < kMinute;
   // Where resets are no whole seconds, periods of a few can be told from each other.
   const bool exact = is_short && exact_ > 1;
-  const Nanos slack = exact ? kMillisecond : std::min(kSlack, verdict_.period / 8);
+  const Nanos off = exact ? kMillisecond : std::min(kSlack, verdict_.period / 8);
+  const Nanos slack = std::max(off, told.reading.coarse);
   const bool wrong = is_short && told.crowded && verdict_.shape != Shape::kBucket;
   // After its limit was lowered, a bucket may owe for longer than it takes to be refilled.
   if (!wrong && (reset <= verdict_.period + slack || verdict_.shape == Shape::kBucket)) {
@@ -183,6 +184,8 @@ void Inference::NoteBucket(const Told& told) {
                               ? BucketRun(period_said_ ? kMinute : verdict_.period)
                               : nullptr;
   const bool known = kept != nullptr && exact_ > 1 && kept->to_the_unit && kept->count >= kReadings;
+  // A few fit by chance.
+  const std::int64_t many = std::clamp<std::int64_t>(told.limit / 2, kReadings, kApart);
   const Run* found = nullptr;
   Nanos found_period = 0;
   for (std::size_t i = 0; i < kPeriods.size(); ++i) {
@@ -221,10 +224,13 @@ void Inference::NoteBucket(const Told& told) {
       const Nanos off = told.way() + most - least - 2 * (kSlack - slack);
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
       // until a reset is longer, too.
-      const bool longer = verdict_.shape == Shape::kWindow && verdict_.period < period;
+      const bool longer = verdict_.shape != Shape::kBucket && verdict_.period < period;
       const bool apart = exact_ > 1 && run.TellsApart(told.limit);
+      // None owes for longer than that.
+      const bool holds = period + slack >= std::max(longest_, longest_before_);
       const bool late =
-          !known && ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off));
+          !known && holds &&
+          ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off, many));
       if (apart ? found == nullptr || !found->TellsApart(told.limit) : late && found == nullptr) {
         found = &run;
         found_period = period;

@@ -29,7 +29,8 @@ struct Reading {
   // told as an instant.
   Nanos reset = kNever;
   bool dated = false;  // the reset was told as an instant...
-  Nanos ago = 0;       // ... which is so long past, where the reset is 0
+  Nanos ago = 0;       // ... which is so long past, where the reset is 0...
+  Nanos coarse = 0;    // ... and rounded up by less than that
   // What the provider's documentation, or the answer itself, says of how it counts.
   Nanos period = 0;               // 0: nothing
   Shape shape = Shape::kUnknown;  // kUnknown: nothing
@@ -141,7 +142,7 @@ class Inference {
       limit_ = told.limit;
     }
     if (told.reading.reset != kNever) {
-      exact_ += told.reading.reset % kSecond > kMillisecond ? 1 : 0;
+      exact_ += told.reading.coarse == 0 && told.reading.reset % kSecond > kMillisecond ? 1 : 0;
       if (told.sent - longest_since_ >= kMinute) {
         longest_before_ = std::exchange(longest_, 0);
         longest_since_ = told.sent;
@@ -256,10 +257,10 @@ class Inference {
       return to_the_unit && count >= kReadings && most_used >= kApart &&
              3 * (most_used - least_used + 1) >= limit;
     }
-    // Whether the resets of those that fit differ by more than time explains.
-    bool Spreads(Nanos off) const {
+    // Whether the resets of those that fit, of so many at least, differ by more than time explains.
+    bool Spreads(Nanos off, std::int64_t least) const {
       const Nanos time = fits_to - fits_from + 2 * kSlack + kSecond / 2 + off;
-      return fitting >= kReadings && (!told_counted || resets.by - resets.from > time) &&
+      return fitting >= least && (!told_counted || resets.by - resets.from > time) &&
              (!told_answered || answered_resets.by - answered_resets.from > time);
     }
   };
