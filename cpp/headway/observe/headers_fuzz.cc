@@ -84,6 +84,8 @@ void CheckStated(const Lines& lines) {
   CheckAmount(reading.limit, limit);
   CheckAmount(reading.remaining, remaining);
   CheckReset(reading.reset);
+  FUZZ_CHECK(reading.ago == 0 || (reading.dated && reading.reset == 0 && reading.ago > 0));
+  FUZZ_CHECK(reading.ago <= 60 * kSecond && (reading.coarse == 0 || reading.dated));
   FUZZ_CHECK(reading.resource == 1 && reading.family == 7 && reading.rounding == 500 &&
              reading.period == Inference::kMinute && reading.shape == Shape::kUnknown &&
              !reading.anchor);

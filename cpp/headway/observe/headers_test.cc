@@ -136,6 +136,42 @@ TEST(Headers, InstantsAreComparedWithTheServersOwnClock) {
   EXPECT_EQ(readings[0].reset, 20 * kSecond);
 }
 
+// The Date field is in whole seconds, within which our clock tells more; beyond, theirs is right.
+TEST(Headers, InstantsAreComparedWithOurClockWithinTheSecondOfTheServers) {
+  const auto read = [](const std::string& date, const std::string& reset) {
+    return ReadStated(
+        {Requests(ResetForm::kAny)},
+        [&](absl::string_view name) -> std::optional<absl::string_view> {
+          if (name == "remaining") return "5";
+          if (name == "date") return date;
+          if (name == "reset") return reset;
+          return std::nullopt;
+        },
+        kNow + 0.75)[0];
+  };
+  const std::string now = "Fri, 15 Jan 2027 08:00:00 GMT";
+  const Reading exact = read(now, "1800000004500");
+  EXPECT_EQ(exact.reset, 3'750 * kMillisecond);
+  EXPECT_TRUE(exact.dated);
+  EXPECT_EQ(exact.coarse, 0);
+  const Reading whole = read(now, "1800000004");
+  EXPECT_EQ(whole.reset, 3'250 * kMillisecond);
+  EXPECT_EQ(whole.coarse, kSecond);
+  // Ours is behind by more than a second, or ahead.
+  const Reading behind = read("Fri, 15 Jan 2027 08:00:02 GMT", "1800000004500");
+  EXPECT_EQ(behind.reset, 2'500 * kMillisecond);
+  EXPECT_EQ(behind.coarse, kSecond);
+  EXPECT_EQ(read("Fri, 15 Jan 2027 07:59:50 GMT", "1800000004500").reset, 13'500 * kMillisecond);
+  // It was told as the call was counted, and is past.
+  const Reading past = read(now, "1799999999500");
+  EXPECT_EQ(past.reset, 0);
+  EXPECT_EQ(past.ago, 1'250 * kMillisecond);
+  const Reading wait = read(now, "4");
+  EXPECT_EQ(wait.reset, 4 * kSecond);
+  EXPECT_FALSE(wait.dated);
+  EXPECT_EQ(wait.coarse, 0);
+}
+
 TEST(Headers, WhatIsNotKnownIsNotSaid) {
   EXPECT_TRUE(Read(Requests(ResetForm::kAny), {}).empty());
   EXPECT_TRUE(Read(Requests(ResetForm::kAny), {{"reset", "5"}}).empty());

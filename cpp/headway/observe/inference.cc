@@ -227,7 +227,7 @@ void Inference::NoteBucket(const Told& told) {
       const bool longer = verdict_.shape != Shape::kBucket && verdict_.period < period;
       const bool apart = exact_ > 1 && run.TellsApart(told.limit);
       // None owes for longer than that.
-      const bool holds = period + slack >= std::max(longest_, longest_before_);
+      const bool holds = period + slack >= longest_.most();
       const bool late =
           !known && holds &&
           ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off, many));

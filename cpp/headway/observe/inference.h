@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <utility>
 
 #include "headway/base/clock.h"
 #include "headway/base/limit.h"
+#include "headway/base/recent_most.h"
 
 namespace headway {
 
@@ -45,14 +45,20 @@ struct Reading {
 //   fixed   reset = the end of the window, the same instant whatever is used meanwhile;
 //   window  reset = W, or until the first call in it leaves.
 //
+// Each tells its reset as it counts the call, or as it answers it, which may be seconds later;
+// which of the two shows where answers of one window take differently long. Until it does, what
+// fits one of them is taken for that, all of it for the same; and an end is where it is if told as
+// counted, as what remains is. An instant (Reading::dated) is the same whenever it is told.
+//
 // A limit counts as `window` of a minute until something else is shown, because all three kinds
 // accept what a `window` admits. So a verdict of another kind has to be sure, and a reading that
 // plainly speaks against it undoes it:
 //
 // - `bucket`: kReadings that fit it, and no window, over longer than the end of a `fixed` window
-//   could fit by chance while time passes; or whose resets differ by more than that and than the
-//   time between them, as those of one burst do: what is used moves the end of no window. Where so
-//   little is used, or the limit is so small, that all kinds say the same, nothing is said.
+//   could fit by chance while time passes; or kApart of one burst whose resets differ by more than
+//   that and than the time between them: what is used moves the end of no window. None is shorter
+//   than a reset of late. Where so little is used, or the limit is so small, that all kinds say the
+//   same, nothing is said.
 // - `fixed`: kReadings with one common end, over as long; and that end is either on a whole hour of
 //   UTC, where the period is an hour or more, or it comes again a period later, twice. An end that
 //   is one period after calls of our own is what a `window` says, too, and no sign of anything;
@@ -143,11 +149,7 @@ class Inference {
     }
     if (told.reading.reset != kNever) {
       exact_ += told.reading.coarse == 0 && told.reading.reset % kSecond > kMillisecond ? 1 : 0;
-      if (told.sent - longest_since_ >= kMinute) {
-        longest_before_ = std::exchange(longest_, 0);
-        longest_since_ = told.sent;
-      }
-      longest_ = std::max(longest_, told.reset());
+      longest_.Note(told.sent, told.reset());
       if (!period_said_) NotePeriod(told);
       if (guesses_period()) JudgeGone(told);
       NoteBurst(told);
@@ -283,12 +285,9 @@ class Inference {
   int readings_ = 0;
   int exact_ = 0;             // resets that were no whole seconds
   Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
+  RecentMost longest_;        // reset
   // No window of late is shorter than that.
-  Nanos LongestOfLate() const { return Holds(std::max(longest_, longest_before_), kMillisecond); }
-  // The longest resets: of this minute, since when it is that, and of the one before.
-  Nanos longest_ = 0;
-  Nanos longest_since_ = 0;
-  Nanos longest_before_ = 0;
+  Nanos LongestOfLate() const { return Holds(longest_.most(), kMillisecond); }
   int longer_ = 0;  // resets one after another that were longer than the period
   bool period_said_ = false;
   bool shape_said_ = false;

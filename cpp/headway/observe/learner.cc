@@ -436,8 +436,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // last of it is answered it is known since when it has been counted.
   if (track.meter < taken || fixed) return;
   track.earlier_by = std::max(track.earlier_by, of.counted_by);
-  if (newest && of.others_unanswered == 0)
-    bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
+  if (of.others_unanswered == 0) bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
 }
 
 // Calls that began by then may be counted later than one that began at `began`.
@@ -458,7 +457,7 @@ void Learner::NoteLowest(Track& track, const Reading& reading, const AnsweredCal
 
 // A call may be counted so much later than it began, where the client is busy.
 Nanos Learner::CountedLate(const AnsweredCall& of) const {
-  return std::max(Overtakes(of), counted_late_);
+  return std::max(Overtakes(of), counted_late_.most());
 }
 
 void Learner::NoteRefused(Track& track, const AnsweredCall& of) const {
@@ -597,7 +596,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
   slowest_ = std::max(of.answered - of.began, slowest_ - since / kForgets);
-  counted_late_ = std::max(of.counted_by - of.began, counted_late_ - since / kForgets);
+  counted_late_.Note(now, of.counted_by - of.began);
   observed_ = std::max(observed_, now);
   ++observations_;
   for (const Reading& reading : readings) {
@@ -652,7 +651,8 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     const Nanos leave =
         about && !late_ ? OthersLeave(now, track, reading, of.ahead, refused) : kNever;
     // What an older one says of others may have left, and come again, since.
-    if (newest || of.ahead || refused) LookAhead(now, track, of, leave, late_ ? nullptr : &reading);
+    if (newest || of.ahead || refused || of.others_unanswered == 0)
+      LookAhead(now, track, of, leave, late_ ? nullptr : &reading);
   }
   for (Track& track : tracks_)
     if (of.ahead && track.released > 0 && track.heard != observations_)

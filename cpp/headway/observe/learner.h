@@ -12,6 +12,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
 #include "headway/base/limit.h"
+#include "headway/base/recent_most.h"
 #include "headway/bucket/bucket.h"
 #include "headway/observe/concurrency_search.h"
 #include "headway/observe/inference.h"
@@ -247,7 +248,7 @@ class Learner {
   // by costs that once: a bucket that is thought to owe more than it does refills as fast.
   Nanos slowest_ = 0;
   // And how long after it began one of late was counted, at most, as far as its transport knows.
-  Nanos counted_late_ = 0;
+  RecentMost counted_late_;
   bool late_ = false;
   std::uint64_t observations_ = 0;
   Nanos observed_ = 0;  // when the latest answer was read

@@ -566,6 +566,92 @@ TEST(Learner, KeepsToAPeriodOfSecondsHoweverLateItIsAnswered) {
   }
 }
 
+// The first burst meets the end of a fixed window that nobody knows: what the second has used of it
+// is known by its answers, though what they say of the first is heard in between.
+TEST(Learner, KnowsWhatABurstInTwoWindowsHasUsedOfTheSecond) {
+  for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
+    for (Nanos phase = 0; phase < 24 * kMillisecond; phase += kMillisecond)
+      for (const bool dated : {false, true}) {
+        Setting setting;
+        setting.shape = Shape::kFixed;
+        setting.limit = 60;
+        setting.period = 6 * kSecond;
+        setting.latency = latency;
+        setting.dated = dated;
+        // The first takes so long, or some milliseconds more; then the others go.
+        setting.anchor = kStart + latency + phase;
+        SCOPED_TRACE(setting.Describe() + ", phase " + std::to_string(phase) +
+                     ", HEADWAY_SEED=" + std::to_string(Random::Seed(0)));
+        World world(setting, Random::Seed(0));
+        world.RunUntil(kStart + 10 * kSecond);
+        EXPECT_LE(world.refused.size(), 1U);
+      }
+}
+
+// Ten a second, of a bucket: what a burst says of its end rises with all that it uses.
+TEST(Learner, FindsALimitOfAFewUnitsASecondHoweverLateItIsAnswered) {
+  for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
+    for (std::uint64_t run = 0; run < 20; ++run) {
+      Setting setting;
+      setting.shape = Shape::kBucket;
+      setting.limit = 10;
+      setting.period = kSecond;
+      setting.latency = latency;
+      SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(Random::Seed(run)));
+      World world(setting, Random::Seed(run));
+      world.RunUntil(kStart + 30 * kSecond);
+      EXPECT_EQ(world.refused.size(), 0U);
+      EXPECT_GE(world.Admitted(kStart + 5 * kSecond, kStart + 30 * kSecond), 250 * 8 / 10);
+    }
+}
+
+// A server that says what is so as it answers, not as it counts. Its bucket is known as any, its
+// fixed windows by one call that comes too early and is told so at once.
+TEST(Learner, FindsOutThatItIsToldWhatIsSoAsItIsAnswered) {
+  for (const Shape shape : {Shape::kBucket, Shape::kFixed}) {
+    std::int64_t used = 0;
+    constexpr int kRuns = 20;
+    for (std::uint64_t run = 0; run < kRuns; ++run) {
+      Setting setting;
+      setting.shape = shape;
+      setting.limit = 60;
+      setting.period = 6 * kSecond;
+      setting.anchor = Random(Random::Seed(run)).From(0, setting.period);
+      setting.told_late = true;
+      SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(Random::Seed(run)));
+      World world(setting, Random::Seed(run));
+      world.RunUntil(kStart + 2 * kMinute);
+      EXPECT_LE(world.refused.size(), shape == Shape::kFixed ? 1U : 0U);
+      used += world.Admitted(kStart + 12 * kSecond, kStart + 2 * kMinute);
+    }
+    EXPECT_GE(used, kRuns * 18 * 60 * 9 / 10) << ShapeName(shape);
+  }
+}
+
+// A client of which each call takes some milliseconds sends a burst a fifth of a second late, and
+// its answers come in any order: none of that is others' use, and each burst follows a period after
+// the one before, within a fiftieth.
+TEST(Learner, UsesAllOfAWindowThoughTheClientIsBusy) {
+  for (const Nanos latency : {50 * kMillisecond, 300 * kMillisecond, 2 * kSecond})
+    for (const Nanos work : {kMillisecond, 3 * kMillisecond})
+      for (std::uint64_t run = 0; run < 20; ++run) {
+        Setting setting;
+        setting.limit = 60;
+        setting.period = 6 * kSecond;
+        setting.latency = latency;
+        setting.work = work;
+        SCOPED_TRACE(setting.Describe() + ", work " + std::to_string(work) +
+                     ", HEADWAY_SEED=" + std::to_string(Random::Seed(run)));
+        World world(setting, Random::Seed(run));
+        world.RunUntil(kStart + 2 * kMinute);
+        EXPECT_EQ(world.refused.size(), 0U);
+        // 18 windows' worth, from the end of the first on.
+        ASSERT_GE(world.admitted.size(), 19U * 60);
+        EXPECT_LE(world.admitted[19 * 60 - 1] - world.admitted[60 - 1],
+                  18 * setting.period * 102 / 100);
+      }
+}
+
 // What was once taken for others' use, while nothing was known yet, is not for ever.
 TEST(Learner, UsesAllOfAWindowOnceNobodyElseDoes) {
   for (const Nanos work : {Nanos{0}, 3 * kMillisecond})
@@ -1075,9 +1161,11 @@ TEST(Inference, AWindowThatHasBegunIsNoLongerTheOneBefore) {
 // Where answers take seconds, the resets of a window of six look like those of a bucket of a
 // minute, of which as much is used each time. That would say longer ones, too.
 TEST(Inference, ALongerBucketIsNotSeenUntilAResetIsLonger) {
-  for (const bool longer : {false, true}) {
+  constexpr Nanos kReset = 5'896'666'666;
+  for (const auto& [shape, longer] :
+       {std::pair{Shape::kWindow, false}, {Shape::kWindow, true}, {Shape::kFixed, false}}) {
     Inference inference;
-    inference.Recall({Shape::kWindow, 6 * kSecond, 0});
+    inference.Recall({shape, 6 * kSecond, shape == Shape::kFixed ? kStart + kReset : 0});
     Reading reading;
     reading.limit = 360;
     for (int window = 0; window < 20; ++window) {
@@ -1087,7 +1175,7 @@ TEST(Inference, ALongerBucketIsNotSeenUntilAResetIsLonger) {
       inference.Note({reading, 360, sent, sent + 2 * kSecond, sent + 2 * kSecond, 0, 1},
                      [](Nanos, Nanos) { return true; });
     }
-    EXPECT_EQ(inference.verdict().shape, longer ? Shape::kBucket : Shape::kWindow);
+    EXPECT_EQ(inference.verdict().shape, longer ? Shape::kBucket : shape);
     EXPECT_EQ(inference.verdict().period, longer ? kMinute : 6 * kSecond);
   }
 }
