@@ -179,11 +179,6 @@ void Inference::NoteBucket(const Told& told) {
   const Reading& reading = told.reading;
   if (reading.remaining < 0 || reading.remaining > told.limit) return;
   const std::int64_t used = told.limit - reading.remaining;
-  // What is one to the unit is no other, which fits for answers that are late.
-  const Run* const kept = verdict_.shape == Shape::kBucket
-                              ? BucketRun(period_said_ ? kMinute : verdict_.period)
-                              : nullptr;
-  const bool known = kept != nullptr && exact_ > 1 && kept->to_the_unit && kept->count >= kReadings;
   // A few fit by chance.
   const std::int64_t many = std::clamp<std::int64_t>(told.limit / 2, kReadings, kApart);
   const Run* found = nullptr;
@@ -217,21 +212,19 @@ void Inference::NoteBucket(const Told& told) {
       run.Fit(told);
       if (least > 2 * slack && !Meet(from, by, period, period)) {
         run.Add(told);
-        run.to_the_unit = run.to_the_unit && Meet(told.reset() - kMillisecond,
-                                                  told.reset() + kMillisecond, least, most);
         if (judged) Become(verdict_, run.count);
       }
-      const Nanos off = told.way() + most - least - 2 * (kSlack - slack);
+      // What time explains, whatever kind it is; of whole seconds, half a one more.
+      const Nanos off = told.way() + most - least + 2 * slack;
+      const Nanos more = kSecond / 2;
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
       // until a reset is longer, too.
       const bool longer = verdict_.shape != Shape::kBucket && verdict_.period < period;
-      const bool apart = exact_ > 1 && run.TellsApart(told.limit);
       // None owes for longer than that.
       const bool holds = period + slack >= longest_.most();
-      const bool late =
-          !known && holds &&
-          ((period >= kMinute && !longer && run.Convinces(off)) || run.Spreads(off, many));
-      if (apart ? found == nullptr || !found->TellsApart(told.limit) : late && found == nullptr) {
+      const bool known = (period >= kMinute && !longer && run.Convinces(off + more)) ||
+                         run.Spreads(exact_ > 1 ? off : off + more, many);
+      if (found == nullptr && holds && known) {
         found = &run;
         found_period = period;
       }
@@ -304,8 +297,8 @@ void Inference::JudgeEnds(const Told& told) {
   // A burst that comes before the window has begun is refused, and one that comes later loses
   // nothing; so the latest instant that fits.
   const Nanos latest = std::max(from, by - ends_slack_);
-  const bool on_the_hour =
-      ends_.Convinces(latency) && verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
+  const bool on_the_hour = ends_.Convinces(2 * kSlack + kSecond / 2 + latency) &&
+                           verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
   if (fixed) {
     // It ends no sooner than any call of it tells, counted from when that was sent, whenever it was
     // told. Where one that was answered fast shows that it was thought to end sooner, it was told

@@ -184,8 +184,9 @@ class Inference {
   // Between two calls of one burst.
   static constexpr Nanos kBurst = kSecond / 2;
 
-  // Of so many units that are used, each of the usual periods would say something else of one more:
-  // the next differ by a fifth.
+  // So many that rise with what is used make a bucket. Of so many units, half of a limit that is
+  // not of a few, each of the usual periods would say something else of one more: the next differ
+  // by a fifth.
   static constexpr std::int64_t kApart = 12;
 
   struct Span {
@@ -236,9 +237,7 @@ class Inference {
     Nanos fits_to = 0;
     Span resets{kNever, 0};           // the least and the most, as counted...
     Span answered_resets{kNever, 0};  // ... and as answered
-    // Of a bucket's: whether each reset is what is used, to the unit, however late it was heard;
-    // and whether all of them may have been told as their calls were counted, or were answered.
-    bool to_the_unit = true;
+    // And whether all of them may have been told as their calls were counted, or were answered.
     bool told_counted = true;
     bool told_answered = true;
     void Add(const Told& told);
@@ -249,19 +248,11 @@ class Inference {
       most_used = 0;
       reset_at_least = reset_at_most = 0;
     }
-    // Whether they are enough, where each may be off by so much.
-    bool Convinces(Nanos off) const {
-      return count >= kReadings && last - first > 2 * kSlack + kSecond / 2 + off;
-    }
-    // Whether no other of the usual periods would say the same of what they say is used, of which
-    // some were counted together.
-    bool TellsApart(std::int64_t limit) const {
-      return to_the_unit && count >= kReadings && most_used >= kApart &&
-             3 * (most_used - least_used + 1) >= limit;
-    }
+    // Whether they are enough, where time explains so much.
+    bool Convinces(Nanos off) const { return count >= kReadings && last - first > off; }
     // Whether the resets of those that fit, of so many at least, differ by more than time explains.
     bool Spreads(Nanos off, std::int64_t least) const {
-      const Nanos time = fits_to - fits_from + 2 * kSlack + kSecond / 2 + off;
+      const Nanos time = fits_to - fits_from + off;
       return fitting >= least && (!told_counted || resets.by - resets.from > time) &&
              (!told_answered || answered_resets.by - answered_resets.from > time);
     }

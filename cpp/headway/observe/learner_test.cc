@@ -570,22 +570,48 @@ TEST(Learner, KeepsToAPeriodOfSecondsHoweverLateItIsAnswered) {
 // is known by its answers, though what they say of the first is heard in between.
 TEST(Learner, KnowsWhatABurstInTwoWindowsHasUsedOfTheSecond) {
   for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
-    for (Nanos phase = 0; phase < 24 * kMillisecond; phase += kMillisecond)
-      for (const bool dated : {false, true}) {
+    for (Nanos phase = 0; phase < 36 * kMillisecond; phase += kMillisecond)
+      for (std::uint64_t run = 0; run < 10; ++run) {
         Setting setting;
         setting.shape = Shape::kFixed;
         setting.limit = 60;
         setting.period = 6 * kSecond;
         setting.latency = latency;
-        setting.dated = dated;
+        setting.dated = run % 2 == 0;
         // The first takes so long, or some milliseconds more; then the others go.
         setting.anchor = kStart + latency + phase;
         SCOPED_TRACE(setting.Describe() + ", phase " + std::to_string(phase) +
-                     ", HEADWAY_SEED=" + std::to_string(Random::Seed(0)));
-        World world(setting, Random::Seed(0));
+                     ", HEADWAY_SEED=" + std::to_string(Random::Seed(run)));
+        World world(setting, Random::Seed(run));
         world.RunUntil(kStart + 10 * kSecond);
         EXPECT_LE(world.refused.size(), 1U);
       }
+}
+
+// When a fixed window ends is told to the millisecond, by answers that come a third of it later, or
+// anything up to that: none of another period fits in between.
+TEST(Learner, TakesNoFixedWindowForOneOfAnotherPeriod) {
+  for (const Nanos spread : {Nanos{0}, 2 * kSecond})
+    for (std::uint64_t run = 0; run < 40; ++run) {
+      Setting setting;
+      setting.shape = Shape::kFixed;
+      setting.limit = 60;
+      setting.period = 6 * kSecond;
+      setting.anchor = Random(Random::Seed(run)).From(0, setting.period);
+      setting.latency = 2 * kSecond - spread / 2;
+      setting.spread = spread;
+      SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(Random::Seed(run)));
+      World world(setting, Random::Seed(run));
+      for (int second = 1; second <= 60; ++second) {
+        world.RunUntil(kStart + second * kSecond);
+        if (world.answers.empty()) continue;
+        const Inference::Verdict verdict = world.Found().verdict;
+        if (verdict.shape != Shape::kFixed) continue;
+        EXPECT_EQ(verdict.period, setting.period);
+        const Nanos late = (verdict.anchor - setting.anchor) % setting.period;
+        EXPECT_LT(std::min(late, setting.period - late), 30 * kMillisecond);
+      }
+    }
 }
 
 // Ten a second, of a bucket: what a burst says of its end rises with all that it uses.
@@ -1195,12 +1221,34 @@ TEST(Inference, ThreeThatFitAreNoBucket) {
                    [](Nanos, Nanos) { return true; });
   };
   for (int used = 2; used <= 60; ++used)
-    say(2 * kSecond + used * kMillisecond / 4, used, 3'990 * kMillisecond - used * kMillisecond / 4);
+    say(2 * kSecond + used * kMillisecond / 4, used,
+        3'990 * kMillisecond - used * kMillisecond / 4);
   say(8'006 * kMillisecond, 4, kMillisecond / 10);
   say(8'029 * kMillisecond, 10, 5'988 * kMillisecond);
   say(8'029 * kMillisecond, 6, 5'989 * kMillisecond);
   EXPECT_EQ(inference.verdict().shape, Shape::kWindow);
   EXPECT_EQ(inference.verdict().period, 6 * kSecond);
+}
+
+// Nobody owes for longer than it takes to be refilled.
+TEST(Inference, ABucketIsNoShorterThanAResetOfLate) {
+  for (const Nanos longest : {kSecond, 5'900 * kMillisecond}) {
+    Inference inference;
+    inference.Recall({Shape::kWindow, 6 * kSecond, 0});
+    Reading reading;
+    reading.limit = 60;
+    const auto say = [&](Nanos sent, std::int64_t used, Nanos reset) {
+      reading.remaining = 60 - used;
+      reading.reset = reset;
+      const Nanos at = kStart + sent;
+      inference.Note({reading, 60, at, at + 20 * kMillisecond, at + 20 * kMillisecond, 0, 1},
+                     [](Nanos, Nanos) { return true; });
+    };
+    for (int i = 0; i < 5; ++i) say(i * kMillisecond, 60, longest - i * kMillisecond);
+    for (int used = 20; used <= 60; ++used)
+      say(8 * kSecond + used * kMillisecond / 8, used, used * kSecond / 30);
+    EXPECT_EQ(inference.verdict().shape, longest < 2 * kSecond ? Shape::kBucket : Shape::kWindow);
+  }
 }
 
 // A burst of which the answers come after more than a third of the time in which all that it has
