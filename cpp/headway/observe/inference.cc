@@ -214,7 +214,8 @@ void Inference::NoteBucket(const Told& told) {
         run.Add(told);
         if (judged) Become(verdict_, run.count);
       }
-      // What time explains, whatever kind it is; of whole seconds, half a one more.
+      // What time explains, whatever kind it is, and some more, for one of another period that is
+      // answered late fits over a while.
       const Nanos off = told.way() + most - least + 2 * slack;
       const Nanos more = kSecond / 2;
       // What fits a short one as time passes may do so by chance; and a longer one than is known,
@@ -223,7 +224,7 @@ void Inference::NoteBucket(const Told& told) {
       // None owes for longer than that.
       const bool holds = period + slack >= longest_.most();
       const bool known = (period >= kMinute && !longer && run.Convinces(off + more)) ||
-                         run.Spreads(exact_ > 1 ? off : off + more, many);
+                         run.Spreads(exact_ > 1 ? off + more / 2 : off + more, many);
       if (found == nullptr && holds && known) {
         found = &run;
         found_period = period;

@@ -182,7 +182,7 @@ class Inference {
   static constexpr Nanos kDoubts = 600 * kSecond;
 
   // Between two calls of one burst.
-  static constexpr Nanos kBurst = kSecond / 2;
+  static constexpr Nanos kBurst = kSecond / 8;
 
   // So many that rise with what is used make a bucket. Of so many units, half of a limit that is
   // not of a few, each of the usual periods would say something else of one more: the next differ

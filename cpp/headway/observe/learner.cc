@@ -370,11 +370,6 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   } else if (track.meter < taken) {
     // It took nothing here: all that this holds.
     ours = Word{meter.bits()}.value() - others;
-  } else if (all_ours) {
-    // Nor did it, which was before this: what this holds of it.
-    ours = 0;
-    for (const RunOfCalls& run : meter.Runs())
-      if (run.first <= of.began + overtakes) ours += run.amount;
   }
   if (fresh) certain = Certain(track, of);
   const bool forgets = Forgets(track, reading, certain);

@@ -632,12 +632,11 @@ TEST(Learner, FindsALimitOfAFewUnitsASecondHoweverLateItIsAnswered) {
 }
 
 // A server that says what is so as it answers, not as it counts. Its bucket is known as any, its
-// fixed windows by one call that comes too early and is told so at once.
+// fixed windows by one call that comes too early and is told so at once: no window is lost by that.
 TEST(Learner, FindsOutThatItIsToldWhatIsSoAsItIsAnswered) {
   for (const Shape shape : {Shape::kBucket, Shape::kFixed}) {
-    std::int64_t used = 0;
-    constexpr int kRuns = 20;
-    for (std::uint64_t run = 0; run < kRuns; ++run) {
+    int good = 0;
+    for (std::uint64_t run = 0; run < 20; ++run) {
       Setting setting;
       setting.shape = shape;
       setting.limit = 60;
@@ -648,9 +647,11 @@ TEST(Learner, FindsOutThatItIsToldWhatIsSoAsItIsAnswered) {
       World world(setting, Random::Seed(run));
       world.RunUntil(kStart + 2 * kMinute);
       EXPECT_LE(world.refused.size(), shape == Shape::kFixed ? 1U : 0U);
-      used += world.Admitted(kStart + 12 * kSecond, kStart + 2 * kMinute);
+      const std::int64_t used = world.Admitted(kStart + 12 * kSecond, kStart + 2 * kMinute);
+      good += used >= 18 * 60 * 97 / 100 ? 1 : 0;
     }
-    EXPECT_GE(used, kRuns * 18 * 60 * 9 / 10) << ShapeName(shape);
+    // One in a hundred fixed ones is taken for one of a minute, until that is over.
+    EXPECT_GE(good, 18) << ShapeName(shape) << ", HEADWAY_SEED=" << Random::Seed(0);
   }
 }
 
@@ -1441,13 +1442,15 @@ Reading Of(std::int64_t limit, std::int64_t remaining) {
 
 // The windows begin at other instants by now.
 TEST(Learner, FindsOutThatARecalledWindowBeginsElsewhere) {
-  for (const Nanos shift : {kSecond, 2 * kSecond, 4 * kSecond, 5 * kSecond}) {
-    SCOPED_TRACE(shift / kSecond);
+  for (const Nanos shift : {kSecond, 2 * kSecond, 4 * kSecond, 5 * kSecond, kSecond + kSecond / 2,
+                            4 * kSecond + kSecond / 2}) {
+    SCOPED_TRACE(shift / kMillisecond);
     Setting setting;
     setting.shape = Shape::kFixed;
     setting.limit = 60;
     setting.period = 6 * kSecond;
     setting.spread = 25 * kMillisecond;
+    if (shift % kSecond != 0) setting.latency = 2 * kSecond;
     setting.burst = 40;
     setting.pause = 9 * kSecond;
     World world(setting, Random::Seed(0));
