@@ -8,8 +8,8 @@
 
 namespace headway {
 
-// The largest of the durations that were noted within the last minute, or the last two: in two
-// words, for no more than that has to be told apart. Not thread-safe.
+// The largest of the durations that were noted within the last minute, and perhaps the two before
+// it: more than that need not be told apart. Not thread-safe.
 class RecentMost {
  public:
   void Note(Nanos at, Nanos value) {

@@ -185,7 +185,7 @@ std::vector<Reading> ReadStated(const std::vector<StatedLimit>& stated, const He
     if (const auto at = ParseDate(*date)) {
       // In whole seconds; within that, our clock is as good as theirs.
       clocks_differ = now < *at || now > *at + 1;
-      now = std::clamp(now, *at, *at + 1);
+      if (clocks_differ) now = *at;
     } else {
       odd(*date);
     }

@@ -48,8 +48,8 @@ struct StatedLimit {
 using HeaderOf = std::function<std::optional<absl::string_view>(absl::string_view name)>;
 
 // Readings of the limits that are stated there. `now`, in seconds since the epoch, is where
-// instants are counted from: the server's own, by its Date header, where it has one, since clocks
-// differ.
+// instants are counted from; the server's own, by its Date header, where it has one and that is not
+// the same second: clocks differ.
 //
 // A value that is none of what its form allows is as if it was not there, and so is a limit, or
 // what remains, that is negative: some servers send -1 for "not known". What remains of a limit

@@ -186,7 +186,7 @@ void Inference::NoteBucket(const Told& told) {
   for (std::size_t i = 0; i < kPeriods.size(); ++i) {
     const Nanos period = period_said_ ? verdict_.period : kPeriods[i];
     // Whole seconds say little of a short one.
-    const Nanos slack = period < kMinute && exact_ > 1 ? kSlack / 8 : kSlack;
+    const Nanos slack = period < kMinute && exact_ > 1 && reading.coarse == 0 ? kSlack / 8 : kSlack;
     const Nanos from = told.reset() - slack;
     const Nanos by = told.latest_reset() + slack;
     // A longer one than need be fits by chance, where little is used.
@@ -207,7 +207,9 @@ void Inference::NoteBucket(const Told& told) {
     if (!run.told_counted && !run.told_answered) {
       run = {};
       if (judged && !Meet(from - slack, by + slack, least, most))
-        Become({Shape::kWindow, std::max(period, LongestOfLate()), 0}, 1);
+        Become({Shape::kWindow,
+                period_said_ || period >= kMinute ? period : std::max(period, LongestOfLate()), 0},
+               1);
     } else if (most - least <= period / 8 && !owes_more) {
       run.Fit(told);
       if (least > 2 * slack && !Meet(from, by, period, period)) {
@@ -243,11 +245,8 @@ Inference::End Inference::End::Of(const Told& told, Nanos slack) {
 }
 
 bool Inference::Same(const End& one, const End& other, Nanos later) const {
-  const auto same = [later](const Span& a, const Span& b) {
-    return Lives(a) && Lives(b) && Meet(a.from, a.by, b.from + later, b.by + later);
-  };
-  return (told_late_ <= 0 && same(one.counted, other.counted)) ||
-         (told_late_ >= 0 && same(one.answered, other.answered));
+  return (told_late_ < kSure && one.counted.Meets(other.counted, later)) ||
+         (told_late_ > -kSure && one.answered.Meets(other.answered, later));
 }
 
 void Inference::NoteBurst(const Told& told) {
@@ -258,9 +257,13 @@ void Inference::NoteBurst(const Told& told) {
 
 bool Inference::NoteEnd(const Told& told) {
   // Where resets are no whole seconds, short periods can be told from each other.
-  const Nanos slack = exact_ > 1 ? std::min(kSlack, verdict_.period / 32) : kSlack;
+  const Nanos slack =
+      exact_ > 1 && told.reading.coarse == 0 ? std::min(kSlack, verdict_.period / 32) : kSlack;
   const End end = End::Of(told, slack);
   ends_slack_ = slack;
+  // Which of the two it is shows where only one of them goes on.
+  const bool counted = end.counted.Meets(end_.counted);
+  if (ends_.count > 0 && counted != end.answered.Meets(end_.answered)) VoteLate(counted ? -1 : 1);
   if (ends_.count > 0 && Same(end, end_)) {
     ends_.Add(told);
     end_.counted.Cut(end.counted);
@@ -270,8 +273,6 @@ bool Inference::NoteEnd(const Told& told) {
   // A burst may meet the end of a window. What was on its way together is counted in any order.
   if (ends_.count > 0 && told.sent <= ends_.answered && Likely(end).by < Likely(end_).from)
     return false;
-  if (Lives(end_.counted) != Lives(end_.answered))
-    told_late_ = std::clamp(told_late_ + (Lives(end_.answered) ? 1 : -1), -kRepeats, kRepeats);
   const Nanos period = verdict_.period;
   const bool again = ends_.count > 0 && Same(end, end_, period);
   const bool counts =
@@ -302,13 +303,14 @@ void Inference::JudgeEnds(const Told& told) {
                            verdict_.period >= kHour && HoldsMultiple(from, by, kHour);
   if (fixed) {
     // It ends no sooner than any call of it tells, counted from when that was sent, whenever it was
-    // told. Where one that was answered fast shows that it was thought to end sooner, it was told
-    // late, or is no such window at all.
+    // told. Whoever is refused because it was thought to end sooner was told late, or it is no such
+    // window at all.
     const Nanos least = told.sent + told.reset() + told.wall_offset;
     const Nanos phase = (least - verdict_.anchor) % verdict_.period;
     const Nanos later = phase < 0 ? phase + verdict_.period : phase;
-    if (exact_ > 1 && latency < ends_slack_ && later > kExact && later < verdict_.period / 2) {
-      told_late_ = std::min(told_late_ + 1, kRepeats);
+    const bool exact = exact_ > 1 && told.reading.coarse == 0 && latency < ends_slack_;
+    if (told.refused && exact && later > kExact && later < verdict_.period / 2) {
+      VoteLate(kSure);
       repeats_ = 0;
       return Become({Shape::kWindow, verdict_.period, 0}, 1);
     }

@@ -55,8 +55,9 @@ struct Reading {
 // plainly speaks against it undoes it:
 //
 // - `bucket`: kReadings that fit it, and no window, over longer than the end of a `fixed` window
-//   could fit by chance while time passes; or kApart of one burst whose resets differ by more than
-//   that and than the time between them: what is used moves the end of no window. None is shorter
+//   could fit by chance while time passes; or kApart of one burst, half of a small limit, whose
+//   resets differ by more than that and than the time between them: what is used moves the end of
+//   no window. None is shorter
 //   than a reset of late. Where so little is used, or the limit is so small, that all kinds say the
 //   same, nothing is said.
 // - `fixed`: kReadings with one common end, over as long; and that end is either on a whole hour of
@@ -113,6 +114,7 @@ class Inference {
     // Calls of ours that a `window` of the verdict's period would count are gone after so long; 0:
     // none are known to be.
     Nanos gone_after = 0;
+    bool refused = false;
 
     // How long it took from when it was counted, by what its server told: or by `latest_reset`, if
     // that told it as it answered.
@@ -149,7 +151,9 @@ class Inference {
     }
     if (told.reading.reset != kNever) {
       exact_ += told.reading.coarse == 0 && told.reading.reset % kSecond > kMillisecond ? 1 : 0;
-      longest_.Note(told.sent, told.reset());
+      // A bucket that was lowered may owe for longer than it takes to be refilled.
+      if (verdict_.shape != Shape::kBucket || told.reset() <= verdict_.period + kSlack)
+        longest_.Note(told.sent, told.reset());
       if (!period_said_) NotePeriod(told);
       if (guesses_period()) JudgeGone(told);
       NoteBurst(told);
@@ -196,6 +200,12 @@ class Inference {
       from = std::min(from, at);
       by = std::max(by, at);
     }
+    // Whether both have an instant in common, or would if the other came so much later. None has
+    // where it was cut by one that it is not.
+    bool Meets(const Span& other, Nanos later = 0) const {
+      return from <= by && other.from <= other.by && from <= other.by + later &&
+             other.from + later <= by;
+    }
     // Both, where they overlap.
     void Cut(const Span& other) {
       from = std::max(from, other.from);
@@ -212,10 +222,10 @@ class Inference {
   // Whether they are the same, or `one` comes so much later. Of what may be either, both are to be
   // the same way, and which that is may not be known yet.
   bool Same(const End& one, const End& other, Nanos later = 0) const;
-  const Span& Likely(const End& end) const { return told_late_ > 0 ? end.answered : end.counted; }
-  // Not what is left of it where that was taken for one that it is not.
-  static bool Lives(const Span& span) { return span.from <= span.by; }
-
+  void VoteLate(int more) { told_late_ = std::clamp(told_late_ + more, -2 * kSure, 2 * kSure); }
+  const Span& Likely(const End& end) const {
+    return told_late_ >= kSure ? end.answered : end.counted;
+  }
   // Readings that fit a hypothesis one after another: how many, and over what time.
   struct Run {
     int count = 0;
@@ -288,7 +298,9 @@ class Inference {
   // ends before it, one period apart, came as these do.
   Run ends_;
   End end_;
-  // More windows show that resets are told as calls are answered, than as they are counted.
+  // More shows that resets are told as calls are answered, than as they are counted; from kSure on
+  // they are taken for that, or below -kSure for the other.
+  static constexpr int kSure = 2;
   int told_late_ = 0;
   Nanos ends_slack_ = 0;
   static constexpr int kRepeats = 2;

@@ -346,8 +346,6 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   std::int64_t ours = by_then - history.AtLeast(r, from - CountedLate(of));
   // Not those of which we know that they were refused.
   ours -= RefusedBetween(track, from, of.began + overtakes, -kNever);
-  // Nobody else need have used any of it, and what this does not hold was ours, before it counted.
-  const bool all_ours = from < track.earlier_by && least <= ours;
   if (fresh && (track.meter >= taken || !track.counted)) {
     // None of it has been counted here, nor what has been admitted since. The call itself was
     // counted first: its slot is free again before theirs.
@@ -358,8 +356,10 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     meter.CountEarlier(std::max(window, of.counted_by), std::min(own, most));
     bucket_->Raise(track.meter, std::max<std::int64_t>(0, most - own) + since, now);
     track.earlier_by = of.counted_by;
+    track.counts_since = now;
     return;
   }
+  const std::int64_t ours_of_all = ours;
   if (track.meter < taken && of.taken[static_cast<std::size_t>(track.meter)].amount > 0) {
     const Taken& its = of.taken[static_cast<std::size_t>(track.meter)];
     // What has left may not have been taken out yet; and what was given back was admitted.
@@ -379,6 +379,12 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     ours = std::min(ours, std::max(own, recent));
   }
   std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
+  // What this does not hold of it may all have been ours, before this counted.
+  const bool all_ours =
+      from < track.counts_since &&
+      (track.meter >= taken
+           ? least <= ours_of_all
+           : foreign <= history.MostBetween(r, from - CountedLate(of), track.counts_since));
   const Parameters p = meter.parameters();
   Nanos span = p.period;  // in which others have used that
   if (meter.shape() == Shape::kFixed) {
@@ -424,7 +430,9 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     const Nanos next = now + std::min(overtakes, p.period / kLooks);
     bucket_->Raise(track.meter, foreign, fixed || track.meter >= taken ? of.counted_by : next);
   } else if (all_ours && newest) {
-    bucket_->Raise(track.meter, foreign, of.others_unanswered > 0 ? now : track.earlier_by);
+    // Whoever has not been answered may have been counted as late as any.
+    const Nanos by = of.timed ? std::min(now, track.counts_since + CountedLate(of)) : now;
+    bucket_->Raise(track.meter, foreign, of.others_unanswered > 0 ? by : track.earlier_by);
   }
   if (newest) bucket_->Lower(track.meter, foreign_most);
   // What was sent before it was this meter that counts is taken for others' use of now. Once the
@@ -594,6 +602,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   counted_late_.Note(now, of.counted_by - of.began);
   observed_ = std::max(observed_, now);
   ++observations_;
+  patience_ = 0;
   for (const Reading& reading : readings) {
     // Who says that there is no limit at all, and answers, means that he does not know.
     if (reading.limit == 0) continue;
@@ -624,7 +633,8 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
                                Own(track, of),
                                forgets,
                                Crowded(track, reading, of),
-                               GoneAfter(track, reading, of, certain, forgets)};
+                               GoneAfter(track, reading, of, certain, forgets),
+                               refused.has_value()};
     track.inference.Note(told, [&](Nanos from, Nanos to) {
       return bucket_->history()->MostBetween(track.resource, from, to) > 0;
     });
@@ -725,7 +735,7 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                     [&](Nanos since) { return bucket_->Good(since, now); });
     // Nothing is known of when anything fits again: one finds out.
     if (!search_.limits())
-      bucket_->LookAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
+      GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
   } else {
     const bool full = searched_.meter >= 0 && bucket_->ReadyAt(searched_.meter, now, 1) > now;
     if (!search_.Admitted(now, of.sent, full)) return;
@@ -757,7 +767,7 @@ bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
           : at_once_.Admitted(now, of.sent, meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
   // While more are out than that, one finds out when that is over.
   if (refused && at_once_.limits() && of.out_now > at_once_.amount())
-    bucket_->LookAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
+    GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
   if (at_once_.amount() == before) return explains || (!refused && before > 0);
   if (!at_once_.limits()) {
     Open(now, wall_offset, searched_at_once_, meter, changes);
@@ -899,8 +909,14 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
     }
     bucket_->LookAfterFirst(patience);
   }
-  if (bucket_->LookAhead(patience, of.ahead) || of.ahead)
+  if (GoAhead(patience, of.ahead) || of.ahead)
     track.before_look = bucket_->meter(track.meter).Runs();
+}
+
+// One goes ahead, and is waited for as long as any of the limits of one answer asks for.
+bool Learner::GoAhead(Nanos patience, bool again) {
+  patience_ = std::max(patience_, patience);
+  return bucket_->LookAhead(patience_, again);
 }
 
 // Somebody has gone to see, and his answer does not speak of the limit. A good one shows that it

@@ -161,7 +161,9 @@ class Learner {
     bool for_period = false;
     std::uint64_t heard = 0;  // the observation that spoke of it last
     Nanos counted_after = 0;  // so long after they were sent, calls of ours were still counted
-    // By when what was sent before `meter` counted has been counted, of those that are answered.
+    // Since when `meter` counts, where that was found; and by when what was sent before that has
+    // been counted, of those that are answered.
+    Nanos counts_since = -kNever;
     Nanos earlier_by = 0;
     // Of the calls that were out together with the latest, the one to whose answer the least was
     // used beyond what of ours had surely been counted; `began` is -kNever where there is none.
@@ -223,6 +225,7 @@ class Learner {
   Nanos LooksForPeriod(const Track& track, const Reading& reading, Nanos now) const;
   void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
                  const Reading* reading);
+  bool GoAhead(Nanos patience, bool again);
   void SawNothing(Nanos now, Track& track, const AnsweredCall& of, std::optional<Nanos> refused,
                   bool failed);
   std::int64_t MoreThan(const Track& track, Nanos began, std::int64_t own,
@@ -250,6 +253,7 @@ class Learner {
   // And how long after it began one of late was counted, at most, as far as its transport knows.
   RecentMost counted_late_;
   bool late_ = false;
+  Nanos patience_ = 0;  // with whoever goes ahead, by this observation
   std::uint64_t observations_ = 0;
   Nanos observed_ = 0;  // when the latest answer was read
 };

@@ -1231,6 +1231,79 @@ TEST(Inference, ThreeThatFitAreNoBucket) {
   EXPECT_EQ(inference.verdict().period, 6 * kSecond);
 }
 
+// Of an hour, the server's clock is a little behind ours: that is no reason to doubt it each time.
+TEST(Inference, AnHourThatBeginsAMomentLaterIsKept) {
+  Inference inference;
+  Reading reading;
+  reading.limit = 10'000;
+  reading.remaining = 9'000;
+  const Nanos hour = kStart - kStart % Inference::kHour + 30 * kMillisecond;
+  int changes = 0;
+  for (int i = 0; i < 3'600; ++i) {
+    const Nanos sent = kStart + i * 3 * kSecond;
+    reading.reset = Inference::kHour - (sent + 10 * kMillisecond - hour) % Inference::kHour;
+    changes += inference.Note({reading, 10'000, sent, sent + 20 * kMillisecond,
+                               sent + 20 * kMillisecond, 0, 1},
+                              [](Nanos, Nanos) { return false; })
+                   ? 1
+                   : 0;
+  }
+  EXPECT_EQ(inference.verdict().shape, Shape::kFixed);
+  EXPECT_LE(changes, 3);
+}
+
+// Of two calls that an answer ten seconds late makes one window of by chance, nothing follows for
+// how all others are told.
+TEST(Inference, OneChanceDoesNotDecideWhenResetsAreTold) {
+  Inference inference;
+  inference.Recall({Shape::kWindow, 10 * kSecond, 0});
+  Reading reading;
+  reading.limit = 1'000;
+  reading.remaining = 900;
+  constexpr Nanos kPeriod = 10 * kSecond;
+  int fixed = 0;
+  const auto say = [&](Nanos at, Nanos latency) {
+    const Nanos sent = kStart + at;
+    reading.reset = kPeriod - at % kPeriod;
+    inference.Note({reading, 1'000, sent, sent + 20 * kMillisecond, sent + latency, 0, 1},
+                   [](Nanos, Nanos) { return false; });
+    fixed += inference.verdict().shape == Shape::kFixed ? 1 : 0;
+  };
+  say(3 * kSecond, 10 * kSecond);
+  say(12 * kSecond, kSecond / 10);
+  for (int i = 0; i < 480; ++i)
+    say(2 * kPeriod + i / 8 * kPeriod + i % 8 * 1'100 * kMillisecond + kSecond / 5,
+        (1 + i * 37 % 50) * kSecond / 10);
+  EXPECT_GE(fixed, 450);
+}
+
+// A bucket that was lowered owes for longer than its period, and is a window of that, all the same,
+// once it is none any more. Instants in whole seconds are up to one longer.
+TEST(Inference, ABucketThatIsNoneAnyMoreIsAWindowOfItsPeriod) {
+  Inference inference;
+  Reading reading;
+  reading.limit = 100;
+  reading.dated = true;
+  reading.coarse = kSecond;
+  Nanos at = kStart - kStart % kSecond + 50 * kMillisecond;
+  const auto say = [&](std::int64_t used, Nanos reset) {
+    reading.remaining = 100 - used;
+    const Nanos answered = at + 50 * kMillisecond;
+    const Nanos end = at + 10 * kMillisecond + reset + kSecond - 1;
+    reading.reset = end - end % kSecond - answered;
+    inference.Note({reading, 100, at, at + 20 * kMillisecond, answered, 0, 1},
+                   [](Nanos, Nanos) { return true; });
+    at += kSecond;
+  };
+  for (int used = 20; used < 50; used += 3) say(used, used * kMinute / 100);
+  ASSERT_EQ(inference.verdict().shape, Shape::kBucket);
+  say(100, kMinute);
+  say(99, 99 * kMinute / 100);
+  for (int i = 0; i < 20; ++i) say(60, 10 * kSecond);
+  EXPECT_EQ(inference.verdict().shape, Shape::kWindow);
+  EXPECT_EQ(inference.verdict().period, kMinute);
+}
+
 // Nobody owes for longer than it takes to be refilled.
 TEST(Inference, ABucketIsNoShorterThanAResetOfLate) {
   for (const Nanos longest : {kSecond, 5'900 * kMillisecond}) {
@@ -1438,6 +1511,77 @@ Reading Of(std::int64_t limit, std::int64_t remaining) {
   reading.limit = limit;
   reading.remaining = remaining;
   return reading;
+}
+
+// Whoever is to go ahead, of several limits of one answer, is waited for as long as one of them
+// needs, and no longer than the next answer says.
+TEST(Learner, WaitsForWhoGoesAheadAsLongAsAnyLimitNeeds) {
+  for (const bool tokens_first : {false, true}) {
+    std::array<Limit, 2> limits = {Limit::Parse("1 requests/min").value(),
+                                   Limit::Parse("1 tokens/min").value()};
+    for (Limit& limit : limits) limit.amount = Limit::kMaxAmount;
+    const std::array<std::uint8_t, 2> resources = {0, 1};
+    Bucket* const bucket = Bucket::Make(limits, resources, 0, nullptr, /*spare=*/8, /*width=*/2);
+    Learner learner(bucket, {"requests", "tokens"}, {});
+    // All that remains of requests is others' use, which may leave any time. Of tokens it is ours.
+    std::array<Reading, 2> said = {Of(60, 0), Of(1'000, 0)};
+    said[0].reset = 40 * kSecond;
+    said[1].reset = 40 * kSecond;
+    said[1].resource = 1;
+    if (tokens_first) std::swap(said[0], said[1]);
+    const std::array<std::int64_t, 2> amounts = {1, 1'000};
+    Nanos now = kStart;
+    Reservation call;
+    ASSERT_FALSE(bucket->TryReserve(now, amounts, false, call));
+    now += 50 * kMillisecond;
+    call.Answered(now, false);
+    learner.Observe(now, 0, AnsweredCall::Of(call, now), said);
+    call.Settle(now, amounts);
+    // One goes, and the others wait for its answer for longer than the tokens alone ask for.
+    now += 2 * kMinute;
+    Reservation first;
+    ASSERT_FALSE(bucket->TryReserve(now, amounts, false, first));
+    EXPECT_GT(bucket->WaitsForFirstUntil(), now + kSecond);
+    first.Settle(now, amounts);
+    bucket->Unref();
+  }
+}
+
+// What calls have given back was never used, so it is no part of what others have: of 100,000
+// tokens an hour, 75,000 were reserved for a call that used 10,000, and others use 50,000.
+TEST(Learner, TakesNoRefundForItsOwnUse) {
+  for (const bool given : {false, true}) {
+    Limit limit = Limit::Parse("100000 tokens/h window").value();
+    if (!given) limit.amount = Limit::kMaxAmount;
+    const std::uint8_t tokens = 0;
+    Bucket* const bucket = Bucket::Make({&limit, 1}, {&tokens, 1}, 0, nullptr, 8, 1);
+    Learner learner(bucket, {"tokens"}, {});
+    // A machine that has been up for an hour's half.
+    const Nanos begin = Inference::kHour / 2;
+    std::int64_t counted = 0;
+    const auto say = [&](Nanos at, std::int64_t estimate, std::int64_t used) {
+      Reservation call;
+      ASSERT_FALSE(bucket->TryReserve(begin + at, {&estimate, 1}, false, call));
+      call.Sent(begin + at, 20 * kMillisecond);
+      const Nanos now = begin + at + 50 * kMillisecond;
+      call.Answered(now, false);
+      counted += used;
+      Reading reading = Of(100'000, 100'000 - counted);
+      reading.period = Inference::kHour;
+      reading.shape = Shape::kWindow;
+      learner.Observe(now, 0, AnsweredCall::Of(call, now), {&reading, 1});
+      call.Settle(now, {&used, 1});
+    };
+    say(0, 1'000, 1'000);
+    say(kMinute, 75'000, 10'000);
+    counted += 50'000;  // others, at half past
+    say(40 * kMinute, 1'000, 1'000);
+    // At 61 minutes 11,000 of ours have left, and none of theirs.
+    const std::int64_t much = 60'000;
+    const Nanos at = begin + 61 * kMinute + kSecond;
+    EXPECT_GT(bucket->Look(at, {&much, 1}, /*answered=*/true).ready_at, at + 20 * kMinute);
+    bucket->Unref();
+  }
 }
 
 // The windows begin at other instants by now.
