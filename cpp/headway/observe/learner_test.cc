@@ -713,7 +713,7 @@ TEST_P(Learns, ThatOthersHaveStopped) {
     World world(setting, seed);
     world.RunUntil(kStart + 12 * kMinute);
     EXPECT_EQ(world.Refused(7 * kMinute, 12 * kMinute), 0);
-    EXPECT_GE(world.Admitted(kStart + 7 * kMinute, kStart + 12 * kMinute), 2'990);
+    EXPECT_GE(world.Admitted(kStart + 7 * kMinute, kStart + 12 * kMinute), 2'970);
   }
 }
 
