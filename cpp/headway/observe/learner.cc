@@ -357,6 +357,7 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
     bucket_->Raise(track.meter, std::max<std::int64_t>(0, most - own) + since, now);
     track.earlier_by = of.counted_by;
     track.counts_since = now;
+    track.before = history.AdmittedSince(r, 0);
     return;
   }
   const std::int64_t ours_of_all = ours;
@@ -382,9 +383,8 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // What this does not hold of it may all have been ours, before this counted.
   const bool all_ours =
       from < track.counts_since &&
-      (track.meter >= taken
-           ? least <= ours_of_all
-           : foreign <= history.MostBetween(r, from - CountedLate(of), track.counts_since));
+      (track.meter >= taken ? least <= ours_of_all
+                            : foreign <= track.before - history.AtLeast(r, from - CountedLate(of)));
   const Parameters p = meter.parameters();
   Nanos span = p.period;  // in which others have used that
   if (meter.shape() == Shape::kFixed) {

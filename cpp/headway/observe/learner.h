@@ -161,9 +161,10 @@ class Learner {
     bool for_period = false;
     std::uint64_t heard = 0;  // the observation that spoke of it last
     Nanos counted_after = 0;  // so long after they were sent, calls of ours were still counted
-    // Since when `meter` counts, where that was found; and by when what was sent before that has
-    // been counted, of those that are answered.
+    // Since when `meter` counts, where that was found; what of ours had been admitted before, ever;
+    // and by when that has been counted, of those that are answered.
     Nanos counts_since = -kNever;
+    std::int64_t before = 0;
     Nanos earlier_by = 0;
     // Of the calls that were out together with the latest, the one to whose answer the least was
     // used beyond what of ours had surely been counted; `began` is -kNever where there is none.

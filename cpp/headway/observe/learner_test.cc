@@ -655,6 +655,27 @@ TEST(Learner, FindsOutThatItIsToldWhatIsSoAsItIsAnswered) {
   }
 }
 
+// Nor is one of its fixed windows a bucket, of which each answer of a burst tells another reset,
+// because each took another time.
+TEST(Learner, TakesNoFixedWindowThatIsToldLateForABucket) {
+  int buckets = 0;
+  for (std::uint64_t run = 0; run < 20; ++run) {
+    Setting setting;
+    setting.shape = Shape::kFixed;
+    setting.limit = 60;
+    setting.period = 6 * kSecond;
+    setting.anchor = Random(Random::Seed(run)).From(0, setting.period);
+    setting.spread = 2 * kSecond;
+    setting.told_late = true;
+    World world(setting, Random::Seed(run));
+    for (int second = 1; second <= 60; ++second) {
+      world.RunUntil(kStart + second * kSecond);
+      if (!world.answers.empty() && world.Found().verdict.shape == Shape::kBucket) ++buckets;
+    }
+  }
+  EXPECT_LE(buckets, 20 * 60 / 20) << "HEADWAY_SEED=" << Random::Seed(0);
+}
+
 // A client of which each call takes some milliseconds sends a burst a fifth of a second late, and
 // its answers come in any order: none of that is others' use, and each burst follows a period after
 // the one before, within a fiftieth.
@@ -1551,7 +1572,7 @@ TEST(Learner, WaitsForWhoGoesAheadAsLongAsAnyLimitNeeds) {
 // tokens an hour, 75,000 were reserved for a call that used 10,000, and others use 50,000.
 TEST(Learner, TakesNoRefundForItsOwnUse) {
   for (const bool given : {false, true}) {
-    Limit limit = Limit::Parse("100000 tokens/h window").value();
+    Limit limit = Limit::Parse(given ? "100000 tokens/h window" : "1 tokens/min").value();
     if (!given) limit.amount = Limit::kMaxAmount;
     const std::uint8_t tokens = 0;
     Bucket* const bucket = Bucket::Make({&limit, 1}, {&tokens, 1}, 0, nullptr, 8, 1);
@@ -1568,7 +1589,7 @@ TEST(Learner, TakesNoRefundForItsOwnUse) {
       counted += used;
       Reading reading = Of(100'000, 100'000 - counted);
       reading.period = Inference::kHour;
-      reading.shape = Shape::kWindow;
+      reading.reset = Inference::kHour - at;
       learner.Observe(now, 0, AnsweredCall::Of(call, now), {&reading, 1});
       call.Settle(now, {&used, 1});
     };
