@@ -179,7 +179,7 @@ void Inference::NoteBucket(const Told& told) {
   const Reading& reading = told.reading;
   if (reading.remaining < 0 || reading.remaining > told.limit) return;
   const std::int64_t used = told.limit - reading.remaining;
-  // A few fit by chance.
+  // A few fit by chance, unless they say of a minute and more what is far apart.
   const std::int64_t many = std::clamp<std::int64_t>(told.limit / 2, kReadings, kApart);
   const Run* found = nullptr;
   Nanos found_period = 0;
@@ -226,6 +226,7 @@ void Inference::NoteBucket(const Told& told) {
       // None owes for longer than that.
       const bool holds = period + slack >= longest_.most();
       const bool known = (period >= kMinute && !longer && run.Convinces(off + more)) ||
+                         (period >= kMinute && run.Spreads(period / 4 + off, kReadings)) ||
                          run.Spreads(exact_ > 1 ? off + more / 2 : off + more, many);
       if (found == nullptr && holds && known) {
         found = &run;

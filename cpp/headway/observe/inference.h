@@ -57,9 +57,8 @@ struct Reading {
 // - `bucket`: kReadings that fit it, and no window, over longer than the end of a `fixed` window
 //   could fit by chance while time passes; or kApart of one burst, half of a small limit, whose
 //   resets differ by more than that and than the time between them: what is used moves the end of
-//   no window. None is shorter
-//   than a reset of late. Where so little is used, or the limit is so small, that all kinds say the
-//   same, nothing is said.
+//   no window. None is shorter than a reset of late. Where so little is used, or the limit is so
+//   small, that all kinds say the same, nothing is said.
 // - `fixed`: kReadings with one common end, over as long; and that end is either on a whole hour of
 //   UTC, where the period is an hour or more, or it comes again a period later, twice. An end that
 //   is one period after calls of our own is what a `window` says, too, and no sign of anything;

@@ -216,6 +216,7 @@ void Learner::Keep(Nanos now, Nanos wall_offset, Track& track, std::vector<Chang
   if (found < 0) return;  // what is kept goes on
   track.meter = found;
   track.kept = verdict;
+  track.counts_since = -kNever;  // all along, unless Bound finds that it has not
   // What an open bucket was owed, and what others were seen to use of a window, is long out of
   // date.
   bucket_->Lower(found, bucket_->meter(found).has_cells() ? 0 : now);
