@@ -27,13 +27,13 @@ bool IsWholeSecond(double instant) { return std::abs(instant - std::round(instan
 // In how long, in seconds. `dated`: whether it is told as an instant; that may be past by now.
 std::optional<double> ResetIn(ResetForm form, absl::string_view text, double now, bool& dated) {
   dated = form != ResetForm::kDuration && form != ResetForm::kMilliseconds;
-  if (form == ResetForm::kAny)
-    dated = ParseDuration(text).value_or(kLargestNumber) > kOldestInstant;
   std::optional<double> found;
   switch (form) {
     case ResetForm::kAny:
-      found = ParseInstant(text, now);
-      if (found) *found -= now;
+      found = ParseDuration(text);
+      dated = !found || *found > kOldestInstant;
+      if (dated) found = ParseInstant(text, now);
+      if (found && dated) *found -= now;
       break;
     case ResetForm::kDuration:
       found = ParseDuration(text);

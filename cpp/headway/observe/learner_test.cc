@@ -514,7 +514,7 @@ TEST(Learner, UsesTheSecondPeriodThoughTheFirstIsAnsweredLate) {
         // The first is counted at once, the others after 2 s, all that goes then after 8 s; a
         // bucket is full after 8 s again.
         EXPECT_GE(world.Admitted(kStart, kStart + 9 * kSecond),
-                  shape == Shape::kBucket ? 122 : 117);
+                  shape == Shape::kBucket ? 123 : 117);
         // And it goes on as the first burst's answers come: 22 have been paid for by then.
         if (shape == Shape::kBucket) {
           EXPECT_GE(world.Admitted(kStart, kStart + 4'500 * kMillisecond), 78);
@@ -1247,19 +1247,23 @@ TEST(Inference, ALongerBucketIsNotSeenUntilAResetIsLonger) {
   }
 }
 
+// An answer, so long after its call was sent, that `used` of a limit of 60 are.
+void SayOf60(Inference& inference, Nanos sent, Nanos latency, std::int64_t used, Nanos reset) {
+  Reading reading;
+  reading.limit = 60;
+  reading.remaining = 60 - used;
+  reading.reset = reset;
+  inference.Note({reading, 60, sent, sent + 20 * kMillisecond, sent + latency, 0, 1},
+                 [](Nanos, Nanos) { return true; });
+}
+
 // What one answer says after another fits a bucket of a minute by chance, three of them in a row: a
 // window of six seconds that is answered late, just as it begins again.
 TEST(Inference, ThreeThatFitAreNoBucket) {
   Inference inference;
   inference.Recall({Shape::kWindow, 6 * kSecond, 0});
-  Reading reading;
-  reading.limit = 60;
   const auto say = [&](Nanos sent, std::int64_t used, Nanos reset) {
-    reading.remaining = 60 - used;
-    reading.reset = reset;
-    const Nanos at = kStart + sent;
-    inference.Note({reading, 60, at, at + 20 * kMillisecond, at + 2'010 * kMillisecond, 0, 1},
-                   [](Nanos, Nanos) { return true; });
+    SayOf60(inference, kStart + sent, 2'010 * kMillisecond, used, reset);
   };
   for (int used = 2; used <= 60; ++used)
     say(2 * kSecond + used * kMillisecond / 4, used,
@@ -1349,14 +1353,8 @@ TEST(Inference, ABucketIsNoShorterThanAResetOfLate) {
   for (const Nanos longest : {kSecond, 5'900 * kMillisecond}) {
     Inference inference;
     inference.Recall({Shape::kWindow, 6 * kSecond, 0});
-    Reading reading;
-    reading.limit = 60;
     const auto say = [&](Nanos sent, std::int64_t used, Nanos reset) {
-      reading.remaining = 60 - used;
-      reading.reset = reset;
-      const Nanos at = kStart + sent;
-      inference.Note({reading, 60, at, at + 20 * kMillisecond, at + 20 * kMillisecond, 0, 1},
-                     [](Nanos, Nanos) { return true; });
+      SayOf60(inference, kStart + sent, 20 * kMillisecond, used, reset);
     };
     for (int i = 0; i < 5; ++i) say(i * kMillisecond, 60, longest - i * kMillisecond);
     for (int used = 20; used <= 60; ++used)
