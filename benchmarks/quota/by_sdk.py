@@ -92,11 +92,11 @@ def _is_compared(cell: Cell) -> bool:
 
 
 def _batches(groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-    """At most `_MOST` at once; those that are compared run beside each other."""
+    """At most `_MOST` at once, as long as each other; those that are compared run side by side."""
     batches: list[list[Cell]] = []
     for group in sorted(groups, key=len, reverse=True):
         for batch in batches:
-            if len(batch) + len(group) <= _MOST:
+            if len(batch) + len(group) <= _MOST and batch[0].period == group[0].period:
                 batch.extend(group)
                 break
         else:

@@ -127,9 +127,13 @@ def all_cells(period: int, windows: int) -> list[Cell]:
 
 
 def sdk_cells(told: str, windows: int) -> list[Cell]:
-    """Every shape, latency, bound and kind of call that the SDKs make, in windows of 6 s."""
+    """Every shape, latency, bound and kind of call that the SDKs make, in windows of 6 s.
+
+    Anthropic says that its limits are of a minute; whoever is told nothing goes by that, and there
+    are three windows of one.
+    """
     return [
-        Cell(shape, latency, bound, call, 6, windows, told=told)
+        Cell(shape, latency, bound, call, *_lengths(sdk, told, windows), told=told)
         for sdk, calls in SDK_CALLS.items()
         for latency, bound, call, shape in product(
             SDK_LATENCIES, BOUNDS, calls, _shapes_of(sdk, told)
@@ -145,6 +149,10 @@ def quick_sdk_cells(told: str) -> list[Cell]:
         ("0.05", "tokens", "anthropic"),
     )
     return [cell for cell in sdk_cells(told, 5) if (cell.latency, cell.bound, cell.call) in kinds]
+
+
+def _lengths(sdk: str, told: str, windows: int) -> tuple[int, int]:
+    return (6, windows) if sdk == "openai" or told != "nothing" else (60, 3)
 
 
 def _shapes_of(sdk: str, told: str) -> tuple[str, ...]:

@@ -117,6 +117,11 @@ PyObject* Repr(PyObject* object) {
   return PyUnicode_FromFormat("<headway.Reservation %s>", Stage(*self->reservation));
 }
 
+PyObject* Begin(PyObject* object, PyObject* /*unused*/) {
+  Self(object)->reservation->Begin(Self(object)->state->Now());
+  Py_RETURN_NONE;
+}
+
 PyObject* Record(PyObject* object, PyObject* /*unused*/) {
   return RecordOf(*Self(object)->state, *Self(object)->reservation);
 }
@@ -135,6 +140,7 @@ PyObject* LetOthersWait(PyObject* object, PyObject* seconds) {
 }
 
 PyMethodDef methods[] = {
+    {"_begin", &Begin, METH_NOARGS, nullptr},
     {"_record", &Record, METH_NOARGS, nullptr},
     {"_failed", &Failed, METH_NOARGS, nullptr},
     {"_let_others_wait", &LetOthersWait, METH_O, nullptr},

@@ -14,17 +14,14 @@ constexpr Nanos kCoarse = 128;
 // How far resets that are no whole seconds may be off.
 constexpr Nanos kExact = 2 * kMillisecond;
 
-// Whether two stretches of time have an instant in common.
-bool Meet(Nanos from, Nanos to, Nanos other_from, Nanos other_to) {
-  return from <= other_to && other_from <= to;
+// How long after the latest multiple of `grid`, before 0 as well.
+Nanos Phase(Nanos at, Nanos grid) {
+  const Nanos phase = at % grid;
+  return phase < 0 ? phase + grid : phase;
 }
 
 // Whether there is a multiple of `grid` between the two.
-bool HoldsMultiple(Nanos from, Nanos to, Nanos grid) {
-  const Nanos phase = from % grid;
-  const Nanos next = phase == 0 ? from : from - phase + (phase < 0 ? 0 : grid);
-  return next <= to;
-}
+bool HoldsMultiple(Nanos from, Nanos to, Nanos grid) { return to - Phase(to, grid) >= from; }
 
 }  // namespace
 
@@ -186,7 +183,7 @@ void Inference::NoteBucket(const Told& told) {
   for (std::size_t i = 0; i < kPeriods.size(); ++i) {
     const Nanos period = period_said_ ? verdict_.period : kPeriods[i];
     // Whole seconds say little of a short one.
-    const Nanos slack = period < kMinute && exact_ > 1 && reading.coarse == 0 ? kSlack / 8 : kSlack;
+    const Nanos slack = period < kMinute && Exact(reading) ? kSlack / 8 : kSlack;
     const Nanos from = told.reset() - slack;
     const Nanos by = told.latest_reset() + slack;
     // A longer one than need be fits by chance, where little is used.
@@ -196,23 +193,24 @@ void Inference::NoteBucket(const Told& told) {
     const std::int64_t rounding = reading.rounding + 1;
     const Nanos least = MulDivFloor(std::max<std::int64_t>(0, used - rounding), period, told.limit);
     const Nanos most = MulDivCeil(used + rounding, period, told.limit);
+    const Span full{least, most};
     Run& run = bucket_[i];
     const bool judged = verdict_.shape == Shape::kBucket && verdict_.period == period;
     const bool owes_more = judged && reading.remaining == 0 && from > period;
     if (!owes_more) {
       const Nanos wide = told.way() + 2 * slack;
-      run.told_counted = run.told_counted && Meet(from, from + wide, least, most);
-      run.told_answered = run.told_answered && Meet(by - wide, by, least, most);
+      run.told_counted = run.told_counted && full.Meets({from, from + wide});
+      run.told_answered = run.told_answered && full.Meets({by - wide, by});
     }
     if (!run.told_counted && !run.told_answered) {
       run = {};
-      if (judged && !Meet(from - slack, by + slack, least, most))
+      if (judged && !full.Meets({from - slack, by + slack}))
         Become({Shape::kWindow,
                 period_said_ || period >= kMinute ? period : std::max(period, LongestOfLate()), 0},
                1);
     } else if (most - least <= period / 8 && !owes_more) {
       run.Fit(told);
-      if (least > 2 * slack && !Meet(from, by, period, period)) {
+      if (least > 2 * slack && (period < from || by < period)) {
         run.Add(told);
         if (judged) Become(verdict_, run.count);
       }
@@ -258,8 +256,7 @@ void Inference::NoteBurst(const Told& told) {
 
 bool Inference::NoteEnd(const Told& told) {
   // Where resets are no whole seconds, short periods can be told from each other.
-  const Nanos slack =
-      exact_ > 1 && told.reading.coarse == 0 ? std::min(kSlack, verdict_.period / 32) : kSlack;
+  const Nanos slack = Exact(told.reading) ? std::min(kSlack, verdict_.period / 32) : kSlack;
   const End end = End::Of(told, slack);
   ends_slack_ = slack;
   // Which of the two it is shows where only one of them goes on.
@@ -307,9 +304,8 @@ void Inference::JudgeEnds(const Told& told) {
     // told. Whoever is refused because it was thought to end sooner was told late, or it is no such
     // window at all.
     const Nanos least = told.sent + told.reset() + told.wall_offset;
-    const Nanos phase = (least - verdict_.anchor) % verdict_.period;
-    const Nanos later = phase < 0 ? phase + verdict_.period : phase;
-    const bool exact = exact_ > 1 && told.reading.coarse == 0 && latency < ends_slack_;
+    const Nanos later = Phase(least - verdict_.anchor, verdict_.period);
+    const bool exact = Exact(told.reading) && latency < ends_slack_;
     if (told.refused && exact && later > kExact && later < verdict_.period / 2) {
       VoteLate(kSure);
       repeats_ = 0;
@@ -318,8 +314,7 @@ void Inference::JudgeEnds(const Told& told) {
     if (on_the_hour || repeats_ >= kRepeats) readings_ = std::max(readings_, ends_.count);
     // What is sent between the beginning and where it is thought to be counts twice, in the end. So
     // it is moved as answers tell that it is earlier; never back.
-    const Nanos late = (verdict_.anchor - latest) % verdict_.period;
-    const Nanos earlier = late < 0 ? late + verdict_.period : late;
+    const Nanos earlier = Phase(verdict_.anchor - latest, verdict_.period);
     if (earlier >= verdict_.period / kCoarse && earlier < verdict_.period / 2)
       Become({Shape::kFixed, verdict_.period, latest}, ends_.count);
     return;

@@ -284,6 +284,7 @@ class Inference {
   std::int64_t limit_ = 0;  // of the latest reading
   int readings_ = 0;
   int exact_ = 0;             // resets that were no whole seconds
+  bool Exact(const Reading& reading) const { return exact_ > 1 && reading.coarse == 0; }
   Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
   RecentMost longest_;        // reset
   // No window of late is shorter than that.
@@ -298,7 +299,7 @@ class Inference {
   Run ends_;
   End end_;
   // More shows that resets are told as calls are answered, than as they are counted; from kSure on
-  // they are taken for that, or below -kSure for the other.
+  // they are taken for that, at -kSure for the other.
   static constexpr int kSure = 2;
   int told_late_ = 0;
   Nanos ends_slack_ = 0;

@@ -440,7 +440,10 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // last of it is answered it is known since when it has been counted.
   if (track.meter < taken || fixed) return;
   track.earlier_by = std::max(track.earlier_by, of.counted_by);
-  if (of.others_unanswered == 0) bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
+  if (of.others_unanswered > 0) return;
+  // Somebody may be about to look earlier than that, and is then waited for until that.
+  bucket_->Raise(track.meter, meter.Others(), track.earlier_by);
+  bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
 }
 
 // Calls that began by then may be counted later than one that began at `began`.
@@ -879,8 +882,10 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   const Nanos ready = bucket_->ReadyAt(track.meter, now, amount);
   if (ready - now < period / kLooks) return;
   // What the others wait in a `window` moves all that follows, for good. But the one that went
-  // ahead will do so again, by as much; so they soon wait for nothing.
-  Nanos patience = period / kPatience;
+  // ahead will do so again, by as much; so they soon wait for nothing. Not so where answers take
+  // longer than it would be ahead in many windows, and nobody else uses it.
+  const bool lately = of.sent < track.others_until;
+  Nanos patience = slowest_ > period / kLooks && !lately ? 0 : period / kPatience;
   if (track.kept.shape == Shape::kFixed) {
     patience = std::min(period / kLooks, kLongestLook);
     // Where others use it meanwhile, its answer is worth more than the time: a `fixed` window is as
@@ -901,7 +906,7 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   if (sees) {
     // They would have had to wait until the meter lets go of it anyhow.
     patience = std::max(patience, ready - others_leave);
-    if (of.sent < track.others_until) patience = std::max(patience, kLongestLook);
+    if (lately) patience = std::max(patience, kLongestLook);
     patience = std::min(patience, period);
     if (others_leave < ready) {
       track.released = bucket_->meter(track.meter).Others();

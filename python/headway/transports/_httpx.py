@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from headway import Reservation
+from headway.transports._line import Line, line
 from headway.transports._network import NetworkDelays, round_trip
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ async def send_untold(
     on_sent: Callable[[], None] | None = None,
 ) -> _T:
     """As `send`; the caller tells of the answer, when he has learnt what it says of limits."""
-    marks = _Marks(request, reservation, delays, on_sent)
+    way = line()
+    marks = _Marks(request, reservation, delays, on_sent, way)
     request.extensions = {**request.extensions, "trace": marks.trace}
     try:
+        await way.enter(marks)
+        reservation._begin()
         response = await call(request)
     except BaseException:
         marks.failed(reservation)
@@ -63,7 +67,7 @@ def send_untold_sync(
     call: Callable[[Any], _T], request: Any, reservation: Reservation, delays: NetworkDelays
 ) -> _T:
     """The same from a thread, with a transport's `handle_request`."""
-    marks = _Marks(request, reservation, delays, None)
+    marks = _Marks(request, reservation, delays)
     request.extensions = {**request.extensions, "trace": marks.trace_sync}
     try:
         response = call(request)
@@ -83,6 +87,7 @@ class _Marks:
         "_delay",
         "_delays",
         "_host",
+        "_line",
         "_next",
         "_on_sent",
         "_reservation",
@@ -95,9 +100,11 @@ class _Marks:
         request: Any,
         reservation: Reservation,
         delays: NetworkDelays,
-        on_sent: Callable[[], None] | None,
+        on_sent: Callable[[], None] | None = None,
+        line: Line | None = None,
     ) -> None:
         self._reservation: Reservation | None = reservation
+        self._line = line
         self._delays = delays
         self._host: str = request.url.host
         self._on_sent = on_sent
@@ -133,6 +140,7 @@ class _Marks:
         """The last byte has gone out, or none will any more: the provider may have counted it."""
         if self._tunnel or self._reservation is None:
             return
+        self._lets_pass()
         reservation, self._reservation = self._reservation, None
         reservation.sent(network_delay=max(self._delay, self._delays.largest(self._host)))
         if self._on_sent is not None:
@@ -145,9 +153,15 @@ class _Marks:
             reservation.expire()
         else:
             reservation.cancel()
+            self._lets_pass()
+
+    def _lets_pass(self) -> None:
+        if self._line is not None:
+            self._line.leave(self)
 
     def _connect_begins(self, _: object) -> None:
         self._connecting = monotonic()
+        self._lets_pass()  # from here on it is the network that takes its time
 
     def _connected(self, info: dict[str, Any]) -> None:
         stream = info.get("return_value")

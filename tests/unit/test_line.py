@@ -1,0 +1,195 @@
+"""Of many requests that are admitted at once, the first are sent before the last are begun."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from functools import wraps
+from typing import Any
+
+import httpx
+import pytest
+
+from headway import Limiter
+from headway.simulate import SimulatorProcess
+from headway.transports import Connections, NetworkDelays, send
+from headway.transports._line import MOST, TURNS, Line, line
+
+
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(*args: Any, **named: Any) -> None:
+        asyncio.run(test(*args, **named))
+
+    return run
+
+
+@asynccontextmanager
+async def many(line: Line, count: int) -> AsyncIterator[tuple[list[int], list[asyncio.Task[None]]]]:
+    """So many ask to enter, in the order of their numbers; who has got in, and their tasks."""
+    inside: list[int] = []
+
+    async def one(number: int) -> None:
+        await line.enter(number)
+        inside.append(number)
+
+    tasks = [asyncio.ensure_future(one(number)) for number in range(count)]
+    try:
+        yield inside, tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@in_a_loop
+async def test_a_few_enter_and_the_next_as_one_leaves_in_their_order() -> None:
+    line = Line()
+    async with many(line, MOST + 3) as (inside, _):
+        await turns(3)
+        assert inside == [*range(MOST)]
+        line.leave(2)
+        line.leave(2)  # as a transport does that traces connecting and sending
+        await turns(3)
+        assert inside == [*range(MOST + 1)]
+        line.leave(0)
+        line.leave(1)
+        await turns(3)
+        assert inside == [*range(MOST + 3)]
+
+
+@in_a_loop
+async def test_nobody_waits_for_long_for_those_who_wait_for_something_else() -> None:
+    line = Line()
+    async with many(line, 3 * MOST) as (inside, _):
+        await turns(TURNS // 2)
+        assert inside == [*range(MOST)]
+        await turns(TURNS)
+        assert inside == [*range(2 * MOST)]
+        line.leave(0)  # late: its place is another's by now
+        await turns(3)
+        assert inside == [*range(2 * MOST)]
+        await turns(TURNS)
+        assert inside == [*range(3 * MOST)]
+
+
+@in_a_loop
+async def test_a_turn_that_comes_to_somebody_who_has_given_up_is_the_next_ones() -> None:
+    line = Line()
+    async with many(line, MOST + 3) as (inside, tasks):
+        await turns(3)
+        tasks[MOST].cancel()  # while it waits
+        await turns(2)
+        line.leave(0)
+        tasks[MOST + 1].cancel()  # when it was given its turn, and has not gone on
+        await turns(3)
+        assert inside == [*range(MOST), MOST + 2]
+
+
+@in_a_loop
+async def test_the_loop_is_left_alone_when_nobody_waits() -> None:
+    line = Line()
+    async with many(line, MOST + 1) as (inside, _):
+        await turns(3)
+        for number in range(MOST + 1):
+            line.leave(number)
+        await turns(5)
+        assert inside == [*range(MOST + 1)]
+        assert not line._ticks
+
+
+def test_each_loop_has_its_own_which_goes_with_it() -> None:
+    async def ask() -> weakref.ref[asyncio.AbstractEventLoop]:
+        assert line() is line()
+        async with many(line(), MOST + 1):
+            await turns(2)
+        return weakref.ref(asyncio.get_running_loop())
+
+    first = asyncio.run(ask())
+    gc.collect()
+    assert first() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@in_a_loop
+async def test_a_request_that_ends_unsent_lets_the_next_pass(fails: bool) -> None:
+    """`fails`: what sends it raises, and traces nothing; else its task is cancelled meanwhile."""
+    limiter = Limiter("100 requests/min window")
+    hangs = asyncio.Event()
+    begun = 0
+
+    async def call(_: httpx.Request) -> httpx.Response:
+        nonlocal begun
+        begun += 1
+        if fails:
+            raise httpx.ConnectError("no way")
+        await hangs.wait()
+        return httpx.Response(200)
+
+    async def one() -> None:
+        request = httpx.Request("POST", "http://h/")
+        reservation = await limiter.acquire()
+        with suppress(httpx.ConnectError):
+            await send(call, request, reservation, NetworkDelays())
+
+    tasks = [asyncio.ensure_future(one()) for _ in range(3 * MOST)]
+    await turns(5)
+    for task in tasks[:MOST]:
+        task.cancel()
+    await turns(10)
+    if fails:
+        assert begun == 3 * MOST
+    else:
+        assert begun == 2 * MOST
+        # Those that waited were not sent, so nothing of them is kept.
+        for task in tasks[2 * MOST :]:
+            task.cancel()
+        await turns(5)
+        assert limiter.explain().limits[0].used == MOST
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert limiter.explain().limits[0].used == 0
+
+
+@in_a_loop
+async def test_of_a_burst_the_first_are_sent_while_the_last_still_wait() -> None:
+    """By a real client, over connections that are open: with none of it, all are begun first."""
+    with SimulatorProcess() as server:
+        async with httpx.AsyncClient(transport=Connections(), trust_env=False) as client:
+            limiter = Limiter("1000 requests/min window")
+            delays = NetworkDelays()
+            begun = sent = most = 0
+
+            async def go(request: httpx.Request) -> httpx.Response:
+                nonlocal begun, most
+                begun += 1
+                most = max(most, begun - sent)
+                return await client.send(request, stream=True)
+
+            def is_sent() -> None:
+                nonlocal sent
+                sent += 1
+
+            async def one() -> None:
+                body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+                url = f"{server.url}/v1/chat/completions"
+                request = client.build_request("POST", url, json=body)
+                reservation = await limiter.acquire()
+                response = await send(go, request, reservation, delays, is_sent)
+                await response.aread()
+                reservation.settle()
+
+            await asyncio.gather(*(one() for _ in range(60)))
+            begun = sent = most = 0
+            await asyncio.gather(*(one() for _ in range(60)))
+            assert (begun, sent) == (60, 60)
+            assert most <= MOST
