@@ -15,7 +15,7 @@ from quota.cells import Cell, quick_sdk_cells, sdk_cells
 from quota.report import UNITS, Figures, Goal, figures_of, results_of
 from quota.side_by_side import run_side_by_side
 
-_MOST = 12
+_MOST = 8
 """Cells at once: an SDK and its server take more of a processor than a plain client."""
 
 _METHOD = """

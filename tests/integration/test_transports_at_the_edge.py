@@ -549,9 +549,9 @@ def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
                 for _ in range(40)
             ]
             # One waits for its turn to be sent when it was admitted.
-            while len(line()._waiting) < 40:
+            while len(line()._waiting) < 40:  # noqa: ASYNC110
                 await asyncio.sleep(0)
-            time.sleep(0.3)  # it works: no loop turns meanwhile
+            time.sleep(0.3)  # noqa: ASYNC251  it works, and no loop turns
             fitted = fits()
             for others in range(MOST):
                 line().leave(others)
