@@ -510,6 +510,11 @@ def test_a_limiter_is_held_up_for_as_long_as_a_refusal_asks(
     assert least <= held <= most
 
 
+class _Other:
+    def begins(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("by", ["limiter", "scheduler"])
 def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
@@ -542,8 +547,9 @@ def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
                 all_of_it = replace(one, cost={"requests": 40})
                 await scheduler.submit_request(all_of_it, lambda: asyncio.sleep(0))
             body = {"model": "m", "messages": SAYS}
-            for others in range(MOST):
-                await line().enter(others)
+            others = [_Other() for _ in range(MOST)]
+            for other in others:
+                await line().enter(other)
             tasks = [
                 asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
                 for _ in range(40)
@@ -553,8 +559,8 @@ def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
                 await asyncio.sleep(0)
             time.sleep(0.3)  # noqa: ASYNC251  it works, and no loop turns
             fitted = fits()
-            for others in range(MOST):
-                line().leave(others)
+            for other in others:
+                line().leave(other)
             assert {(await task).status_code for task in tasks} == {200}
             return fitted
 

@@ -27,18 +27,48 @@ def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     return run
 
 
+class One:
+    def __init__(self) -> None:
+        self.inside = False
+        self.begun = False
+
+    def begins(self) -> None:
+        self.begun = True
+
+
+class Many:
+    """So many, who ask to enter in their order."""
+
+    def __init__(self, line: Line, count: int) -> None:
+        self._line = line
+        self.all = [One() for _ in range(count)]
+        self.tasks = [asyncio.ensure_future(self._enter(one)) for one in self.all]
+
+    async def _enter(self, one: One) -> None:
+        await self._line.enter(one)
+        one.inside = True
+
+    @property
+    def inside(self) -> list[int]:
+        return [number for number, one in enumerate(self.all) if one.inside]
+
+    @property
+    def begun(self) -> list[int]:
+        return [number for number, one in enumerate(self.all) if one.begun]
+
+    def leave(self, number: int) -> None:
+        self._line.leave(self.all[number])
+
+    def connect(self, number: int) -> None:
+        self._line.connect(self.all[number])
+
+
 @asynccontextmanager
-async def many(line: Line, count: int) -> AsyncIterator[tuple[list[int], list[asyncio.Task[None]]]]:
-    """So many ask to enter, in the order of their numbers; who has got in, and their tasks."""
-    inside: list[int] = []
-
-    async def one(number: int) -> None:
-        await line.enter(number)
-        inside.append(number)
-
-    tasks = [asyncio.ensure_future(one(number)) for number in range(count)]
+async def many(line: Line, count: int) -> AsyncIterator[Many]:
+    those = Many(line, count)
+    tasks = those.tasks
     try:
-        yield inside, tasks
+        yield those
     finally:
         for task in tasks:
             task.cancel()
@@ -53,56 +83,92 @@ async def turns(count: int) -> None:
 @in_a_loop
 async def test_a_few_enter_and_the_next_as_one_leaves_in_their_order() -> None:
     line = Line()
-    async with many(line, MOST + 3) as (inside, _):
+    async with many(line, MOST + 3) as those:
         await turns(3)
-        assert inside == [*range(MOST)]
-        line.leave(2)
-        line.leave(2)  # as a transport does that traces connecting and sending
+        assert those.inside == [*range(MOST)]
+        those.leave(2)
+        those.leave(2)  # as a transport does that traces connecting and sending
         await turns(3)
-        assert inside == [*range(MOST + 1)]
-        line.leave(0)
-        line.leave(1)
+        assert those.inside == [*range(MOST + 1)]
+        those.leave(0)
+        those.leave(1)
         await turns(3)
-        assert inside == [*range(MOST + 3)]
+        assert those.inside == [*range(MOST + 3)]
 
 
 @in_a_loop
 async def test_nobody_waits_for_long_for_those_who_wait_for_something_else() -> None:
     line = Line()
-    async with many(line, 3 * MOST) as (inside, _):
+    async with many(line, 3 * MOST) as those:
         await turns(TURNS // 2)
-        assert inside == [*range(MOST)]
+        assert those.inside == [*range(MOST)]
+        assert those.begun == [*range(MOST)]  # for nobody waited yet
         await turns(TURNS)
-        assert inside == [*range(2 * MOST)]
-        line.leave(0)  # late: its place is another's by now
+        assert those.inside == [*range(2 * MOST)]
+        assert those.begun == [*range(MOST)]
+        await turns(TURNS)
+        assert those.inside == [*range(3 * MOST)]
+        assert those.begun == [*range(2 * MOST)]  # as they are not traced
+        those.leave(0)  # late: its place is another's by now
+        assert len(line._inside) == MOST
+
+
+@in_a_loop
+async def test_who_connects_lets_the_next_pass_and_begins_with_the_crowd() -> None:
+    line = Line()
+    async with many(line, 2 * MOST + 1) as those:
         await turns(3)
-        assert inside == [*range(2 * MOST)]
-        await turns(TURNS)
-        assert inside == [*range(3 * MOST)]
+        for number in range(2 * MOST):
+            those.connect(number)
+            await turns(3)
+        assert those.inside == [*range(2 * MOST + 1)]
+        # Only those who came before there was a crowd.
+        assert those.begun == [*range(MOST)]
+        for number in range(2 * MOST + 1):
+            those.leave(number)
+        async with many(line, 1) as next_one:
+            await turns(1)
+            assert next_one.begun == [0]
+            next_one.connect(0)
+        # Who will not be sent does not count as one that connects.
+        next_one.leave(0)
+        assert not line._connecting
+
+
+@in_a_loop
+async def test_who_comes_while_many_connect_begins_with_them() -> None:
+    line = Line()
+    async with many(line, MOST) as those:
+        await turns(1)
+        for number in range(MOST):
+            those.connect(number)
+        async with many(line, 1) as another:
+            await turns(1)
+            assert (another.inside, another.begun) == ([0], [])
 
 
 @in_a_loop
 async def test_a_turn_that_comes_to_somebody_who_has_given_up_is_the_next_ones() -> None:
     line = Line()
-    async with many(line, MOST + 3) as (inside, tasks):
+    async with many(line, MOST + 3) as those:
         await turns(3)
-        tasks[MOST].cancel()  # while it waits
+        those.tasks[MOST].cancel()  # while it waits
         await turns(2)
-        line.leave(0)
-        tasks[MOST + 1].cancel()  # when it was given its turn, and has not gone on
+        those.leave(0)
+        those.tasks[MOST + 1].cancel()  # when it was given its turn, and has not gone on
         await turns(3)
-        assert inside == [*range(MOST), MOST + 2]
+        assert those.inside == [*range(MOST), MOST + 2]
 
 
 @in_a_loop
 async def test_the_loop_is_left_alone_when_nobody_waits() -> None:
     line = Line()
-    async with many(line, MOST + 1) as (inside, _):
+    async with many(line, MOST + 1) as those:
         await turns(3)
         for number in range(MOST + 1):
-            line.leave(number)
+            those.leave(number)
         await turns(5)
-        assert inside == [*range(MOST + 1)]
+        assert those.inside == [*range(MOST + 1)]
         assert not line._ticks
 
 

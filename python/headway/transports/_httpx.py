@@ -53,7 +53,6 @@ async def send_untold(
     request.extensions = {**request.extensions, "trace": marks.trace}
     try:
         await way.enter(marks)
-        reservation._begin()
         response = await call(request)
     except BaseException:
         marks.failed(reservation)
@@ -155,13 +154,19 @@ class _Marks:
             reservation.cancel()
             self._lets_pass()
 
+    def begins(self) -> None:
+        """What it was admitted to counts from now on."""
+        if self._reservation is not None:
+            self._reservation._begin()
+
     def _lets_pass(self) -> None:
         if self._line is not None:
             self._line.leave(self)
 
     def _connect_begins(self, _: object) -> None:
         self._connecting = monotonic()
-        self._lets_pass()  # from here on it is the network that takes its time
+        if self._line is not None:
+            self._line.connect(self)
 
     def _connected(self, info: dict[str, Any]) -> None:
         stream = info.get("return_value")
@@ -176,6 +181,7 @@ class _Marks:
         if self._tunnel:
             return
         self.begun = True
+        self.begins()
         if self._connecting is not None:
             # A host that has only just accepted the connection may look at it as much later.
             self._delay = monotonic() - self._connecting

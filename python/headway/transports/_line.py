@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import Final, final
+from typing import Final, Protocol, final
 from weakref import WeakKeyDictionary
 
 MOST: Final = 4
@@ -12,6 +12,13 @@ MOST: Final = 4
 TURNS: Final = 50
 """Turns of its loop after which a request that is still not sent waits for something else: for a
 connection, or for a transport of the user's own. Each of its steps takes one turn."""
+
+
+class Call(Protocol):
+    """A request on its way."""
+
+    def begins(self) -> None:
+        """It is as good as sent. At any time, and more than once."""
 
 
 @final
@@ -24,22 +31,28 @@ class Line:
     time anew in each window, 100 requests a second some 10 % of it. One after the other, the first
     are sent at once, and so their successors are.
 
+    Those that connect are on their way together. Many of them are sent when the last is ready, so
+    they begin only then; one that is among a few begins as it connects.
+
     Of one loop, which it does not keep alive, and not thread-safe.
     """
 
-    __slots__ = ("_inside", "_ticks", "_turns", "_waiting")
+    __slots__ = ("_connecting", "_inside", "_ticks", "_turns", "_waiting")
 
     def __init__(self) -> None:
-        self._inside: set[object] = set()
-        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()
+        self._inside: set[Call] = set()
+        self._connecting: set[Call] = set()
+        self._waiting: OrderedDict[Call, asyncio.Future[None]] = OrderedDict()
         self._turns = 0
         self._ticks = False
 
-    async def enter(self, who: object) -> None:
-        """Waits for the turn of `who`, who then has to `leave`."""
+    async def enter(self, who: Call) -> None:
+        """Waits for the turn of `who`, who then has to `leave`, and begins if he is not crowded."""
         if not self._waiting and len(self._inside) < MOST:
             self._inside.add(who)
             self._turns = 0
+            if len(self._connecting) < MOST:
+                who.begins()
             return
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
@@ -54,8 +67,17 @@ class Line:
             self.leave(who)  # it may have been given its turn meanwhile
             raise
 
-    def leave(self, who: object) -> None:
-        """`who` is sent, or waits for the network. At any time, and more than once."""
+    def connect(self, who: Call) -> None:
+        """`who` waits for the network from now on."""
+        self._connecting.add(who)
+        self._pass(who)
+
+    def leave(self, who: Call) -> None:
+        """`who` is sent, or will not be. At any time, and more than once."""
+        self._connecting.discard(who)
+        self._pass(who)
+
+    def _pass(self, who: Call) -> None:
         if who in self._inside:
             self._inside.remove(who)
             self._next()
@@ -74,6 +96,8 @@ class Line:
             return
         self._turns += 1
         if self._turns >= TURNS:
+            for who in self._inside:
+                who.begins()
             self._inside.clear()
             self._next()
         loop.call_soon(self._tick, loop)
