@@ -114,7 +114,8 @@ PyObject* ReturnOutcome(AcquireObject* self) {
   Waiter* waiter = std::exchange(self->wait.waiter, nullptr);
   self->step = Step::kOver;
   Py_CLEAR(self->wait.future);
-  PyObject* reservation = OutcomeOf(self->state, *waiter, Wanted(self), self->timeout, self->begins_later);
+  PyObject* reservation =
+      OutcomeOf(self->state, *waiter, Wanted(self), self->timeout, self->begins_later);
   // It may still lie in the mailbox, where somebody else than its future has made this step happen.
   waiter->cookie = nullptr;
   waiter->Unref();

@@ -422,8 +422,8 @@ int Launch(CallObject* self, Nanos now, PyObject** result) {
   self->bucket->AddInFlight(1);
   ++self->bucket->attempts;
   self->phase = Phase::kCalling;
-  PyObject* awaitable = MarksItself(self) ? CallWithReservation(self)
-                                          : PyObject_CallNoArgs(self->function);
+  PyObject* awaitable =
+      MarksItself(self) ? CallWithReservation(self) : PyObject_CallNoArgs(self->function);
   if (awaitable != nullptr && IsStream(awaitable)) return Succeeded(self, awaitable, result);
   if (awaitable != nullptr) {
     self->inner = IteratorOf(awaitable);

@@ -283,7 +283,7 @@ class Inference {
   Verdict verdict_;
   std::int64_t limit_ = 0;  // of the latest reading
   int readings_ = 0;
-  int exact_ = 0;             // resets that were no whole seconds
+  int exact_ = 0;  // resets that were no whole seconds
   bool Exact(const Reading& reading) const { return exact_ > 1 && reading.coarse == 0; }
   Nanos doubted_ = -kDoubts;  // when a shorter period was found to be wrong
   RecentMost longest_;        // reset
