@@ -514,6 +514,12 @@ class _Other:
     def begins(self) -> None:
         pass
 
+    def is_lined(self) -> bool:
+        return True
+
+    def is_late(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("by", ["limiter", "scheduler"])
@@ -525,6 +531,7 @@ def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
     waits: for its admission, as all is spent.
     """
     monkeypatch.setattr("headway.transports._line.TURNS", sys.maxsize)
+    monkeypatch.setattr("headway.transports._line.LONGEST", 1e9)
     limits = "40 requests/s bucket"
 
     async def main(url: str) -> bool:
@@ -547,20 +554,22 @@ def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
                 all_of_it = replace(one, cost={"requests": 40})
                 await scheduler.submit_request(all_of_it, lambda: asyncio.sleep(0))
             body = {"model": "m", "messages": SAYS}
+            here = line()
+            assert here is not None
             others = [_Other() for _ in range(MOST)]
             for other in others:
-                await line().enter(other)
+                await here.enter(other)
             tasks = [
                 asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
                 for _ in range(40)
             ]
             # One waits for its turn to be sent when it was admitted.
-            while len(line()._waiting) < 40:  # noqa: ASYNC110
+            while len(here._waiting) < 40:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             time.sleep(0.3)  # noqa: ASYNC251  it works, and no loop turns
             fitted = fits()
             for other in others:
-                line().leave(other)
+                here.leave(other)
             assert {(await task).status_code for task in tasks} == {200}
             return fitted
 

@@ -251,54 +251,6 @@ TEST(Bucket, ANetworkIsGrantedTwentyMillisecondsAndEarlierHeadersTellMore) {
   EXPECT_EQ(bucket->ReadyAt(0, kNow + kMillisecond, 1), kNow + kMillisecond + 10 * kSecond);
 }
 
-// The client was busy with connecting for 80 ms, which is granted to the network: the server may
-// have been so, too. But the answer comes as soon as any.
-TEST(Bucket, TheAnswerOverANewConnectionTellsThatTheServerWasNotAsBusyAsTheClient) {
-  Counted bucket(Make(Shape::kWindow, 1));
-  const auto leaves = [&](Nanos at, Nanos granted, Nanos latency) {
-    Reservation r;
-    EXPECT_FALSE(Reserve(bucket, at, {1}, r));
-    EXPECT_TRUE(r.Sent(at, granted));
-    EXPECT_TRUE(r.Answered(at + latency, false));
-    const Nanos ready = bucket->ReadyAt(0, at + latency, 1) - 10 * kSecond;
-    EXPECT_TRUE(r.Settle(at + latency, {}));
-    return (ready - at) / kMillisecond;
-  };
-  EXPECT_EQ(leaves(kNow, 80 * kMillisecond, 2 * kSecond), 80);
-  EXPECT_EQ(leaves(kNow + 20 * kSecond, 0, 2010 * kMillisecond), 20);
-  EXPECT_EQ(leaves(kNow + 40 * kSecond, 80 * kMillisecond, 2 * kSecond), 20);
-  EXPECT_EQ(leaves(kNow + 60 * kSecond, 80 * kMillisecond, 2030 * kMillisecond), 50);
-  // It may have been as late as that.
-  EXPECT_EQ(leaves(kNow + 80 * kSecond, 80 * kMillisecond, 2070 * kMillisecond), 80);
-  // One that is over sooner has not been out before it was sent; and less is known from then on.
-  EXPECT_EQ(leaves(kNow + 100 * kSecond, 80 * kMillisecond, 50 * kMillisecond), 20);
-  EXPECT_EQ(leaves(kNow + 120 * kSecond, 80 * kMillisecond, 2 * kSecond), 80);
-}
-
-// A proxy's refusal is quick, and was counted by nobody; a call that nobody answered tells nothing.
-TEST(Bucket, WhatWasRefusedOrLostDoesNotTellWhatAnAnswerTakes) {
-  Counted bucket(Make(Shape::kWindow, 3));
-  Reservation refused;
-  Reservation lost;
-  Reservation good;
-  ASSERT_FALSE(Reserve(bucket, kNow, {1}, refused));
-  EXPECT_TRUE(refused.Sent(kNow, 0));
-  EXPECT_TRUE(refused.Answered(kNow + 5 * kMillisecond, /*refused=*/true));
-  ASSERT_FALSE(Reserve(bucket, kNow, {1}, lost));
-  EXPECT_TRUE(lost.Sent(kNow, 0));
-  EXPECT_TRUE(lost.Settle(kNow + 25 * kMillisecond, {}, /*answered=*/false));
-  const Nanos later = kNow + 20 * kSecond;
-  ASSERT_FALSE(Reserve(bucket, later, {3}, good));
-  EXPECT_TRUE(good.Sent(later, 80 * kMillisecond));
-  EXPECT_TRUE(good.Answered(later + kSecond, false));
-  Reservation next;
-  const Nanos then = later + 20 * kSecond;
-  ASSERT_FALSE(Reserve(bucket, then, {3}, next));
-  EXPECT_TRUE(next.Sent(then, 200 * kMillisecond));
-  EXPECT_TRUE(next.Answered(then + kSecond, false));
-  EXPECT_EQ(bucket->ReadyAt(0, then + kSecond, 1), then + 80 * kMillisecond + 10 * kSecond);
-}
-
 TEST(Bucket, ARefusalThatIsBackBeforeTheDelayIsCountedWhenItArrives) {
   Counted bucket(Make(Shape::kWindow, 1));
   Reservation r;

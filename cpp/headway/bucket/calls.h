@@ -16,9 +16,7 @@ namespace headway {
 // Client and server do not stamp a request at the same moment, and a `window` slot may be used
 // again one period after the *latest* instant at which the server can have counted it:
 //
-// - through a transport: headers-in, or sent + the network's delay, whichever is earlier. Where
-//   connections are new, that delay contains the client's own queue; the answer then tells more,
-//   for what any answer has taken at least, this one took, too (CountedBy);
+// - through a transport: headers-in, or sent + the network's delay, whichever is earlier;
 // - for an opaque call: the answer, less a margin: the least time that a call has taken, known once
 //   one was started quietly (at most 16 others within 50 ms before and after it, and after the
 //   first answer). The times of a burst contain connecting and the client's own queueing;
@@ -115,19 +113,6 @@ class Calls {
     return Margin() != before || Knows() != knew;
   }
 
-  // By when a marked call was counted that was sent at `sent` and answered at `answered`; `told_by`
-  // is what its transport said when it was sent. What the quickest call took, less the least that
-  // was ever granted to the network, is what lies between counting and the answer of any: on its
-  // way there the quickest has not been longer. Never before sent + that least.
-  Nanos CountedBy(Nanos sent, Nanos told_by, Nanos answered) {
-    if (answered <= sent) return std::min(told_by, answered);
-    StoreLeast(least_marked_, answered - sent);
-    const Nanos granted = StoreLeast(least_granted_, told_by - sent);
-    // Read last: whose grant is seen, his time is, too.
-    const Nanos least = least_marked_.load();
-    return std::min(told_by, answered - std::max<Nanos>(0, least - granted));
-  }
-
   // Whether a quiet call has told.
   bool Knows() const { return least_quiet_.load() != kNever; }
 
@@ -175,12 +160,10 @@ class Calls {
     return 0;
   }
 
-  // Returns the least of all that were ever stored.
-  static Nanos StoreLeast(std::atomic<Nanos>& least, Nanos value) {
+  static void StoreLeast(std::atomic<Nanos>& least, Nanos value) {
     Nanos seen = least.load();
     while (value < seen && !least.compare_exchange_weak(seen, value)) {
     }
-    return std::min(seen, value);
   }
 
   // What whoever admits looks at: on a line of its own, for those who begin and end calls meanwhile
@@ -196,9 +179,6 @@ class Calls {
   std::atomic<Nanos> latest_answered_at_{0};
   std::atomic<Nanos> variation_{0};
   std::atomic<Nanos> least_{kNever};
-  // Of marked calls: from sent to answered, and what their transport granted to the network.
-  std::atomic<Nanos> least_marked_{kNever};
-  std::atomic<Nanos> least_granted_{kNever};
   std::array<std::atomic<Nanos>, kRemembered> times_{};
 };
 

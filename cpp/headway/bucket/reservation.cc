@@ -143,9 +143,7 @@ void Reservation::TellAnswered(std::uint8_t how) {
   if (answer == Answer::kOpaque && trusted && waited < kUntold) answer = Answer::kQuiet;
   if (refused) calls.SawRefusal();
   // The answer may be in before the network's delay is over, and long after.
-  Nanos at = answered_at;
-  if (answer == Answer::kBounded)
-    at = lost ? std::min(answered_at, counted_by) : calls.CountedBy(began, counted_by, answered_at);
+  const Nanos at = answer == Answer::kBounded ? std::min(answered_at, counted_by) : answered_at;
   bool signal = calls.End(/*answered=*/!lost) || learnt;
   for (int i = 0; i < size(); ++i) {
     Meter& meter = bucket_->meter(i);

@@ -37,7 +37,7 @@ constexpr Nanos kShortestWait = kSecond;
 constexpr int kMostDoubled = 7;
 // Where so many at once are counted, a wait is a guess, of a second mostly.
 constexpr Nanos kLongWait = 2 * kSecond;
-// A second of the slowest answer's delay is forgotten in so many.
+// A second of the slowest answer's delay, and of the quickest one's, is forgotten in so many.
 constexpr Nanos kForgets = 32;
 
 constexpr absl::string_view kRequests = "requests";
@@ -603,6 +603,8 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   const std::lock_guard<std::mutex> lock(mutex_);
   const Nanos since = std::max<Nanos>(0, now - observed_);
   slowest_ = std::max(of.answered - of.began, slowest_ - since / kForgets);
+  if (!refused && !failed)
+    quickest_ = std::min(of.answered - of.began, quickest_ + since / kForgets);
   counted_late_.Note(now, of.counted_by - of.began);
   observed_ = std::max(observed_, now);
   ++observations_;
@@ -885,7 +887,7 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
   // ahead will do so again, by as much; so they soon wait for nothing. Not so where answers take
   // longer than it would be ahead in many windows, and nobody else uses it.
   const bool lately = of.sent < track.others_until;
-  Nanos patience = slowest_ > period / kLooks && !lately ? 0 : period / kPatience;
+  Nanos patience = quickest_ > period / kLooks && !lately ? 0 : period / kPatience;
   if (track.kept.shape == Shape::kFixed) {
     patience = std::min(period / kLooks, kLongestLook);
     // Where others use it meanwhile, its answer is worth more than the time: a `fixed` window is as

@@ -251,6 +251,7 @@ class Learner {
   // calls that began that much earlier may still have to be counted. What this bound is too loose
   // by costs that once: a bucket that is thought to owe more than it does refills as fast.
   Nanos slowest_ = 0;
+  Nanos quickest_ = kNever / 2;  // of good answers, lately
   // And how long after it began one of late was counted, at most, as far as its transport knows.
   RecentMost counted_late_;
   bool late_ = false;

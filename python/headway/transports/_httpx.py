@@ -40,19 +40,23 @@ async def send(
     return response
 
 
-async def send_untold(
+async def send_untold(  # noqa: PLR0917
     call: Callable[[Any], Awaitable[_T]],
     request: Any,
     reservation: Reservation,
     delays: NetworkDelays,
     on_sent: Callable[[], None] | None = None,
+    waits_its_turn: bool = True,
 ) -> _T:
     """As `send`; the caller tells of the answer, when he has learnt what it says of limits."""
-    way = line()
+    way = line() if waits_its_turn else None
     marks = _Marks(request, reservation, delays, on_sent, way)
     request.extensions = {**request.extensions, "trace": marks.trace}
     try:
-        await way.enter(marks)
+        if way is None:
+            marks.begins()
+        else:
+            await way.enter(marks)
         response = await call(request)
     except BaseException:
         marks.failed(reservation)
@@ -90,6 +94,7 @@ class _Marks:
         "_next",
         "_on_sent",
         "_reservation",
+        "_traced",
         "_tunnel",
         "begun",
     )
@@ -115,6 +120,7 @@ class _Marks:
         self._connecting: float | None = None
         self._delay = 0.0
         self._tunnel = False
+        self._traced = False
         self.begun = False
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
@@ -130,6 +136,7 @@ class _Marks:
             self._next(event, info)
 
     def _step(self, event: str, info: dict[str, Any]) -> None:
+        self._delays._traced = self._traced = True
         # "http11.send_request_body.complete", or another protocol's name in the front.
         step = _STEPS.get(event.partition(".")[2])
         if step is not None:
@@ -139,9 +146,9 @@ class _Marks:
         """The last byte has gone out, or none will any more: the provider may have counted it."""
         if self._tunnel or self._reservation is None:
             return
-        self._lets_pass()
         reservation, self._reservation = self._reservation, None
         reservation.sent(network_delay=max(self._delay, self._delays.largest(self._host)))
+        self._lets_pass()
         if self._on_sent is not None:
             self._on_sent()
 
@@ -159,11 +166,21 @@ class _Marks:
         if self._reservation is not None:
             self._reservation._begin()
 
+    def is_lined(self) -> bool:
+        """Until one has had its time and traced nothing."""
+        return self._delays._traced
+
+    def is_late(self) -> None:
+        """Others of its transport need not wait for what it does not tell."""
+        self._delays._traced = self._traced
+
     def _lets_pass(self) -> None:
         if self._line is not None:
             self._line.leave(self)
 
     def _connect_begins(self, _: object) -> None:
+        if self._reservation is None:
+            return  # once more, by a transport that tries again itself
         self._connecting = monotonic()
         if self._line is not None:
             self._line.connect(self)

@@ -32,6 +32,8 @@ class NetworkDelays:
         # By host: (when, delay) with falling delays, so the first is always the largest.
         self._seen: dict[str, deque[tuple[float, float]]] = {}
         self._lock = threading.Lock()
+        # Whether what sends tells of it, as far as is known: `_Marks`.
+        self._traced = True
 
     def note(self, host: str, seconds: float) -> None:
         """`host` has just shown a delay of this many seconds."""

@@ -384,7 +384,9 @@ class AsyncTransport(_Governor, _AsyncBase):
     ) -> Any:
         watched = self._watch(scheduler, asked, table)
         try:
-            response = await send_untold(send, request, watched.reservation, self._delays)
+            response = await send_untold(
+                send, request, watched.reservation, self._delays, waits_its_turn=False
+            )
             self._prepare(response, request, asked, table)
             if response.status_code == REFUSED:  # its body says why
                 try:
