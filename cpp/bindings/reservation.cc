@@ -118,7 +118,9 @@ PyObject* Repr(PyObject* object) {
 }
 
 PyObject* Begin(PyObject* object, PyObject* /*unused*/) {
-  Self(object)->reservation->Begin(Self(object)->state->Now());
+  const ReservationObject* self = Self(object);
+  self->reservation->Begin(self->state->Now());
+  self->state->Serve();  // somebody may depend on it
   Py_RETURN_NONE;
 }
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import anthropic
@@ -21,10 +19,8 @@ from servers import Answer, Server, said
 
 from headway import Limiter, RateLimiterConfig, RequestMetadata
 from headway.scheduler import Scheduler, create_scheduler
-from headway.simulate import SimulatorProcess
 from headway.transports import AsyncTransport, Transport, govern
 from headway.transports._limiter import OpenBodies
-from headway.transports._line import MOST, line
 
 SAYS: list[Any] = [{"role": "user", "content": "hi"}]
 CHAT = {
@@ -508,70 +504,3 @@ def test_a_limiter_is_held_up_for_as_long_as_a_refusal_asks(
         held = limiter.explain(1).ready_in
     assert held is not None
     assert least <= held <= most
-
-
-class _Other:
-    def begins(self) -> None:
-        pass
-
-    def is_lined(self) -> bool:
-        return True
-
-    def is_late(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("waits", [False, True])
-@pytest.mark.parametrize("by", ["limiter", "scheduler"])
-def test_of_a_bucket_nothing_refills_before_the_first_is_sent(
-    by: str, waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client that works for a while at a burst before it sends any of it.
-
-    waits: for its admission, as all is spent.
-    """
-    monkeypatch.setattr("headway.transports._line.TURNS", sys.maxsize)
-    monkeypatch.setattr("headway.transports._line.LONGEST", 1e9)
-    limits = "40 requests/s bucket"
-
-    async def main(url: str) -> bool:
-        scheduler = make([limits])
-        limiter = Limiter(limits)
-        one = RequestMetadata("r", "m", "text")
-        governs: Any = limiter if by == "limiter" else scheduler
-
-        def fits() -> bool:
-            explained = limiter.explain() if by == "limiter" else scheduler.explain(one)
-            assert explained is not None
-            return explained.ready_in == 0 and explained.waiting == 0
-
-        async with (
-            scheduler,
-            httpx.AsyncClient(transport=AsyncTransport(governs), base_url=url) as client,
-        ):
-            if waits:
-                assert limiter.try_acquire(40)
-                all_of_it = replace(one, cost={"requests": 40})
-                await scheduler.submit_request(all_of_it, lambda: asyncio.sleep(0))
-            body = {"model": "m", "messages": SAYS}
-            here = line()
-            assert here is not None
-            others = [_Other() for _ in range(MOST)]
-            for other in others:
-                await here.enter(other)
-            tasks = [
-                asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
-                for _ in range(40)
-            ]
-            # One waits for its turn to be sent when it was admitted.
-            while len(here._waiting) < 40:  # noqa: ASYNC110
-                await asyncio.sleep(0)
-            time.sleep(0.3)  # noqa: ASYNC251  it works, and no loop turns
-            fitted = fits()
-            for other in others:
-                here.leave(other)
-            assert {(await task).status_code for task in tasks} == {200}
-            return fitted
-
-    with SimulatorProcess() as server:
-        assert not asyncio.run(main(server.url))

@@ -67,15 +67,8 @@ class Many:
     def inside(self) -> list[int]:
         return [number for number, one in enumerate(self.all) if one.inside]
 
-    @property
-    def begun(self) -> list[int]:
-        return [number for number, one in enumerate(self.all) if one.begun]
-
     def leave(self, number: int) -> None:
         self._line.leave(self.all[number])
-
-    def connect(self, number: int) -> None:
-        self._line.connect(self.all[number])
 
 
 @asynccontextmanager
@@ -117,65 +110,12 @@ async def test_nobody_waits_for_long_for_those_who_wait_for_something_else() -> 
     async with many(line, 3 * MOST) as those:
         await turns(TURNS // 2)
         assert those.inside == [*range(MOST)]
-        assert those.begun == [*range(MOST)]  # for nobody waited yet
         await turns(TURNS)
         assert those.inside == [*range(2 * MOST)]
-        assert those.begun == [*range(MOST)]
         await turns(TURNS)
         assert those.inside == [*range(3 * MOST)]
-        assert those.begun == [*range(2 * MOST)]  # as they are not traced
         those.leave(0)  # late: its place is another's by now
         assert len(line._inside) == MOST
-
-
-@in_a_loop
-async def test_who_connects_lets_the_next_pass_and_begins_with_the_crowd() -> None:
-    line = Line()
-    async with many(line, 2 * MOST + 1) as those:
-        await turns(3)
-        for number in range(2 * MOST):
-            those.connect(number)
-            await turns(3)
-        assert those.inside == [*range(2 * MOST + 1)]
-        # Only those who came before there was a crowd.
-        assert those.begun == [*range(MOST)]
-        for number in range(2 * MOST + 1):
-            those.leave(number)
-        async with many(line, 1) as next_one:
-            await turns(1)
-            assert next_one.begun == [0]
-            next_one.connect(0)
-        # Who will not be sent does not count as one that connects.
-        next_one.leave(0)
-        assert not line._connecting
-
-
-@in_a_loop
-async def test_who_comes_while_many_connect_begins_with_them() -> None:
-    line = Line()
-    async with many(line, MOST) as those:
-        await turns(1)
-        for number in range(MOST):
-            those.connect(number)
-        async with many(line, 1) as another:
-            await turns(1)
-            assert (another.inside, another.begun) == ([0], [])
-
-
-@in_a_loop
-async def test_the_last_ones_begin_when_they_have_had_their_time() -> None:
-    """Though nobody waits for them any more."""
-    line = Line()
-    async with many(line, MOST + 1) as those:
-        await turns(3)
-        those.leave(0)
-        await turns(3)
-        assert (those.inside, those.begun) == ([*range(MOST + 1)], [*range(MOST)])
-        await turns(TURNS)
-        assert those.begun == [*range(MOST + 1)]
-        assert those.all[MOST].late
-        await turns(3)
-        assert not line._ticks
 
 
 def test_a_turn_ends_after_some_time_however_long_the_loops_turns_are(
@@ -205,11 +145,10 @@ async def test_nobody_waits_for_calls_of_a_transport_that_tells_nothing() -> Non
         those.leave(0)
         await turns(3)
         assert those.inside == [*range(3 * MOST)]
-        assert those.begun == [*range(3 * MOST - 1)]
         async with many(line, 1) as another:
             another.all[0].lined = False
             await turns(1)
-            assert (another.inside, another.begun) == ([0], [0])
+            assert another.inside == [0]
 
 
 @in_a_loop
@@ -257,7 +196,6 @@ async def test_a_call_that_connects_once_more_by_itself_leaves_nothing_behind() 
     await send(call, httpx.Request("POST", "http://h/"), await limiter.acquire(), NetworkDelays())
     own = line()
     assert own is not None
-    assert not own._connecting
     assert not own._inside
 
 

@@ -182,8 +182,7 @@ class _Marks:
         if self._reservation is None:
             return  # once more, by a transport that tries again itself
         self._connecting = monotonic()
-        if self._line is not None:
-            self._line.connect(self)
+        self._lets_pass()  # from here on it is the network that takes its time
 
     def _connected(self, info: dict[str, Any]) -> None:
         stream = info.get("return_value")
@@ -198,7 +197,6 @@ class _Marks:
         if self._tunnel:
             return
         self.begun = True
-        self.begins()
         if self._connecting is not None:
             # A host that has only just accepted the connection may look at it as much later.
             self._delay = monotonic() - self._connecting
