@@ -23,7 +23,6 @@ struct AcquireObject {
   Nanos timeout;
   std::int32_t priority;
   enum class Step : std::uint8_t { kNew, kWaiting, kOver } step;
-  bool begins_later;  // whoever awaits it says when his call begins
   std::int64_t inline_amounts[2];
   std::int64_t* amounts;  // inline_amounts, or on the heap for more resources
 };
@@ -95,10 +94,10 @@ PyObject* Return(AcquireObject* self, std::unique_ptr<Reservation> admitted) {
 
 // What a wait that is over has come to: a new Reservation, or null with its error set.
 PyObject* OutcomeOf(State* state, Waiter& waiter, absl::Span<const std::int64_t> wanted,
-                    Nanos timeout, bool begins_later = false) {
+                    Nanos timeout) {
   switch (waiter.outcome()) {
     case Outcome::kAdmitted:
-      return MakeReservation(state, waiter.Claim(state->Now(), begins_later));
+      return MakeReservation(state, waiter.Claim(state->Now()));
     case Outcome::kDeadline:
       return RaiseDeadline(timeout,
                            waiter.at() >= kUntold ? kUntold : waiter.at() - waiter.submitted());
@@ -114,8 +113,7 @@ PyObject* ReturnOutcome(AcquireObject* self) {
   Waiter* waiter = std::exchange(self->wait.waiter, nullptr);
   self->step = Step::kOver;
   Py_CLEAR(self->wait.future);
-  PyObject* reservation =
-      OutcomeOf(self->state, *waiter, Wanted(self), self->timeout, self->begins_later);
+  PyObject* reservation = OutcomeOf(self->state, *waiter, Wanted(self), self->timeout);
   // It may still lie in the mailbox, where somebody else than its future has made this step happen.
   waiter->cookie = nullptr;
   waiter->Unref();
@@ -129,7 +127,6 @@ PyObject* Begin(AcquireObject* self, PyObject** yielded) {
   State& state = *self->state;
   const Nanos now = state.Now();
   auto reservation = std::make_unique<Reservation>();
-  if (self->begins_later) reservation->BeginsLater();
   const std::optional<Denial> denial =
       state.bucket->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
   if (!denial) return Return(self, std::move(reservation));
@@ -254,13 +251,7 @@ PyObject* AExit(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   return Py_NewRef(done);
 }
 
-PyObject* BeginsLater(PyObject* object, PyObject* /*unused*/) {
-  Self(object)->begins_later = true;
-  return Py_NewRef(object);
-}
-
 PyMethodDef methods[] = {
-    {"_begins_later", &BeginsLater, METH_NOARGS, nullptr},
     {"send", &SendMethod, METH_O, nullptr},
     {"throw", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Throw)), METH_FASTCALL,
      nullptr},

@@ -374,11 +374,6 @@ bool Guard(CallObject* self, PyObject* launched) {
   return allowed != nullptr;
 }
 
-// Its function says itself when the attempt begins, is sent and is answered.
-bool MarksItself(const CallObject* self) {
-  return Py_TYPE(self->function) == with_reservation_type;
-}
-
 // Calls a request function that marks its own attempt; the reservation still ends with that.
 PyObject* CallWithReservation(CallObject* self) {
   std::unique_ptr<Reservation> reservation(std::exchange(self->reservation, nullptr));
@@ -422,8 +417,9 @@ int Launch(CallObject* self, Nanos now, PyObject** result) {
   self->bucket->AddInFlight(1);
   ++self->bucket->attempts;
   self->phase = Phase::kCalling;
-  PyObject* awaitable =
-      MarksItself(self) ? CallWithReservation(self) : PyObject_CallNoArgs(self->function);
+  PyObject* awaitable = Py_TYPE(self->function) == with_reservation_type
+                            ? CallWithReservation(self)
+                            : PyObject_CallNoArgs(self->function);
   if (awaitable != nullptr && IsStream(awaitable)) return Succeeded(self, awaitable, result);
   if (awaitable != nullptr) {
     self->inner = IteratorOf(awaitable);
@@ -502,7 +498,6 @@ int Admit(CallObject* self, PyObject** result) {
     return FailAs(self, RequestOutcome::kDeadline);
   }
   auto reservation = std::make_unique<Reservation>();
-  if (MarksItself(self)) reservation->BeginsLater();
   std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
   if (refusal && state.bucket->WaitsForFirstUntil() > now && IsWithinTheFirst(state.bucket)) {
@@ -575,7 +570,7 @@ int Waited(CallObject* self, PyObject** result) {
   switch (waiter->outcome()) {
     case Outcome::kAdmitted:
       now = bucket->state().Now();
-      self->reservation = waiter->Claim(now, MarksItself(self)).release();
+      self->reservation = waiter->Claim(now).release();
       break;
     case Outcome::kDeadline:
       self->outcome = RequestOutcome::kDeadline;

@@ -117,13 +117,6 @@ PyObject* Repr(PyObject* object) {
   return PyUnicode_FromFormat("<headway.Reservation %s>", Stage(*self->reservation));
 }
 
-PyObject* Begin(PyObject* object, PyObject* /*unused*/) {
-  const ReservationObject* self = Self(object);
-  self->reservation->Begin(self->state->Now());
-  self->state->Serve();  // somebody may depend on it
-  Py_RETURN_NONE;
-}
-
 PyObject* Record(PyObject* object, PyObject* /*unused*/) {
   return RecordOf(*Self(object)->state, *Self(object)->reservation);
 }
@@ -142,7 +135,6 @@ PyObject* LetOthersWait(PyObject* object, PyObject* seconds) {
 }
 
 PyMethodDef methods[] = {
-    {"_begin", &Begin, METH_NOARGS, nullptr},
     {"_record", &Record, METH_NOARGS, nullptr},
     {"_failed", &Failed, METH_NOARGS, nullptr},
     {"_let_others_wait", &LetOthersWait, METH_O, nullptr},

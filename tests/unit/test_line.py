@@ -36,13 +36,8 @@ def by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 class One:
     def __init__(self) -> None:
         self.inside = False
-        self.begun = False
-
         self.lined = True
         self.late = False
-
-    def begins(self) -> None:
-        self.begun = True
 
     def is_lined(self) -> bool:
         return self.lined

@@ -26,9 +26,6 @@ class Recorded:
         self.told: list[str] = []
         self.delay = -1.0
 
-    def _begin(self) -> None:
-        assert not self.told
-
     def sent(self, network_delay: float) -> bool:
         self.told.append("sent")
         self.delay = network_delay

@@ -401,7 +401,7 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
   const bool untimed = answered || (calls_ != nullptr && history_ == nullptr &&
                                     !timed_.load(std::memory_order_relaxed));
   // Whoever waits begins when he goes on.
-  const bool begins = (!privileged && !out.begins_later()) || answered;
+  const bool begins = !privileged || answered;
   // With one limit and nothing else to ask, taking is looking.
   looked |= calls_ == nullptr && size() == 1 && cool_.load() == 0;
   for (;;) {

@@ -340,51 +340,6 @@ TEST(Bucket, AWaiterWhoGoesOnLateStartsTheRefillThen) {
   EXPECT_EQ(bucket->ReadyAt(0, kNow, 1), ready) << "as late as that is allowed for";
 }
 
-// As for a waiter, though he did not wait: his client has so much to do before it sends anything.
-TEST(Bucket, WhoMakesHisCallLaterStartsTheRefillThen) {
-  Counted bucket(Make(Shape::kBucket, 100));
-  std::vector<std::unique_ptr<Reservation>> held;
-  for (int i = 0; i < 100; ++i) {
-    held.push_back(std::make_unique<Reservation>());
-    held.back()->BeginsLater();
-    ASSERT_FALSE(Reserve(bucket, kNow, {1}, *held.back()));
-  }
-  EXPECT_EQ(bucket->ReadyAt(0, kNow + 5 * kSecond, 1), kUntold);
-  Reservation more;
-  EXPECT_TRUE(Reserve(bucket, kNow + 5 * kSecond, {1}, more));
-  for (auto& r : held) EXPECT_TRUE(r->Sent(kNow + 5 * kSecond, 0));
-  EXPECT_EQ(held.back()->began_at(), kNow + 5 * kSecond) << "sent is begun";
-  EXPECT_TRUE(Reserve(bucket, kNow + 5 * kSecond, {1}, more));
-  const Nanos ready = bucket->ReadyAt(0, kNow + 5 * kSecond, 1);
-  EXPECT_GT(ready, kNow + 5 * kSecond);
-  EXPECT_FALSE(Reserve(bucket, ready, {1}, more));
-}
-
-TEST(Bucket, AWindowHoldsACallThatIsMadeLaterUntilItsPeriodIsOverThen) {
-  for (const Shape shape : {Shape::kWindow, Shape::kFixed}) {
-    Counted bucket(Make(shape, 4));
-    Reservation answered;
-    Reservation settled;
-    Reservation cancelled;
-    for (Reservation* each : {&answered, &settled, &cancelled}) {
-      each->BeginsLater();
-      ASSERT_FALSE(Reserve(bucket, kNow, {1}, *each));
-      EXPECT_EQ(each->began_at(), kNow);
-    }
-    const Nanos later = kNow + 30 * kSecond;
-    EXPECT_EQ(bucket->Used(0, later), 3) << "nobody has said when";
-    EXPECT_TRUE(cancelled.Cancel(later));
-    cancelled.Begin(later);
-    EXPECT_EQ(bucket->Used(0, later), 2);
-    EXPECT_TRUE(answered.Answered(later, /*refused=*/false));
-    EXPECT_TRUE(settled.Settle(later, {}));
-    EXPECT_EQ(bucket->Used(0, later + 10 * kSecond - 1), 2);
-    EXPECT_EQ(bucket->Used(0, later + 10 * kSecond), 0);
-    EXPECT_TRUE(answered.Settle(later, {}));
-    EXPECT_EQ(bucket->Used(0, later + 10 * kSecond), 0);
-  }
-}
-
 TEST(Bucket, AWaiterWhoGoesOnLateMovesTheRefillOnce) {
   Counted bucket(Make(Shape::kBucket, 100));
   std::vector<std::unique_ptr<Reservation>> held;

@@ -56,14 +56,13 @@ std::int64_t Reservation::others_unanswered() const {
 }
 
 void Reservation::Begin(Nanos now) {
-  if (begun_ || ended() || bucket_ == nullptr) return;
+  if (begun_) return;
   begun_ = true;
   bucket_->BeginLate(now, *this);
 }
 
 bool Reservation::Sent(Nanos now, Nanos network_delay) {
   if (bucket_ == nullptr) return false;
-  Begin(now);
   Calls* calls = this->calls();
   const bool marks = network_delay >= 0 && calls != nullptr;
   std::uint8_t held = 0;
@@ -105,7 +104,6 @@ bool Reservation::Answered(Nanos now, bool refused) {
 
 bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   if (bucket_ == nullptr) return false;
-  Begin(now);
   // Whoever loses to another answer must not move its instant; where two race, either is one.
   if ((state_.load() & (kAnswered | kEnded)) != 0) return false;
   answered_at_.store(now, std::memory_order_release);  // read by whoever sees kAnswered
@@ -160,7 +158,6 @@ void Reservation::TellAnswered(std::uint8_t how) {
 
 bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool answered) {
   if (bucket_ == nullptr) return false;
-  Begin(now);
   if (calls() == nullptr) {
     // Nobody asks when it was answered, so all of it is said at once.
     if ((state_.exchange(kSent | kAnswered | kEnded) & kEnded) != 0) return false;
@@ -170,7 +167,11 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
     AnsweredAs(counted_by == kNever ? now : std::max(now, counted_by), answered ? 0 : kLost);
     if ((state_.fetch_or(kEnded) & kEnded) != 0) return false;
   }
-  if (calls() != nullptr) calls()->Finish();
+  if (!begun_) {
+    bucket_->Forget(*this);  // nobody said that it began
+  } else if (calls() != nullptr) {
+    calls()->Finish();
+  }
   const Debt debt = bucket_->debt_.load();
   bool signal = false;
   std::uint32_t remembered = 0;

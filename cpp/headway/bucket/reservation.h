@@ -22,8 +22,7 @@ class Bucket;
 
 // held → sent → answered → ended, exactly once.
 //
-// - What was admitted for somebody who waits is held for him until he takes it (`Begin`); and what
-//   was admitted to somebody who makes his call later, until he does (`BeginsLater`).
+// - What the scheduler admitted for somebody who waits is held for him until he takes it (`Begin`).
 // - `Cancel` is possible only before `Sent`, and gives everything back.
 // - `Sent` and `Answered` tell when the server can have counted the request; they free a slot of a
 //   `window` or `fixed` limit at the right instant. A call that nobody can look into skips `Sent`.
@@ -65,13 +64,9 @@ class Reservation {
   // Ends it as if it had never been. Only before `Sent`.
   bool Cancel(Nanos now);
 
-  // Whoever is about to be admitted to this says himself when his call begins. Before it is
-  // admitted.
-  void BeginsLater() { begun_ = false; }
-  bool begins_later() const { return !begun_; }
-  // It was admitted for somebody who waited, or makes his call later, and he goes on at `now`: his
-  // call begins, after all calls that have begun by then, whenever they were admitted. Nothing
-  // where it has begun already. By its owner, at the latest with the first other verb but `Cancel`.
+  // It was admitted for somebody who waited, and he goes on at `now`: his call begins, after all
+  // calls that have begun by then, whenever they were admitted. Else it has begun already. By its
+  // owner, once, before anybody else sees it.
   void Begin(Nanos now);
 
   // What was entered and reserved together with it ends with it. Once, before anybody else sees it.

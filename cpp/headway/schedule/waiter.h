@@ -53,11 +53,10 @@ class Waiter {
   // When it was admitted; for kDeadline, when it would have been as far as was known (kUntold:
   // not).
   Nanos at() const { return at_; }
-  // After kAdmitted, once: by the owner, whose call begins at `now`, or later; null if a cancel
-  // came first.
-  std::unique_ptr<Reservation> Claim(Nanos now, bool later = false) {
+  // After kAdmitted, once: by the owner, whose call begins at `now`; null if a cancel came first.
+  std::unique_ptr<Reservation> Claim(Nanos now) {
     std::unique_ptr<Reservation> claimed = Unclaimed();
-    if (claimed != nullptr && !later) claimed->Begin(now);
+    if (claimed != nullptr) claimed->Begin(now);
     return claimed;
   }
 

@@ -53,9 +53,7 @@ async def send_untold(  # noqa: PLR0917
     marks = _Marks(request, reservation, delays, on_sent, way)
     request.extensions = {**request.extensions, "trace": marks.trace}
     try:
-        if way is None:
-            marks.begins()
-        else:
+        if way is not None:
             await way.enter(marks)
         response = await call(request)
     except BaseException:
@@ -160,11 +158,6 @@ class _Marks:
         else:
             reservation.cancel()
             self._lets_pass()
-
-    def begins(self) -> None:
-        """What it was admitted to counts from now on."""
-        if self._reservation is not None:
-            self._reservation._begin()
 
     def is_lined(self) -> bool:
         """Until one has had its time and traced nothing."""

@@ -18,9 +18,6 @@ else: for a connection, or for a transport of the user's own. Each of its steps 
 class Call(Protocol):
     """A request on its way."""
 
-    def begins(self) -> None:
-        """What it was admitted to counts from now on. More than once, if need be."""
-
     def is_lined(self) -> bool:
         """Whether its transport is one that tells when it has been sent, as far as is known."""
 
@@ -51,10 +48,7 @@ class Line:
         self._ticks = False
 
     async def enter(self, who: Call) -> None:
-        """Waits for the turn of `who`, who begins now, and has to `leave` when he has had it."""
-        # Later, when he is sent, would be more exact for a `bucket`; but some who waited behind
-        # such calls were then woken seconds late, and it is not known yet why.
-        who.begins()
+        """Waits for the turn of `who`, who has to `leave` when he has had it."""
         if not who.is_lined():
             return
         loop = asyncio.get_running_loop()

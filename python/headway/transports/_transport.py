@@ -336,7 +336,7 @@ class AsyncTransport(_Governor, _AsyncBase):
         table = self._table(request)
         if self._limiter is not None:
             amounts = self._amounts(self._limiter, asked, table)
-            reservation = await self._limiter.acquire(*amounts)._begins_later()
+            reservation = await self._limiter.acquire(*amounts)
             response = await send_untold(send, request, reservation, self._delays)
             reserved = dict(zip(self._limiter.resources, amounts, strict=True))
             self._settle_with(response, reservation, asked, reserved, table.kept)
