@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/scheduler.h"
 #include "bindings/state.h"
 
 namespace headway::python {
@@ -91,6 +92,15 @@ void Grant(const py::object& limiter, const py::dict& by_resource) {
   state.Serve();
 }
 
+// From now on what is granted may be used for so many seconds, and not after that.
+void KeepCredit(const py::object& limiter, double seconds) {
+  const State& state = StateOf(limiter);
+  const Nanos until = state.Now() + static_cast<Nanos>(seconds * 1e9);
+  for (std::size_t i = 0; i < state.limits.size(); ++i)
+    if (state.limits[i].shape == Shape::kCredit)
+      state.bucket->meter(static_cast<int>(i)).HoldsUntil(until);
+}
+
 // Takes back all that is granted and not used; by resource, how much that was.
 std::map<std::string, std::int64_t> TakeBack(const py::object& limiter) {
   const State& state = StateOf(limiter);
@@ -115,6 +125,115 @@ std::map<std::string, std::pair<std::int64_t, std::int64_t>> Spent(const py::obj
   return spent;
 }
 
+// What is held, all of one instant where that could be had, else more of it rather than less: by
+// resource the credit that nobody has used, what was given back of what has ended, and the seconds
+// since somebody has used credit last; and by meter but those of credit, in the order of limits(),
+// as Meter::Holds: (units, [(run, amount, seconds)]).
+py::tuple Holds(const py::object& limiter) {
+  const State& state = StateOf(limiter);
+  const Nanos now = state.Now();
+  struct Held {
+    std::int64_t units = 0;
+    std::vector<Departure> departures;
+  };
+  const std::size_t count = state.limits.size();
+  std::vector<std::int64_t> credit(state.resources.size(), 0);
+  std::vector<std::int64_t> refunded(state.resources.size(), 0);
+  std::vector<double> ages(state.resources.size(), 0);
+  std::vector<Held> held(count);
+  std::vector<std::int64_t> before;
+  // Whoever begins moves units from the credit to a meter, and whoever gives up moves them back: a
+  // look that finds the same twice has missed none on their way.
+  for (int look = 0;; ++look) {
+    std::vector<std::int64_t> seen;
+    for (std::size_t i = 0; i < count; ++i) {
+      const int meter = static_cast<int>(i);
+      const auto resource = static_cast<std::size_t>(state.bucket->resource(meter));
+      if (state.limits[i].shape == Shape::kCredit) {
+        const std::int64_t left = state.bucket->Credit(meter);
+        credit[resource] = look == 0 ? left : std::max(credit[resource], left);
+        seen.push_back(left);
+        const Bucket::Spent spent = state.bucket->spent(meter);
+        refunded[resource] = spent.taken - spent.used;
+        ages[resource] = Seconds(std::max<Nanos>(0, now - state.bucket->meter(meter).last_taken()));
+      } else {
+        Held one;
+        one.units = state.bucket->meter(meter).Holds(one.departures);
+        seen.push_back(one.units);
+        if (look == 0 || one.units >= held[i].units) held[i] = std::move(one);
+      }
+    }
+    const bool same = seen == before;
+    before = std::move(seen);
+    if (same || look == 8) break;
+    // What was found before was of an instant that nobody saw twice.
+    if (look < 7) held.assign(count, Held{});
+    if (look < 7) std::fill(credit.begin(), credit.end(), 0);
+  }
+  py::list meters;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (state.limits[i].shape == Shape::kCredit) continue;
+    py::list leave;
+    for (const Departure& each : held[i].departures)
+      leave.append(py::make_tuple(each.run, each.amount, Seconds(each.at - now)));
+    meters.append(py::make_tuple(held[i].units, leave));
+  }
+  return py::make_tuple(credit, refunded, ages, meters);
+}
+
+// Another object over the same words: they live as long as either.
+py::object Twin(const py::object& limiter) {
+  State& state = StateOf(limiter);
+  PyObject* object = limiter_type->tp_alloc(limiter_type, 0);
+  if (object == nullptr) throw py::error_already_set();
+  state.Ref();
+  reinterpret_cast<LimiterObject*>(object)->state = &state;
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// What the first `most` of those ask who wait for credit on its words: (how many, amounts), in the
+// order in which they would go.
+py::list Demand(const py::object& limiter, std::size_t most) {
+  const State& state = StateOf(limiter);
+  py::list out;
+  for (const Asked& run : state.scheduler().Demand(*state.bucket, state.Now(), most).asked)
+    out.append(py::make_tuple(run.count, py::tuple(py::cast(std::vector<std::int64_t>(
+                                             run.amounts.begin(), run.amounts.end())))));
+  state.Serve();
+  return out;
+}
+
+// Which limiters' heads wait for credit, told to whoever supplies it.
+class AskersOf {
+ public:
+  void Add(const py::object& limiter, double ahead) {
+    State& state = StateOf(limiter);
+    state.supplied = true;
+    state.scheduler().SetSupplier(
+        *state.bucket, [askers = askers_, which = state.bucket] { askers->Add(which); },
+        static_cast<Nanos>(ahead * 1e9));
+  }
+  void Tell(const py::object& mailbox) {
+    std::shared_ptr<Mailbox> held;
+    if (!mailbox.is_none()) {
+      Mailbox* told = MailboxOf(mailbox.ptr());
+      if (told == nullptr) throw py::error_already_set();
+      told->Ref();
+      held = std::shared_ptr<Mailbox>(told, [](Mailbox* m) { m->Unref(); });
+    }
+    askers_->Tell(std::move(held));
+  }
+  std::vector<std::uintptr_t> TakeAll() {
+    std::vector<std::uintptr_t> out;
+    for (const Bucket* each : askers_->TakeAll())
+      out.push_back(reinterpret_cast<std::uintptr_t>(each));
+    return out;
+  }
+
+ private:
+  std::shared_ptr<Askers> askers_ = std::make_shared<Askers>();
+};
+
 }  // namespace
 
 void AddInspection(py::module_& m) {
@@ -125,10 +244,34 @@ void AddInspection(py::module_& m) {
   m.def("credit", &Credit, py::arg("limiter"), "By resource, what is granted and not used.");
   m.def("grant", &Grant, py::arg("limiter"), py::arg("amounts"),
         "Grants so much more of each resource.");
+  m.def("keep_credit", &KeepCredit, py::arg("limiter"), py::arg("seconds"),
+        "What is granted may be used for so long from now on, and not after that.");
   m.def("take_back", &TakeBack, py::arg("limiter"),
         "Takes back all credit that is not used; by resource, how much that was.");
   m.def("spent", &Spent, py::arg("limiter"),
         "By resource, what was taken of the credit and has ended, and what of that was used.");
+  m.def(
+      "holds", &Holds, py::arg("limiter"),
+      "What is held: by resource, credit and what was given back; by meter, units and departures.");
+  m.def("twin", &Twin, py::arg("limiter"), "Another limiter of the same words.");
+  m.def(
+      "is_shared", [](const py::object& limiter) { return StateOf(limiter).references > 1; },
+      py::arg("limiter"), "Whether anybody else has its words, or waits or holds something there.");
+  m.def("demand", &Demand, py::arg("limiter"), py::arg("most"),
+        "What those ask who wait for credit, in the order in which they would go.");
+  m.def(
+      "which",
+      [](const py::object& limiter) {
+        return reinterpret_cast<std::uintptr_t>(StateOf(limiter).bucket);
+      },
+      py::arg("limiter"), "The number by which Askers.take() calls it.");
+  py::class_<AskersOf>(m, "Askers", "Which limiters wait for credit, for whoever supplies it.")
+      .def(py::init<>())
+      .def("add", &AskersOf::Add, py::arg("limiter"), py::arg("ahead") = 0.0,
+           "It is told of, as long as it lives, so many seconds before all else lets its head go.")
+      .def("tell", &AskersOf::Tell, py::arg("mailbox"),
+           "Makes the mailbox readable when one begins to wait; None ends it.")
+      .def("take", &AskersOf::TakeAll, "Those that have begun to since it was called last.");
   m.def(
       "limits", [](const py::object& limiter) { return StateOf(limiter).limits; },
       py::arg("limiter"), "The limits as they are now, in the order in which they are taken.");

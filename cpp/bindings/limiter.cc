@@ -63,11 +63,11 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
   PyObject* limits = nullptr;
   PyObject* clock = Py_None;
   PyObject* first = nullptr;
-  int credit = 0;
+  PyObject* credit = nullptr;
   double learns = 0;
   double cold = 0;
   int proportional = 0;
-  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Opddp", const_cast<char**>(names), &limits,
+  if (PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOddp", const_cast<char**>(names), &limits,
                                   &clock, &first, &credit, &learns, &cold, &proportional) == 0)
     return -1;
   if (Self(object)->state != nullptr) {
@@ -87,14 +87,15 @@ int Init(PyObject* object, PyObject* args, PyObject* kwargs) {
     if ((checked.empty() && first == nullptr) || resources.size() > State::kMaxResources)
       throw py::value_error("limits: there must be at least 1, over at most " +
                             std::to_string(State::kMaxResources) + " resources");
-    // What a remote backend grants, of every resource that it knows.
-    for (const char* resource : {"requests", "tokens"}) {
-      if (credit == 0) break;
-      Limit granted;
-      granted.amount = Limit::kMaxAmount;
-      granted.resource = resource;
-      granted.shape = Shape::kCredit;
-      checked.push_back(granted);
+    // What a remote backend grants.
+    if (credit != nullptr) {
+      for (const auto& resource : py::cast<std::vector<std::string>>(py::handle(credit))) {
+        Limit granted;
+        granted.amount = Limit::kMaxAmount;
+        granted.resource = resource;
+        granted.shape = Shape::kCredit;
+        checked.push_back(granted);
+      }
     }
     Self(object)->state =
         MakeState(checked, std::move(time), numbered, learns, cold, proportional != 0);

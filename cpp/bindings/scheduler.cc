@@ -684,10 +684,15 @@ PyObject* DemandMethod(PyObject* object, PyObject* args) {
   if (words == nullptr) return nullptr;
   const State& state = *words;
   std::vector<std::int64_t> amounts(state.resources.size());
-  const auto [count, at_gate] = state.scheduler().Demand(
-      *state.bucket, state.Now(), static_cast<std::size_t>(std::max<Py_ssize_t>(0, most)),
-      absl::MakeSpan(amounts));
+  const auto [asked, at_gate] = state.scheduler().Demand(
+      *state.bucket, state.Now(), static_cast<std::size_t>(std::max<Py_ssize_t>(0, most)));
   state.Serve();
+  std::size_t count = 0;
+  for (const headway::Asked& run : asked) {
+    count += run.count;
+    for (std::size_t i = 0; i < std::min(amounts.size(), run.amounts.size()); ++i)
+      amounts[i] += static_cast<std::int64_t>(run.count) * run.amounts[i];
+  }
   PyObject* by_resource = PyDict_New();
   for (std::size_t i = 0; by_resource != nullptr && i < amounts.size(); ++i) {
     PyObject* amount = PyLong_FromLongLong(amounts[i]);

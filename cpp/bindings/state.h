@@ -67,6 +67,7 @@ struct State {
   std::vector<std::string> resources;
   std::vector<std::int64_t> defaults;  // by resource: what a missing amount means
   bool has_concurrency = false;
+  bool supplied = false;  // somebody is told when it waits for credit (Askers)
 
   Nanos Now() const { return time == nullptr ? MonotonicNow() : time->clock.Now(); }
   Nanos WallOffset() const { return time == nullptr ? headway::WallOffset() : 0; }
@@ -90,6 +91,7 @@ struct State {
  private:
   ~State() {
     learner.reset();
+    if (supplied) scheduler().SetSupplier(*bucket, nullptr);
     if (bucket != nullptr) bucket->Unref();
   }
 };

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headway import _core, _loop
 from headway._core import Limit, ManualClock
 from headway.receipts import Receipt
+
+if TYPE_CHECKING:
+    from headway.backends.redis import RedisBackend
 
 UNLIMITED = 2**53
 """The amount of a limit that is not known, and counted for the day on which it is."""
@@ -145,8 +148,11 @@ class Limiter(_core.LimiterCore):
     """Keeps what is asked of it just under all of its limits, together.
 
     limits: Limit objects or their text form; amounts are then given in the order of `resources`,
-    each resource once. backend: None; a Redis backend comes with its own issue of this library.
-    clock: None for the real one, or a ManualClock.
+    each resource once. backend: None, or a RedisBackend: then all limiters of one `name` there
+    share the limits, in whatever process they are. clock: None for the real one, or a ManualClock.
+
+    With a backend each admission is asked for in Redis, of as many as wait at once; `try_acquire`
+    and `try_reserve`, which do not wait, are not for it.
 
     Thread-safe; any number of event loops and threads may use one limiter at once.
 
@@ -156,19 +162,31 @@ class Limiter(_core.LimiterCore):
             ...  # the call, and nothing else: leaving the block says that it was answered
     """
 
-    __slots__ = ()
+    __slots__ = ("_backend",)
 
     def __init__(
         self,
         limits: Iterable[Limit | str] | Limit | str,
         *,
-        backend: None = None,
+        backend: RedisBackend | None = None,
         clock: ManualClock | None = None,
+        name: str = "default",
     ) -> None:
-        if backend is not None:
-            raise ValueError("backend: must be None, the words live in this process")
-        super().__init__(_read(limits), clock)
-        _loop.register(self)
+        read = _read(limits)
+        self._backend = backend
+        if backend is None:
+            super().__init__(read, clock)
+            _loop.register(self)
+        else:
+            if not callable(getattr(backend, "_take_on", None)):  # it need not be imported
+                raise ValueError(f"backend {backend!r}: must be a RedisBackend or None")
+            if clock is not None:
+                raise ValueError("clock: must be None with a backend, whose time decides")
+            if not isinstance(name, str):
+                raise TypeError(f"name {name!r}: must be a str")
+            resources = tuple(dict.fromkeys(limit.resource for limit in read))
+            super().__init__(read, None, resources, credit=resources)
+            backend._take_on(self, name)
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -178,7 +196,7 @@ class Limiter(_core.LimiterCore):
     @property
     def limits(self) -> tuple[Limit, ...]:
         """The limits as they are now; concurrency comes first."""
-        return tuple(_core.limits(self))
+        return tuple(each for each in _core.limits(self) if each.shape != "credit")
 
     def set_limit(self, limit: Limit | str, *, debt: str = "absolute") -> None:
         """Changes a limit while it is in use; what is already counted stays counted.
@@ -196,7 +214,7 @@ class Limiter(_core.LimiterCore):
         wanted = Limit.parse(limit) if isinstance(limit, str) else limit
         if debt not in ("absolute", "proportional"):
             raise ValueError(f"debt {debt!r}: must be 'absolute' or 'proportional'")
-        present = _core.limits(self)
+        present = self.limits
         same = [i for i, each in enumerate(present) if each.resource == wanted.resource]
         exact = [i for i in same if present[i].per == wanted.per]
         found = exact or same
@@ -212,10 +230,16 @@ class Limiter(_core.LimiterCore):
                 f"limit '{wanted}': shape must stay {old.shape or 'window'!r}, as in '{old}'"
             )
         _core.set_limit(self, found[0], wanted, debt == "proportional")
+        if self._backend is not None:
+            self._backend._set_limit(self, found[0], wanted, proportional=debt == "proportional")
 
     def explain(self, *amounts: int) -> Explanation:
-        """Which limit binds this cost, how full each is, when it would fit, what would fit now."""
-        return explain(self, amounts)
+        """Which limit binds this cost, how full each is, when it would fit, what would fit now.
+
+        With a backend, how full it is by all who share it, as Redis has said last.
+        """
+        said = explain(self, amounts)
+        return said if self._backend is None else self._backend._explained(self, said)
 
     def __repr__(self) -> str:
         return f"Limiter([{', '.join(repr(str(each)) for each in self.limits)}])"

@@ -187,13 +187,6 @@ def test_the_memory_backend() -> None:
     asyncio.run(run())
 
 
-def test_the_redis_backend_says_which_extra_it_needs() -> None:
-    with pytest.raises(ImportError, match=r"headway\[redis\]"):
-        from headway.backends import RedisBackend  # noqa: F401
-    with pytest.raises(ImportError, match=r"headway\[redis\]"):
-        from headway import RedisBackend as AtTheTop  # noqa: F401
-
-
 # -- modes ----------------------------------------------------------------------------------------
 
 

@@ -24,12 +24,14 @@ from headway.cli import run, simulate
 from headway.cli.main import main
 from headway.scheduler import RateLimiterConfig, StateConfig, create_scheduler
 from headway.simulate import SimulatorProcess
+from redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference.md"
 # Where a page's `headway simulate --port 8080` listens, as far as its readers see.
 SHOWN_HOST = "127.0.0.1:8080"
+SHOWN_REDIS = "redis://localhost:6379"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE_COMMAND = re.compile(r"`(headway (?:run|simulate) [^`\[]*--[^`\[]*)`")
@@ -96,8 +98,13 @@ def test_every_python_block_runs_and_so_do_the_commands_against_the_simulator(
             host = stack.enter_context(SimulatorProcess(*options)).url.removeprefix("http://")
         for block in blocks:
             if block.language == "python":
+                text = block.text.replace(SHOWN_HOST, host)
+                if SHOWN_REDIS in text:
+                    server = RedisServer(tmp_path)
+                    stack.callback(server.stop)
+                    text = text.replace(SHOWN_REDIS, server.url)
                 # On the lines where it stands, so that a traceback leads there.
-                source = "\n" * (block.line - 1) + block.text.replace(SHOWN_HOST, host)
+                source = "\n" * (block.line - 1) + text
                 exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
             for command in block.commands:
                 if command[0] == "run" and any(SHOWN_HOST in word for word in command):

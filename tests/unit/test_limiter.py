@@ -82,7 +82,7 @@ def test_bad_options_are_named() -> None:
         Limiter([5])  # type: ignore[list-item]
     with pytest.raises(TypeError):
         Limiter("5 requests/min", clock=7)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="backend: must be None"):
+    with pytest.raises(ValueError, match="backend 'redis': must be a RedisBackend or None"):
         Limiter("5 requests/min", backend="redis")  # type: ignore[arg-type]
 
 

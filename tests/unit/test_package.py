@@ -11,6 +11,7 @@ import pytest
 import headway
 import headway.backends
 import headway.scheduler
+from headway.backends.redis import RedisBackend
 
 
 @pytest.mark.parametrize("module", [headway, headway.backends, headway.scheduler])
@@ -27,17 +28,24 @@ def test_a_name_that_is_not_there_is_an_attribute_error(module: ModuleType) -> N
     assert str(error.value) == f"module '{module.__name__}' has no attribute 'nothing'"
 
 
-@pytest.mark.parametrize(
-    "name", ["RedisBackend", "FallbackRateLimiter", "InFlightRequest", "ModelLimits"]
-)
-def test_what_needs_redis_says_which_extra_and_that_it_is_yet_to_come(name: str) -> None:
-    with pytest.raises(ImportError, match=rf"'{name}' needs .*headway\[redis\].* not .* yet"):
+@pytest.mark.parametrize("name", ["FallbackRateLimiter", "InFlightRequest", "ModelLimits"])
+def test_what_is_yet_to_come_says_so(name: str) -> None:
+    with pytest.raises(ImportError, match=rf"'{name}' is not there yet: .*headway\[redis\]"):
         getattr(headway.backends, name)
 
 
-def test_redis_is_also_asked_for_at_the_top() -> None:
-    with pytest.raises(ImportError, match=r"headway\[redis\]"):
-        _ = headway.RedisBackend
+@pytest.mark.parametrize("module", ["headway", "headway.backends"])
+def test_the_redis_backend_says_which_extra_it_needs(module: str) -> None:
+    code = f"import sys; sys.modules['redis'] = None; from {module} import RedisBackend"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith(
+        "ImportError: 'RedisBackend' requires the 'redis' extra. "
+        "Install with: pip install headway[redis]\n"
+    )
+
+
+def test_the_redis_backend_is_one_object_wherever_it_is_asked_for() -> None:
+    assert headway.RedisBackend is headway.backends.RedisBackend is RedisBackend
 
 
 def test_everything_can_be_imported_at_once() -> None:

@@ -330,17 +330,38 @@ std::optional<std::size_t> CellMeter::Look(Meter& m, const Parameters& p, AllLea
     const bool emptying = (state & Cell::kEmptying) != 0;
     const bool takes_more = back == 0 && (state & Cell::kClosed) == 0;
     if (sum > 0)
-      leaving[count++] = {emptying ? kUntold : Leaves(m.shape_, p, counted), sum,
-                          takes_more ? cell.begin.load() : kNever,
-                          Leaves(m.shape_, p, cell.newest.load())};
+      leaving[count++] = {
+          emptying ? kUntold : Leaves(m.shape_, p, counted), sum,
+          takes_more ? cell.begin.load() : kNever, Leaves(m.shape_, p, cell.newest.load()),
+          std::uint64_t{cell.lap.load()} * Cells::kRing + (open - back) % Cells::kRing};
     if (in_order) later_first = std::min(later_first, earlier);
     if (cell.state.load() != state) return std::nullopt;
   }
   if (const std::int64_t foreign = cells.foreign.load(); foreign > 0)
-    leaving[count++] = {Leaves(m.shape_, p, cells.foreign_last.load()), foreign, kNever, 0};
+    leaving[count++] = {Leaves(m.shape_, p, cells.foreign_last.load()), foreign, kNever, 0,
+                        kForeign};
   std::sort(leaving.begin(), leaving.begin() + static_cast<std::ptrdiff_t>(count),
             [](const Leaving& a, const Leaving& b) { return a.at < b.at; });
   return count;
+}
+
+std::int64_t CellMeter::Holds(Meter& m, std::vector<Departure>& departures) {
+  for (;;) {
+    departures.clear();
+    // Others' are moved between the two, and which comes first differs: the less of them is ours,
+    // the more is said to be.
+    const std::int64_t others = m.Others();
+    const Word word{m.word_.load()};
+    const std::int64_t foreign = std::min(others, m.Others());
+    if (word.value() == 0) return 0;
+    AllLeaving leaving{};
+    const std::optional<std::size_t> count = Look(m, m.parameters(), leaving);
+    if (!count) continue;
+    for (std::size_t i = 0; i < *count; ++i)
+      if (leaving[i].at < kUntold && leaving[i].run != kForeign)
+        departures.push_back({leaving[i].run, leaving[i].amount, leaving[i].at});
+    return word.value() - foreign;
+  }
 }
 
 Nanos CellMeter::ReadyAt(Meter& m, Nanos now, std::int64_t amount) {

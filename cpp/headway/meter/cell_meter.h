@@ -120,6 +120,7 @@ class CellMeter {
   static void Force(Meter& m, Nanos now, std::int64_t amount, Taken& taken);
   static void CountEarlier(Meter& m, Nanos counted_by, std::int64_t amount);
   static std::vector<RunOfCalls> Runs(Meter& m);
+  static std::int64_t Holds(Meter& m, std::vector<Departure>& departures);
   static void GoesAhead(Meter& m, const Taken& taken);
   static void Begun(Meter& m, const Taken& taken, Nanos now, Nanos waited);
   static bool Sent(Meter& m, const Taken& taken, Nanos counted_by);
@@ -135,9 +136,11 @@ class CellMeter {
   struct Leaving {
     Nanos at;
     std::int64_t amount;
-    Nanos open_since;  // of the cell that takes new members; else kNever
-    Nanos least;       // it does not leave before that, whatever answers tell
+    Nanos open_since;   // of the cell that takes new members; else kNever
+    Nanos least;        // it does not leave before that, whatever answers tell
+    std::uint64_t run;  // as Departure::run; kForeign
   };
+  static constexpr std::uint64_t kForeign = UINT64_MAX;
   using AllLeaving = std::array<Leaving, Cells::kRing + 1>;
   // What is in use, in the order in which it leaves (kUntold: only answers tell); what is in no
   // cell yet is left out. Returns how many there are; nothing where a cell moved meanwhile.

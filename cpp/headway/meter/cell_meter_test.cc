@@ -180,6 +180,55 @@ TEST(FixedMeter, AdmitsWhatTheOracleAdmitsWhileTheWallClockSteps) {
   }
 }
 
+TEST(WindowMeter, SaysWhatItHoldsAndWhatOfThatLeavesWhen) {
+  for (std::uint64_t run = 0; run < 200; ++run) {
+    Random random(Random::Seed(run));
+    SCOPED_TRACE(random.Describe());
+    constexpr Nanos kPeriod = 100 * kSecond;
+    Meter meter(Make(Shape::kWindow, 1'000'000, kPeriod), 0);
+    struct Member {
+      Nanos counted;  // kUntold: not answered
+      Taken taken;
+    };
+    std::vector<Member> members;
+    std::map<std::uint64_t, Nanos> left;  // by run: when it did
+    Nanos now = kSecond;
+    for (int op = 0; op < 100; ++op) {
+      now += random.From(0, 3 * kSecond);
+      if (random.OneIn(2)) {
+        members.push_back({kUntold, Hold(meter, now, random.From(1, 9))});
+      } else if (!members.empty()) {
+        Member& one = members[static_cast<std::size_t>(
+            random.From(0, static_cast<std::int64_t>(members.size()) - 1))];
+        if (one.counted == kUntold) {
+          static_cast<void>(meter.Answered(one.taken, now, Answer::kBounded, /*pinned=*/true));
+          one.counted = now;
+        }
+      }
+      std::vector<Departure> departures;
+      const std::int64_t held = meter.Holds(departures);
+      std::int64_t inside = 0;
+      std::int64_t open = 0;
+      for (const Member& one : members) {
+        if (one.counted == kUntold) open += one.taken.amount;
+        if (one.counted > now - kPeriod) inside += one.taken.amount;
+      }
+      EXPECT_GE(held, inside);
+      std::int64_t leaving = 0;
+      for (const Departure& each : departures) {
+        EXPECT_GT(each.at, 0);
+        EXPECT_LE(each.at, now + kPeriod);
+        EXPECT_EQ(left.count(each.run), 0U) << "a number is not used twice";
+        leaving += each.amount;
+      }
+      EXPECT_GE(held - leaving, open) << "what is not answered leaves at no known instant";
+      for (const Departure& each : departures)
+        if (each.at <= now) left[each.run] = each.at;
+      static_cast<void>(meter.Used(now));  // lets go of what has left
+    }
+  }
+}
+
 TEST(FixedMeter, ACellEndsWithItsWindow) {
   // One just before the boundary and one just after it, in what would be one cell elsewhere.
   Meter meter(Make(Shape::kFixed, 160, 10 * kSecond), 0);

@@ -11,7 +11,10 @@ Meter::Meter(const Limit& limit, Nanos wall_offset)
     : shape_(limit.shape == Shape::kUnknown ? Shape::kWindow : limit.shape) {
   slots_.Store(0, Parameters::From(limit, wall_offset));
   // Nothing has been granted yet: all of it is as if it was in use.
-  if (shape_ == Shape::kCredit) word_.store(Word{}.with_value(limit.amount).bits);
+  if (shape_ == Shape::kCredit) {
+    word_.store(Word{}.with_value(limit.amount).bits);
+    promised_.store(kNever);
+  }
 }
 
 Meter::~Meter() {
@@ -40,8 +43,10 @@ Nanos Meter::ReadyAt(Nanos now, std::int64_t amount, bool answered) {
   switch (shape_) {
     case Shape::kBucket:
       return BucketMeter::ReadyAt(*this, now, amount, answered);
-    case Shape::kConcurrency:
     case Shape::kCredit:
+      if (now > promised_.load()) return kUntold;
+      return ConcurrencyMeter::ReadyAt(*this, now, amount);
+    case Shape::kConcurrency:
       return ConcurrencyMeter::ReadyAt(*this, now, amount);
     default:
       return CellMeter::ReadyAt(*this, now, amount);
@@ -56,8 +61,12 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
     case Shape::kBucket:
       return BucketMeter::Take(*this, now, amount, pass_waiters, answered, begins, taken);
     case Shape::kConcurrency:
-    case Shape::kCredit:
       return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
+    case Shape::kCredit:
+      if (now > promised_.load() || !ConcurrencyMeter::Take(*this, amount, pass_waiters, taken))
+        return false;
+      began_.store(now, std::memory_order_relaxed);
+      return true;
     default:
       return CellMeter::Take(*this, now, amount, pass_waiters, answered, begins, taken);
   }
@@ -122,6 +131,12 @@ void Meter::CountEarlier(Nanos counted_by, std::int64_t amount) {
 
 std::vector<RunOfCalls> Meter::Runs() {
   return has_cells() ? CellMeter::Runs(*this) : std::vector<RunOfCalls>{};
+}
+
+std::int64_t Meter::Holds(std::vector<Departure>& departures) {
+  departures.clear();
+  if (has_cells()) return CellMeter::Holds(*this, departures);
+  return shape_ == Shape::kConcurrency ? Word{word_.load()}.value() : 0;
 }
 
 void Meter::GoesAhead(const Taken& taken) {

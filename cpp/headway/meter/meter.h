@@ -63,6 +63,13 @@ struct Taken {
   bool unbegun;                   // bucket: taken for somebody who waits, and who has not gone on
 };
 
+// Of `window` and `fixed`: units of ours that leave together, at a known instant.
+struct Departure {
+  std::uint64_t run;  // which: no other ever has that number
+  std::int64_t amount;
+  Nanos at;
+};
+
 // One limit's live state. The verbs are the same for all shapes; a shape's own file says how.
 //
 // Thread-safe: every verb may be called from any thread at any time, with that thread's own idea of
@@ -131,6 +138,10 @@ class Meter {
   // first. What changes meanwhile may be missing.
   std::vector<RunOfCalls> Runs();
 
+  // What is ours of what is in use, in units, and of that what is known to leave: `bucket`: nothing
+  // of either. The units are read first, so what is not in `departures` errs upwards.
+  std::int64_t Holds(std::vector<Departure>& departures);
+
   // A call that has begun goes ahead of others, which wait for its answer. window, fixed: they do
   // not share its cell, so its slot is free again before theirs.
   void GoesAhead(const Taken& taken);
@@ -181,6 +192,14 @@ class Meter {
   void SetWaiters() { word_.fetch_or(Word::kWaiters); }
   void ClearWaiters() { word_.fetch_and(~Word::kWaiters); }
 
+  // Of credit: until when it may be used; kNever at first. Whoever has looked at the time before,
+  // and is stopped there, uses it later.
+  void HoldsUntil(Nanos at) { promised_.store(at); }
+
+  // Of credit: when it was last taken from; 0: never. What was taken and not seen yet in the word
+  // may be later by as long as a thread is stopped between the two.
+  Nanos last_taken() const { return began_.load(std::memory_order_relaxed); }
+
   // Whether freeing cells, by any verb above, owes those who wait a signal; asked after each of
   // them by whoever can send one. Clears the debt.
   bool TakeOwedSignal();
@@ -204,9 +223,11 @@ class Meter {
     std::atomic<Cells*> cells_{nullptr};  // window, fixed: made on first use
     std::atomic<Nanos> shifted_;          // bucket: by how much Sent has moved the word, in all
   };
-  std::atomic<Nanos> promised_{
-      0};                        // bucket: what the latest slot ever reserved for later stands on
-  std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full
+  // bucket: what the latest slot ever reserved for later stands on; credit: it is nobody's to use
+  // after that.
+  std::atomic<Nanos> promised_{0};
+  std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full;
+                                 // credit: when it was last taken from
   const Shape shape_;
 };
 

@@ -863,8 +863,7 @@ TEST(Gates, OfPrioritiesAndAccountsThatComeAndGoNothingIsKept) {
     }
     x.Serve(kStart);
     for (Waiter* w : two) x.scheduler.Cancel(w, kStart);
-    Amounts asked(3);
-    x.scheduler.Demand(*shared, kStart, 9, absl::MakeSpan(asked));  // looks while it stands there
+    x.scheduler.Demand(*shared, kStart, 9);  // looks while it stands there
     x.Serve(kStart);
     for (Waiter* w : two) w->Unref();
   }

@@ -420,15 +420,19 @@ Forecast BucketQueue::Foresee(std::int32_t priority, const Account* account, Nan
   return forecast;
 }
 
-std::size_t BucketQueue::Demand(std::size_t most, absl::Span<std::int64_t> amounts) {
-  std::fill(amounts.begin(), amounts.end(), 0);
+std::vector<Asked> BucketQueue::Demand(std::size_t most) {
+  std::vector<Asked> asked;
   std::size_t count = 0;
   const auto add = [&](const Waiter* w) {
     for (; w != nullptr && count < most; w = w->next_) {
       if (w->outcome() != Outcome::kWaiting) continue;  // cancelled: its owner pushes it, or has
       ++count;
-      for (std::size_t i = 0; i < std::min(amounts.size(), w->amounts_.size()); ++i)
-        amounts[i] += w->amounts_[i];
+      const absl::Span<const std::int64_t> amounts = w->amounts_;
+      if (!asked.empty() && asked.back().amounts == amounts) {
+        ++asked.back().count;
+      } else {
+        asked.push_back({1, {amounts.begin(), amounts.end()}});
+      }
     }
   };
   // As the scheduler admits: behind a head that something else holds up, credit helps nobody who
@@ -460,7 +464,7 @@ std::size_t BucketQueue::Demand(std::size_t most, absl::Span<std::int64_t> amoun
     if (next->first->second != first) look(next->first->second);
     if (++next->first == next->second) left.erase(next);
   }
-  return count;
+  return asked;
 }
 
 Waiter* BucketQueue::OldestNewcomer(const Bucket* gate) const {

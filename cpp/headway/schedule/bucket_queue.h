@@ -257,9 +257,8 @@ class BucketQueue final : public Place {
   // When a newcomer, who is not in it yet, will be admitted.
   Refusal Estimate(const Waiter& w, Nanos now);
 
-  // What the first `most` ask of those whom credit would let go, class by class, by resource;
-  // returns how many there are.
-  std::size_t Demand(std::size_t most, absl::Span<std::int64_t> amounts);
+  // What the first `most` ask of those whom credit would let go, class by class.
+  std::vector<Asked> Demand(std::size_t most);
 
   // Of those who come through this gate, and for the first time, who was taken in first.
   Waiter* OldestNewcomer(const Bucket* gate) const;

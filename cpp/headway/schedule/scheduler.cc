@@ -400,10 +400,14 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
           denial.meter == Denial::kCooling || bucket.meter(denial.meter).shape() != Shape::kCredit;
       if (!heads->elsewhere) {
         // Whoever may not go yet anyway asks when he may: what is granted now would be used late.
+        // Or so much earlier as the answer takes.
+        const auto supplier = suppliers_.find(&bucket);
+        const Nanos ahead = supplier == suppliers_.end() ? 0 : supplier->second.ahead;
         const Denial beside = bucket.LookBesideCredit(now, heads->head()->amounts());
-        heads->elsewhere = beside.ready_at > now;
+        heads->elsewhere = beside.ready_at > now + ahead;
         if (heads->elsewhere) {
           denial = beside;
+          if (denial.ready_at < kUntold) denial.ready_at -= ahead;
           bucket.SetWaiters(denial.meter);
         }
       }
@@ -423,7 +427,7 @@ void Scheduler::Admit(BucketQueue& queue, Nanos now) {
 
 void Scheduler::AskForCredit(Bucket& bucket) {
   if (const auto supplier = suppliers_.find(&bucket); supplier != suppliers_.end())
-    supplier->second();
+    supplier->second.ask();
 }
 
 // Whether somebody else decides who goes next at this gate, if anybody can; he has been asked.
@@ -461,21 +465,20 @@ void Scheduler::GiveTurn(BucketQueue& queue, GateQueue& gate, Nanos now) {
   if (queue.depth() == 0) MarkDirty(queue);
 }
 
-void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask) {
+void Scheduler::SetSupplier(Bucket& bucket, std::function<void()> ask, Nanos ahead) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (ask == nullptr) {
     suppliers_.erase(&bucket);
   } else {
-    suppliers_[&bucket] = std::move(ask);
+    suppliers_[&bucket] = Supplier{std::move(ask), ahead};
   }
 }
 
-Scheduler::Demanded Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most,
-                                      absl::Span<std::int64_t> amounts) {
+Scheduler::Demanded Scheduler::Demand(Bucket& bucket, Nanos now, std::size_t most) {
   const std::lock_guard<std::mutex> lock(mutex_);
   BucketQueue* queue = FindNow(bucket, now);
-  if (queue == nullptr) return {0, false};
-  return {queue->Demand(most, amounts), queue->gate != nullptr};
+  if (queue == nullptr) return {{}, false};
+  return {queue->Demand(most), queue->gate != nullptr};
 }
 
 void Scheduler::SetChooser(Bucket& gate, std::function<void()> ask, Nanos patience) {

@@ -116,16 +116,15 @@ class Scheduler final : public WaiterSignal {
   // decided since the Contenders were looked at.
   bool Choose(Bucket& gate, Bucket& bucket, Nanos now);
 
-  // `ask` is called, from any thread, when the head of this bucket waits for credit; it must not
-  // block and must not call back. Null ends that.
-  void SetSupplier(Bucket& bucket, std::function<void()> ask);
-  // What the first `most` in this bucket's queue ask of those whom credit would let go, by
-  // resource.
+  // `ask` is called, from any thread, when the head of this bucket waits for credit, or will within
+  // `ahead` when all else lets it go; it must not block and must not call back. Null ends that.
+  void SetSupplier(Bucket& bucket, std::function<void()> ask, Nanos ahead = 0);
+  // What the first `most` in this bucket's queue ask of those whom credit would let go.
   struct Demanded {
-    std::size_t count;
+    std::vector<Asked> asked;
     bool at_gate;  // its head is held up there, with the credit that it needs
   };
-  Demanded Demand(Bucket& bucket, Nanos now, std::size_t most, absl::Span<std::int64_t> amounts);
+  Demanded Demand(Bucket& bucket, Nanos now, std::size_t most);
 
   // For the fork handlers: nothing moves while locked. In the child, `Forget` drops all waits
   // (their owners see kStopped) after `Unlock`.
@@ -190,8 +189,12 @@ class Scheduler final : public WaiterSignal {
     Nanos patience;
     bool absent = false;  // he has not chosen in time, and has not looked since
   };
-  absl::flat_hash_map<Bucket*, Chooser> choosers_;                 // by gate
-  absl::flat_hash_map<Bucket*, std::function<void()>> suppliers_;  // by bucket
+  absl::flat_hash_map<Bucket*, Chooser> choosers_;  // by gate
+  struct Supplier {
+    std::function<void()> ask;
+    Nanos ahead;
+  };
+  absl::flat_hash_map<Bucket*, Supplier> suppliers_;
   std::deque<Place*> dirty_;
   std::size_t dirty_buckets_ = 0;  // of them
   absl::btree_set<std::pair<Nanos, Place*>> timers_;

@@ -953,15 +953,57 @@ TEST(Scheduler, CreditIsAskedForWhomItWouldLetGoAndForNobodyElse) {
   Waiter* other = o.Submit(kStart, {1, 0});
   EXPECT_TRUE(o.Serve(kStart).empty());
   EXPECT_EQ(asked, 1);
-  Amounts amounts(2);
-  EXPECT_EQ(o.scheduler.Demand(*o.bucket, kStart, 50, absl::MakeSpan(amounts)).count, 1U);
-  EXPECT_EQ(amounts, (Amounts{1, 0}));
+  const std::vector<Asked> demand = o.scheduler.Demand(*o.bucket, kStart, 50).asked;
+  ASSERT_EQ(demand.size(), 1U);
+  EXPECT_EQ(demand[0].count, 1U);
+  EXPECT_EQ(demand[0].amounts, (absl::InlinedVector<std::int64_t, 4>{1, 0}));
   o.bucket->Deposit(1, 1);
   EXPECT_EQ(o.Serve(kStart), std::vector<Waiter*>{other});
   EXPECT_EQ(asked, 1);
   EXPECT_TRUE(o.Serve(kStart + 3'600 * kSecond).empty());
   EXPECT_EQ(asked, 2) << "now it may";
   EXPECT_EQ(o.bucket->spent(1).taken, 0) << "nothing has ended";
+}
+
+TEST(Scheduler, CreditIsAskedForSoMuchAheadAsTheAnswerTakes) {
+  Limit credit;
+  credit.amount = Limit::kMaxAmount;
+  credit.resource = "requests";
+  credit.shape = Shape::kCredit;
+  Office o({Make(Shape::kBucket, 1, kSecond), credit}, {0, 0});
+  int asked = 0;
+  constexpr Nanos kAhead = kSecond / 10;
+  o.scheduler.SetSupplier(
+      *o.bucket, [&asked] { ++asked; }, kAhead);
+  o.bucket->Deposit(1, 1);
+  EXPECT_TRUE(o.TryTake(kStart, {1}));
+  Waiter* const next = o.Submit(kStart, {1});
+  EXPECT_TRUE(o.Serve(kStart).empty());
+  EXPECT_TRUE(o.Serve(kStart + kSecond - kAhead - 1).empty());
+  EXPECT_EQ(asked, 0);
+  EXPECT_TRUE(o.Serve(kStart + kSecond - kAhead).empty());
+  EXPECT_EQ(asked, 1);
+  o.bucket->Deposit(1, 1);
+  EXPECT_TRUE(o.Serve(kStart + kSecond - 1).empty());
+  EXPECT_EQ(o.Serve(kStart + kSecond), std::vector<Waiter*>{next});
+}
+
+TEST(Scheduler, CreditIsNotUsedAfterTheInstantUntilWhichItHolds) {
+  Limit credit;
+  credit.amount = Limit::kMaxAmount;
+  credit.resource = "requests";
+  credit.shape = Shape::kCredit;
+  Office o({credit}, {0});
+  o.bucket->Deposit(0, 3);
+  o.bucket->meter(0).HoldsUntil(kStart + 5);
+  EXPECT_TRUE(o.TryTake(kStart + 5, {1}));
+  EXPECT_EQ(o.bucket->meter(0).last_taken(), kStart + 5);
+  EXPECT_FALSE(o.TryTake(kStart + 6, {1}));
+  EXPECT_EQ(o.bucket->meter(0).last_taken(), kStart + 5);
+  EXPECT_EQ(o.bucket->ReadyAt(0, kStart + 6, 1), kUntold);
+  EXPECT_EQ(o.bucket->Credit(0), 2) << "it is there to be given back";
+  o.bucket->meter(0).HoldsUntil(kStart + 9);
+  EXPECT_TRUE(o.TryTake(kStart + 6, {1}));
 }
 
 }  // namespace

@@ -34,6 +34,12 @@ enum class Outcome : std::uint8_t {
 //
 // Memory ordering: `outcome_` leaves kWaiting once, by a sequentially consistent compare-and-swap;
 // whoever makes that move wrote `reservation` or `at` before it, and whoever sees it may read them.
+// So many of those that wait, one after another, ask the same amounts, by resource.
+struct Asked {
+  std::size_t count;
+  absl::InlinedVector<std::int64_t, Bucket::kFewResources> amounts;
+};
+
 class Waiter {
  public:
   // On `path`, or, where that is null, through nothing but `bucket`.

@@ -9,17 +9,29 @@ from headway.backends.memory import MemoryBackend
 
 __all__ = ["BaseBackend", "HealthCheckResult", "MemoryBackend", "validate_safety_margin"]
 
-# Not in __all__ before they exist: `import *` would fail for their sake.
-_OF_REDIS = frozenset({"FallbackRateLimiter", "InFlightRequest", "ModelLimits", "RedisBackend"})
+# Not in __all__: `import *` would fail where redis-py is not installed, or before they exist.
+_NOT_YET = frozenset({"FallbackRateLimiter", "InFlightRequest", "ModelLimits"})
 
 
-if not TYPE_CHECKING:  # where it would make every misspelt name look like one of ours
+if TYPE_CHECKING:
+    from headway.backends.redis import RedisBackend as RedisBackend
+else:  # where it would make every misspelt name look like one of ours
 
     def __getattr__(name: str) -> object:
-        if name in _OF_REDIS:
+        if name == "RedisBackend":
+            try:
+                from headway.backends.redis import RedisBackend
+            except ModuleNotFoundError as error:
+                if error.name != "redis":
+                    raise
+                raise ImportError(
+                    "'RedisBackend' requires the 'redis' extra. "
+                    "Install with: pip install headway[redis]"
+                ) from None
+            return RedisBackend
+        if name in _NOT_YET:
             raise ImportError(
-                f"'{name}' needs the extra headway[redis], which is not there yet either: nothing "
-                "that could be installed brings it. Use MemoryBackend, or write a BaseBackend"
+                f"'{name}' is not there yet: it comes with the rest of headway[redis]"
             )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

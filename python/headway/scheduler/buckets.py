@@ -452,7 +452,9 @@ class Buckets:
         theirs = [limit for limit in given if _is_a_backends(limit)]
         own = [self.used_part(limit) for limit in given if limit not in theirs]
         backend = self._backend
-        words = _core.LimiterCore(own, backend.clock, backend.resources, credit=True)
+        words = _core.LimiterCore(
+            own, backend.clock, backend.resources, credit=("requests", "tokens")
+        )
         bucket = self._dress(Bucket(self._scheduler, words, bucket_id, self._label), {})
         bucket.remote = supply.take_on(bucket, words)
         bucket.guarded = self.guards(bucket)
