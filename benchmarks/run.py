@@ -32,6 +32,7 @@ ROWS = (
     "unknown-shape",
     "discovered-quota",
     "idle-buckets",
+    "redis-exact",
 )
 
 

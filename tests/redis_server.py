@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -41,12 +42,13 @@ class RedisServer:
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
+        # What it says differs by version, and with a port there are two of them.
+        where = r"(?: tcp)?\s*$" if self.port else r" (?:at |unix)"
+        ready = re.compile(f"ready to accept connections{where}", re.IGNORECASE)
         said = []
         for line in process.stdout:
             said.append(line)
-            if "eady to accept connections" in line and "unix" not in line.lower():
-                break
-            if "ready to accept connections at" in line.lower() and not self.port:
+            if ready.search(line):
                 break
         else:
             raise RuntimeError(f"redis-server has ended: {''.join(said)}")

@@ -126,9 +126,10 @@ std::map<std::string, std::pair<std::int64_t, std::int64_t>> Spent(const py::obj
 }
 
 // What is held, all of one instant where that could be had, else more of it rather than less: by
-// resource the credit that nobody has used, what was given back of what has ended, and the seconds
-// since somebody has used credit last; and by meter but those of credit, in the order of limits(),
-// as Meter::Holds: (units, [(run, amount, seconds)]).
+// resource the credit that nobody has taken, what is taken for those who wait and have not gone on,
+// what was given back of what has ended, and the seconds since somebody has begun to use credit
+// last; and by meter but those of credit, in the order of limits(), as Meter::Holds: (units, [(run,
+// amount, seconds)]).
 py::tuple Holds(const py::object& limiter) {
   const State& state = StateOf(limiter);
   const Nanos now = state.Now();
@@ -139,6 +140,7 @@ py::tuple Holds(const py::object& limiter) {
   const std::size_t count = state.limits.size();
   std::vector<std::int64_t> credit(state.resources.size(), 0);
   std::vector<std::int64_t> refunded(state.resources.size(), 0);
+  std::vector<std::int64_t> unbegun(state.resources.size(), 0);
   std::vector<double> ages(state.resources.size(), 0);
   std::vector<Held> held(count);
   std::vector<std::int64_t> before;
@@ -151,11 +153,14 @@ py::tuple Holds(const py::object& limiter) {
       const auto resource = static_cast<std::size_t>(state.bucket->resource(meter));
       if (state.limits[i].shape == Shape::kCredit) {
         const std::int64_t left = state.bucket->Credit(meter);
+        const std::int64_t waiting = state.bucket->meter(meter).unbegun();
         credit[resource] = look == 0 ? left : std::max(credit[resource], left);
+        unbegun[resource] = look == 0 ? waiting : std::max(unbegun[resource], waiting);
         seen.push_back(left);
+        seen.push_back(waiting);
         const Bucket::Spent spent = state.bucket->spent(meter);
         refunded[resource] = spent.taken - spent.used;
-        ages[resource] = Seconds(std::max<Nanos>(0, now - state.bucket->meter(meter).last_taken()));
+        ages[resource] = Seconds(std::max<Nanos>(0, now - state.bucket->meter(meter).last_begun()));
       } else {
         Held one;
         one.units = state.bucket->meter(meter).Holds(one.departures);
@@ -167,8 +172,10 @@ py::tuple Holds(const py::object& limiter) {
     before = std::move(seen);
     if (same || look == 8) break;
     // What was found before was of an instant that nobody saw twice.
-    if (look < 7) held.assign(count, Held{});
-    if (look < 7) std::fill(credit.begin(), credit.end(), 0);
+    if (look == 7) continue;
+    held.assign(count, Held{});
+    std::fill(credit.begin(), credit.end(), 0);
+    std::fill(unbegun.begin(), unbegun.end(), 0);
   }
   py::list meters;
   for (std::size_t i = 0; i < count; ++i) {
@@ -178,7 +185,7 @@ py::tuple Holds(const py::object& limiter) {
       leave.append(py::make_tuple(each.run, each.amount, Seconds(each.at - now)));
     meters.append(py::make_tuple(held[i].units, leave));
   }
-  return py::make_tuple(credit, refunded, ages, meters);
+  return py::make_tuple(credit, unbegun, refunded, ages, meters);
 }
 
 // Another object over the same words: they live as long as either.

@@ -1,7 +1,9 @@
 """A process of the tests of RedisBackend: waits at a limiter, and writes down each admission.
 
-redis_worker.py URL OUTPUT LIMITS TASKS SECONDS HEARTBEAT HOLD: a line of OUTPUT for each admission:
-its beginning and end in ns of CLOCK_MONOTONIC, which all processes of a host share.
+redis_worker.py URL OUTPUT LIMITS TASKS SECONDS HEARTBEAT HOLD STAND: a line of OUTPUT for each
+admission: its beginning and end in ns of CLOCK_MONOTONIC, which all processes of a host share.
+HOLD: seconds for which each keeps its place. STAND: for so long its event loop stands still, each
+second.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from headway.backends.redis import RedisBackend
 
 
 async def main() -> None:
-    url, output, limits, tasks, seconds, heartbeat, hold = sys.argv[1:]
+    url, output, limits, tasks, seconds, heartbeat, hold, stand = sys.argv[1:]
     log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     backend = RedisBackend(url, heartbeat=float(heartbeat))
     limiter = Limiter(limits.split(","), backend=backend, name="shared")
@@ -31,11 +33,17 @@ async def main() -> None:
                     await asyncio.sleep(float(hold))
                     os.write(log, f"{began} {time.monotonic_ns()}\n".encode())
 
+    async def stand_still() -> None:
+        while float(stand):
+            await asyncio.sleep(1)
+            time.sleep(float(stand))  # noqa: ASYNC251 - the loop is to stand still
+
+    standing = asyncio.ensure_future(stand_still())
     waiting = [asyncio.ensure_future(work()) for _ in range(int(tasks))]
     await asyncio.sleep(float(seconds))
-    for task in waiting:
+    for task in (standing, *waiting):
         task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    await asyncio.gather(standing, *waiting, return_exceptions=True)
     backend.close()
 
 

@@ -42,6 +42,7 @@ class Workers:
             str(options.get("seconds", 4.0)),
             str(options.get("heartbeat", 5.0)),
             str(options.get("hold", 0.0)),
+            str(options.get("stand", 0.0)),
         ]
         self._url = server.url
         self._folder = folder
@@ -111,6 +112,23 @@ def test_four_processes_share_a_bucket_and_use_all_of_it(
     assert len([at for at in found if begin <= at < end]) >= 0.95 * 4 * 200
 
 
+@pytest.mark.parametrize("limit", ["40 requests/s bucket burst 40", "40 requests/s window"])
+def test_who_is_admitted_and_goes_on_late_passes_no_limit(
+    server: RedisServer, tmp_path: Path, limit: str
+) -> None:
+    workers = Workers(server, tmp_path, limit, seconds=8, stand=1.4)
+    for _ in range(3):
+        workers.start()
+    workers.wait()
+    found = workers.admissions()
+    if limit.endswith("window"):
+        assert most_in_any(found, SECOND) <= 40
+    else:
+        for i, j in itertools.combinations(range(len(found)), 2):
+            assert j - i <= 40 + 40 * (found[j] - found[i]) / SECOND
+    assert len(found) > 80
+
+
 def test_who_is_killed_or_stopped_costs_the_others_no_refusal(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -162,6 +180,32 @@ def test_redis_that_has_lost_its_data_is_told_anew(server: RedisServer, tmp_path
     workers.wait()
     assert most_in_any(workers.admissions(), SECOND) <= 100
     assert len(workers.admissions()) > 200
+
+
+@pytest.mark.parametrize("loses", [0.0, 1.5], ids=["all is saved", "the last is lost"])
+def test_redis_that_is_started_anew_grants_nothing_before_all_have_said_what_they_hold(
+    tmp_path: Path, loses: float
+) -> None:
+    server = RedisServer(tmp_path, "--save", "900 1")
+    workers = Workers(server, tmp_path, "100 requests/s window", seconds=8, heartbeat=0.5)
+    for _ in range(3):
+        workers.start()
+    time.sleep(2)
+    if loses:
+        client = redis.Redis.from_url(server.url)
+        client.save()
+        client.close()
+        time.sleep(loses)
+        server.kill()
+    else:
+        server.stop()
+    server.start()
+    workers.wait()
+    server.stop()
+    found = workers.admissions()
+    assert most_in_any(found, SECOND) <= 100
+    # In the end it goes on as before: three bursts and what has begun of the next.
+    assert len([at for at in found if at > found[-1] - 3.2 * SECOND]) > 280
 
 
 def test_while_redis_is_away_nothing_goes_and_then_all_does(
@@ -263,6 +307,24 @@ def test_who_waits_in_a_thread_is_admitted_too(server: RedisServer) -> None:
             with limiter.acquire_sync():
                 pass
         assert 0.1 <= time.monotonic() - began < 5
+
+
+def test_a_forked_child_holds_no_socket_of_its_parents(server: RedisServer, fork: Any) -> None:
+    def sockets() -> set[str]:
+        folder = Path("/proc/self/fd")
+        links = {os.readlink(each) for each in folder.iterdir() if each.is_symlink()}
+        return {link for link in links if link.startswith("socket:")}
+
+    before = sockets()
+    with RedisBackend(server.url) as backend:
+        limiter = Limiter(["10 requests/h bucket"], backend=backend)
+        with limiter.acquire_sync(3):
+            pass
+        ours = sockets() - before
+        assert ours
+        assert fork(lambda: len(ours & sockets())).status() == 0
+        with limiter.acquire_sync(3):  # the parent's goes on
+            pass
 
 
 def test_a_forked_child_asks_by_itself(server: RedisServer, fork: Any) -> None:

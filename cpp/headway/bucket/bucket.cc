@@ -135,18 +135,14 @@ void Bucket::Leave(Nanos now) {
 }
 
 void Bucket::Deposit(int meter, std::int64_t amount) {
-  Taken taken;
-  taken.amount = amount;
-  if (this->meter(meter).GiveBack(0, taken, amount, Debt::kAbsolute, /*cancel=*/false)) Signal();
+  if (this->meter(meter).Grant(amount)) Signal();
 }
 
 std::int64_t Bucket::Withdraw(int meter, std::int64_t amount) {
   for (;;) {
     amount = std::min(amount, Credit(meter));
-    Taken taken;
     if (amount <= 0) return 0;
-    if (this->meter(meter).Take(0, amount, /*pass_waiters=*/true, /*answered=*/true, taken))
-      return amount;
+    if (this->meter(meter).TakeBack(amount)) return amount;
   }
 }
 

@@ -182,6 +182,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
     const std::uint32_t bit = std::uint32_t{1} << resource;
     const std::int64_t used = resource < actual.size() ? actual[resource] : -1;
     if (meter.shape() == Shape::kCredit) {  // used up, whatever was used of it
+      if (!begun_) static_cast<void>(meter.Begin(now, taken_[static_cast<std::size_t>(i)]));
       bucket_->Spend(i, taken.amount, used < 0 ? taken.amount : used);
       continue;
     }

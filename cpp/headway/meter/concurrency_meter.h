@@ -9,7 +9,7 @@
 
 namespace headway {
 
-// Of credit it counts what is not granted, or used up. The word is the count. Time plays no part:
+// The word is the count. Time plays no part:
 // only giving back brings an admission nearer.
 //
 // Memory ordering: one sequentially consistent compare-and-swap a verb, as for `bucket`.

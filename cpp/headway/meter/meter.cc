@@ -4,6 +4,7 @@
 #include "headway/meter/bucket_meter.h"
 #include "headway/meter/cell_meter.h"
 #include "headway/meter/concurrency_meter.h"
+#include "headway/meter/credit_meter.h"
 
 namespace headway {
 
@@ -44,8 +45,7 @@ Nanos Meter::ReadyAt(Nanos now, std::int64_t amount, bool answered) {
     case Shape::kBucket:
       return BucketMeter::ReadyAt(*this, now, amount, answered);
     case Shape::kCredit:
-      if (now > promised_.load()) return kUntold;
-      return ConcurrencyMeter::ReadyAt(*this, now, amount);
+      return CreditMeter::ReadyAt(*this, now, amount);
     case Shape::kConcurrency:
       return ConcurrencyMeter::ReadyAt(*this, now, amount);
     default:
@@ -63,10 +63,7 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
     case Shape::kConcurrency:
       return ConcurrencyMeter::Take(*this, amount, pass_waiters, taken);
     case Shape::kCredit:
-      if (now > promised_.load() || !ConcurrencyMeter::Take(*this, amount, pass_waiters, taken))
-        return false;
-      began_.store(now, std::memory_order_relaxed);
-      return true;
+      return CreditMeter::Take(*this, now, amount, pass_waiters, begins, taken);
     default:
       return CellMeter::Take(*this, now, amount, pass_waiters, answered, begins, taken);
   }
@@ -75,6 +72,7 @@ bool Meter::Take(Nanos now, std::int64_t amount, bool pass_waiters, bool answere
 bool Meter::Begin(Nanos now, Taken& taken) {
   if (taken.amount == 0) return false;
   if (has_cells()) CellMeter::Begin(*this, now, taken);
+  if (shape_ == Shape::kCredit) CreditMeter::Begin(*this, now, taken);
   return shape_ == Shape::kBucket && BucketMeter::Start(*this, now, taken);
 }
 
@@ -104,8 +102,9 @@ bool Meter::GiveBack(Nanos now, const Taken& taken, std::int64_t amount, Debt de
     case Shape::kBucket:
       return BucketMeter::GiveBack(*this, now, taken, amount, debt, cancel);
     case Shape::kConcurrency:
-    case Shape::kCredit:
       return ConcurrencyMeter::GiveBack(*this, amount);
+    case Shape::kCredit:
+      return CreditMeter::GiveBack(*this, taken, amount);
     default:
       return CellMeter::GiveBack(*this, taken, amount, cancel);
   }
@@ -131,6 +130,13 @@ void Meter::CountEarlier(Nanos counted_by, std::int64_t amount) {
 
 std::vector<RunOfCalls> Meter::Runs() {
   return has_cells() ? CellMeter::Runs(*this) : std::vector<RunOfCalls>{};
+}
+
+bool Meter::Grant(std::int64_t amount) { return ConcurrencyMeter::GiveBack(*this, amount); }
+
+bool Meter::TakeBack(std::int64_t amount) {
+  Taken taken;
+  return ConcurrencyMeter::Take(*this, amount, /*pass_waiters=*/true, taken);
 }
 
 std::int64_t Meter::Holds(std::vector<Departure>& departures) {

@@ -192,13 +192,19 @@ class Meter {
   void SetWaiters() { word_.fetch_or(Word::kWaiters); }
   void ClearWaiters() { word_.fetch_and(~Word::kWaiters); }
 
+  // Of credit: so many units more are there, or less, if there are so many. Granting returns
+  // whether to signal, taking back whether it did.
+  [[nodiscard]] bool Grant(std::int64_t amount);
+  [[nodiscard]] bool TakeBack(std::int64_t amount);
+
   // Of credit: until when it may be used; kNever at first. Whoever has looked at the time before,
   // and is stopped there, uses it later.
   void HoldsUntil(Nanos at) { promised_.store(at); }
 
-  // Of credit: when it was last taken from; 0: never. What was taken and not seen yet in the word
-  // may be later by as long as a thread is stopped between the two.
-  Nanos last_taken() const { return began_.load(std::memory_order_relaxed); }
+  // Of credit: when somebody has begun to use it last, 0: never; and what was taken for those who
+  // wait, and have not gone on. Read after the word, they are not older than that.
+  Nanos last_begun() const { return began_.load(); }
+  std::int64_t unbegun() const { return unbegun_.load(); }
 
   // Whether freeing cells, by any verb above, owes those who wait a signal; asked after each of
   // them by whoever can send one. Clears the debt.
@@ -211,12 +217,13 @@ class Meter {
   friend class BucketMeter;
   friend class CellMeter;
   friend class ConcurrencyMeter;
+  friend class CreditMeter;
 
   Cells& cells();
 
   std::atomic<std::uint64_t> word_{0};
-  // bucket: the units that were admitted and have not begun, and two small numbers (BucketMeter).
-  // Beside the word, for they are written together.
+  // bucket: the units that were admitted and have not begun, and two small numbers (BucketMeter);
+  // credit: these units. Beside the word, for they are written together.
   std::atomic<std::int64_t> unbegun_{0};
   ParameterSlots slots_;
   union {
@@ -227,7 +234,7 @@ class Meter {
   // after that.
   std::atomic<Nanos> promised_{0};
   std::atomic<Nanos> began_{0};  // bucket: when it was last taken from after it had been full;
-                                 // credit: when it was last taken from
+                                 // credit: when it was last begun to be used
   const Shape shape_;
 };
 

@@ -997,13 +997,42 @@ TEST(Scheduler, CreditIsNotUsedAfterTheInstantUntilWhichItHolds) {
   o.bucket->Deposit(0, 3);
   o.bucket->meter(0).HoldsUntil(kStart + 5);
   EXPECT_TRUE(o.TryTake(kStart + 5, {1}));
-  EXPECT_EQ(o.bucket->meter(0).last_taken(), kStart + 5);
+  EXPECT_EQ(o.bucket->meter(0).last_begun(), kStart + 5);
   EXPECT_FALSE(o.TryTake(kStart + 6, {1}));
-  EXPECT_EQ(o.bucket->meter(0).last_taken(), kStart + 5);
+  EXPECT_EQ(o.bucket->meter(0).last_begun(), kStart + 5);
   EXPECT_EQ(o.bucket->ReadyAt(0, kStart + 6, 1), kUntold);
   EXPECT_EQ(o.bucket->Credit(0), 2) << "it is there to be given back";
   o.bucket->meter(0).HoldsUntil(kStart + 9);
   EXPECT_TRUE(o.TryTake(kStart + 6, {1}));
+}
+
+TEST(Scheduler, CreditIsUsedWhenWhoWaitedForItGoesOn) {
+  Limit credit;
+  credit.amount = Limit::kMaxAmount;
+  credit.resource = "requests";
+  credit.shape = Shape::kCredit;
+  Office o({credit}, {0});
+  Meter& meter = o.bucket->meter(0);
+  Waiter* const first = o.Submit(kStart, {2});
+  Waiter* const second = o.Submit(kStart, {3});
+  EXPECT_TRUE(o.Serve(kStart).empty());
+  o.bucket->Deposit(0, 5);
+  o.scheduler.Advance(kStart + 1);
+  EXPECT_EQ(o.Drain(), (std::vector<Waiter*>{first, second}));
+  EXPECT_EQ(o.bucket->Credit(0), 0);
+  EXPECT_EQ(meter.unbegun(), 5);
+  EXPECT_EQ(meter.last_begun(), 0);
+  const std::unique_ptr<Reservation> gone_on = first->Claim(kStart + 7);
+  EXPECT_EQ(meter.unbegun(), 3);
+  EXPECT_EQ(meter.last_begun(), kStart + 7);
+  o.scheduler.Cancel(second, kStart + 8);
+  EXPECT_EQ(meter.unbegun(), 0);
+  EXPECT_EQ(o.bucket->Credit(0), 3);
+  EXPECT_EQ(meter.last_begun(), kStart + 7);
+  EXPECT_TRUE(gone_on->Settle(kStart + 9, {}));
+  EXPECT_EQ(o.bucket->spent(0).taken, 2);
+  EXPECT_EQ(o.bucket->Withdraw(0, 9), 3);
+  EXPECT_EQ(meter.last_begun(), kStart + 7) << "nobody has used that";
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ class _Limit:
         if kind != _BUCKET:
             return _Limit(kind, resource, limit.amount, period, 0, 0, 0)
         burst = limit.burst if limit.burst is not None else limit.amount
-        exact = period / limit.amount
+        exact = period / max(1, limit.amount)  # one of 0 has no burst, so it admits nothing
         step = float(math.ceil(exact)) if exact >= _WHOLE_STEPS else math.nextafter(exact, math.inf)
         guard = int(min((burst - 1) * step / 16, _SECOND))
         return _Limit(
@@ -104,11 +104,12 @@ class _Due:
 class Holding:
     """What a process says it holds, of one instant; by resource, or by limit where it says so.
 
-    credit: granted and not used. spent: used of what was granted, ever. refunded: given back of
-    what was used, ever. ages: ns since something was used last. held: by limit, units in use or
-    counted.
+    usable: granted, and nobody's yet. credit: granted and not used: with that of those who have
+    waited and not gone on. spent: used of what was granted, ever. refunded: given back of what was
+    used, ever. ages: ns since something was used last. held: by limit, units in use or counted.
     """
 
+    usable: list[int]
     credit: list[int]
     spent: list[int]
     refunded: list[int]
@@ -173,6 +174,8 @@ class Books:
         # By limit, what all hold together, as Redis said last: units, or ns that are owed.
         self._used: list[float] = []
         self._told_at = 0
+        self._who = secrets.token_hex(6)
+        self._turn = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -180,12 +183,10 @@ class Books:
 
         Where it has known us, it may have lost its data: what it said last is told it again.
         """
-        self._recalls = bool(self._used)
-        self._who = secrets.token_hex(6)
-        self._turn = 0
+        self._anew, self._recalls = True, bool(self._used)
         self._due: deque[_Due] = deque()
         _core.take_back(self._words)
-        self._refunded_before = _core.holds(self._words)[1]
+        self._refunded_before = _core.holds(self._words)[2]
         self._granted = [0] * len(self._resources)
         self._told: Holding | None = None
         # What was told of runs that leave, by limit and run: units, and the instant.
@@ -198,6 +199,7 @@ class Books:
 
     def begin_anew(self) -> None:
         """In a forked child: what was granted is the parent's."""
+        self._who = secrets.token_hex(6)
         self._begin()
         self._recalls = False
 
@@ -228,9 +230,11 @@ class Books:
 
     def holding(self) -> Holding:
         """What is held now."""
-        credit, refunded, ages, meters = _core.holds(self._words)
-        credit = [here + self._later(r) for r, here in enumerate(credit)]
+        usable, unbegun, refunded, ages, meters = _core.holds(self._words)
+        usable = [here + self._later(r) for r, here in enumerate(usable)]
+        credit = [here + waiting for here, waiting in zip(usable, unbegun, strict=True)]
         return Holding(
+            usable,
             credit,
             [all_ - here for all_, here in zip(self._granted, credit, strict=True)],
             [all_ - one for all_, one in zip(refunded, self._refunded_before, strict=True)],
@@ -258,7 +262,7 @@ class Books:
     def demand(self) -> Asks:
         """What those ask who wait, less what there is for the first of them, or will be."""
         # What is there comes first: who is admitted meanwhile is then not asked for twice.
-        left = self.holding().credit
+        left = self.holding().usable
         asked = _core.demand(self._words, MOST)
         wanted = []
         for count, amounts in asked:
@@ -270,11 +274,14 @@ class Books:
                 left = [0] * len(left)  # nobody passes the first who waits
         return wanted
 
-    def message(self, now: int, asks: Asks, horizon: int, *, leaves: bool = False) -> str:
+    def message(
+        self, now: int, asks: Asks, horizon: int, server: str = "", *, leaves: bool = False
+    ) -> str:
         """What Redis is to be told now, as JSON; the answer to it goes to `answered`.
 
-        horizon: ns; credit that may be used so much later is wanted, too. leaves: nothing is held,
-        and nobody waits.
+        horizon: ns; credit that may be used so much later is wanted, too. server: which one it goes
+        to, that others may know whether its data can be older than what it has answered. leaves:
+        nothing is held, and nobody waits.
         """
         holding = self.holding()
         opened, counted = [], []
@@ -291,6 +298,10 @@ class Books:
                     known = (units, now + leaves_in)
                 self._telling[i, run] = known
             opened.append(max(0, left))
+        # What was to leave is given back by now, or has been joined by what nobody can tell of.
+        for (i, run), (_, at) in self._counted.items():
+            if (i, run) not in self._telling and at > now:
+                counted.append([i + 1, run, 0, at - now])
         self._turn += 1
         self._sent_at = now
         self._asked = asks
@@ -301,12 +312,14 @@ class Books:
             "turn": self._turn,
             "fresh": secrets.token_hex(4),
             "epoch": self._epoch,
+            "server": server,
             "peers": self.peers,
             "generation": self._generation,
             "resources": len(self._resources),
             "limits": [each.listed() for each in self._limits],
             "ttl": round(self._key_ttl * 1000),
             "heard": round(self._heard * 1e6),
+            "usable": holding.usable,
             "credit": holding.credit,
             "spent": holding.spent,
             "age": [min(each, now) for each in holding.ages],
@@ -316,6 +329,8 @@ class Books:
             "asks": [[count, *amounts] for count, amounts in asks],
             "horizon": horizon,
         }
+        if self._anew:
+            said["anew"] = True
         if self._recalls:
             since = now - self._told_at
             said["owed"] = [
@@ -337,7 +352,7 @@ class Books:
                 self._begin()
             return Answer(lost=True, differs=said["state"] == "differs")
         self._told_at = self._sent_at
-        self._recalls = False
+        self._anew = self._recalls = False
         # Before limits are adopted, which others may have set since: then they hold, not ours.
         self._debt = None
         self.peers = said["peers"]
@@ -345,7 +360,7 @@ class Books:
         answer = Answer(adopted=self._adopt(said), left=self._leaving)
         if self._leaving:
             self._begin()
-            self._recalls = False
+            self._recalls, self._epoch = False, ""
             return answer
         self._told = self._telling_of
         self._counted = self._telling

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -22,6 +22,7 @@ from headway import _core
 from headway._core import Limit, LimiterCore
 from headway._log import fields
 from headway.backends.redis._books import Answer, Asks, Books
+from headway.backends.redis._connect import Connector
 
 _logger = logging.getLogger("headway.redis")
 
@@ -73,12 +74,12 @@ _Saying = Sequence[tuple[_Entry, Asks]]
 class Courier:
     """Talks to Redis on behalf of all buckets of a backend, from a thread of its own.
 
-    client: makes a redis-py client that blocks; this thread alone uses it. heartbeat, key_ttl:
-    seconds. Thread-safe.
+    connector: makes the client, which this thread alone uses. heartbeat, key_ttl: seconds.
+    Thread-safe.
     """
 
-    def __init__(self, client: Callable[[], Any], heartbeat: float, key_ttl: float) -> None:
-        self._make_client = client
+    def __init__(self, connector: Connector, heartbeat: float, key_ttl: float) -> None:
+        self._connector = connector
         self._heartbeat = heartbeat
         self._key_ttl = key_ttl
         self._askers = _core.Askers()
@@ -138,6 +139,7 @@ class Courier:
 
     def after_fork(self) -> None:
         """In a forked child: the connection, the thread and what was granted are the parent's."""
+        self._connector.after_fork()
         self._lock = threading.Lock()
         self._thread = self._mailbox = None
         self._askers.tell(None)
@@ -163,7 +165,7 @@ class Courier:
     # In the thread.
 
     def _run(self, mailbox: _core.Mailbox) -> None:
-        client = self._make_client()
+        client = self._connector.make()
         poll = select.poll()
         poll.register(mailbox.fileno(), select.POLLIN)
         wait: int | None = 0
@@ -171,7 +173,15 @@ class Courier:
             while not self._stopping:
                 poll.poll(None if wait is None else -(-wait // _MILLISECOND))
                 mailbox.clear()
-                wait = self._turn(client)
+                try:
+                    wait = self._turn(client)
+                except Exception:
+                    # A mistake of ours must not leave all who wait without anybody who asks.
+                    _logger.exception(
+                        "the exchange with Redis has failed, and is tried again",
+                        extra=fields("redis_exchange_failed"),
+                    )
+                    wait = _SECOND
             self._leave(client)
         finally:
             client.close()
@@ -218,8 +228,8 @@ class Courier:
             entry.idle_since = None
         elif entry.idle_since is None:
             entry.idle_since = now
-        unused, entry.unused = entry.unused, holding.credit
-        if any(unused) and unused == holding.credit and not entry.books.is_waited_for:
+        unused, entry.unused = entry.unused, holding.usable
+        if any(unused) and unused == holding.usable and not entry.books.is_waited_for:
             entry.books.give_back()  # whoever it was for has given up
             entry.unused = ()
             entry.wants, entry.ask_at = True, now  # somebody may have come meanwhile
@@ -249,13 +259,17 @@ class Courier:
 
     def _exchange(self, client: Any, saying: _Saying, *, stops: bool = False) -> None:
         """Tells all of that at once, and takes in what Redis answers."""
-        sent = time.monotonic_ns()
-        horizon = max(_HORIZON, 4 * self._rtt)
-        messages = []
-        for entry, asks in saying:
-            leaves = stops or (not asks and self._leaves(entry, sent))
-            messages.append(entry.books.message(sent, asks, horizon, leaves=leaves))
+        pool = client.connection_pool
         try:
+            # Connected, if it is not any more: it is known then which server this is.
+            pool.release(pool.get_connection())
+            sent = time.monotonic_ns()
+            horizon = max(_HORIZON, 4 * self._rtt)
+            server = self._connector.run_id
+            messages = []
+            for entry, asks in saying:
+                leaves = stops or (not asks and self._leaves(entry, sent))
+                messages.append(entry.books.message(sent, asks, horizon, server, leaves=leaves))
             answers = self._call(client, [entry.keys for entry, _ in saying], messages)
         except (RedisError, OSError) as error:
             self._failed(error)

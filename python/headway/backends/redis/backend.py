@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from headway._core import Limit, LimiterCore
-from headway.backends.redis._connect import connector
+from headway.backends.redis._connect import Connector
 from headway.backends.redis._courier import Courier
 from headway.errors import ConfigurationError
 
@@ -65,8 +65,8 @@ class RedisBackend:
         self.account_id = account_id
         self.namespace = namespace
         self.key_ttl = key_ttl
-        connect = connector(redis_url, redis_client, operation_timeout, max_connections)
-        self._courier = Courier(connect, heartbeat, key_ttl)
+        connector = Connector(redis_url, redis_client, operation_timeout, max_connections)
+        self._courier = Courier(connector, heartbeat, key_ttl)
 
     def keys(self, name: str) -> list[str]:
         """All keys that there are for the limits of that name, in one hash slot of a cluster."""

@@ -20,7 +20,8 @@
 --            earlier than if all of it was spent now: only then is it true that no interval sees more
 --            than burst + rate * time.
 --   cells    window and fixed: units used; those of calls that the provider has counted by a known
---            instant leave by themselves, all others are held by a process, and so is credit.
+--            instant leave by themselves, all others are held by a process, and so is what is usable:
+--            credit less that of those who are admitted and have not gone on, who are in cells already.
 --   concurrency  units used, all of them held by a process.
 local BUCKET, CELLS = 1, 2
 local FREED_AT_ONCE = 512
@@ -42,6 +43,10 @@ local function zeros(count)
 end
 
 local stored = redis.call('GET', KEYS[1])
+-- A write that needs memory comes first: where there is none, the script ends here, with nothing done,
+-- and not in the middle.
+redis.call('SET', KEYS[1], stored or '', 'PX', message.ttl)
+if stored == '' then stored = false end
 local words
 if stored then
   words = cmsgpack.unpack(stored)
@@ -50,11 +55,20 @@ else
     epoch = message.fresh, base = now_us, seen = now_us, generation = 1, limits = message.limits,
     used = zeros(#message.limits), credit = zeros(message.resources),
   }
-  -- What there was is gone: nothing is granted before all have said anew what they hold, or have had
-  -- the time to.
-  if message.epoch ~= '' then
-    words.expects, words.expected_by = message.peers, now_us + message.heard
-  end
+end
+
+-- What there was is gone, or may be older than what was answered: another server is asked now, or
+-- this one was started anew. Nothing is granted before all who held something have said so anew, or
+-- have had the time to.
+local function doubt(peers)
+  words.epoch, words.server = message.fresh, message.server
+  words.expects, words.expected_by = peers, now_us + message.heard
+end
+if not stored then
+  words.server = message.server
+  if message.epoch ~= '' then doubt(message.peers) end
+elseif words.server ~= message.server and words.server ~= '' and message.server ~= '' then
+  doubt(redis.call('HLEN', KEYS[2]))
 end
 local limits, used, credit = words.limits, words.used, words.credit
 
@@ -70,6 +84,7 @@ local function guard(limit) return limit[7] end
 if now_us < words.seen then
   local back = words.seen - now_us
   words.base = words.base - back
+  if words.expects then words.expected_by = words.expected_by - back end
   for _, key in ipairs({KEYS[3], KEYS[4]}) do
     local all = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
     for i = 1, #all, 2 do
@@ -123,6 +138,19 @@ repeat
   end
 until #gone < FREED_AT_ONCE
 
+-- What a process held is nobody's any more; what it held of a bucket may have been used by now.
+local function forget(peer)
+  for i, limit in ipairs(limits) do
+    local r = resource(limit)
+    if not bucket(limit) then
+      used[i] = used[i] - peer.open[i] - peer.usable[r]
+    elseif peer.credit[r] > 0 then
+      settle(i, limit, now)
+    end
+  end
+  for r = 1, #credit do credit[r] = credit[r] - peer.credit[r] end
+end
+
 -- Whoever was not heard of in time: what he held of rates may have been counted by now, what he held
 -- open is not any more.
 local function bury(who)
@@ -131,22 +159,23 @@ local function bury(who)
   if not packed then return end
   redis.call('HDEL', KEYS[2], who)
   local peer = cmsgpack.unpack(packed)
+  forget(peer)
   for i, limit in ipairs(limits) do
-    local held = peer.open[i] + peer.credit[resource(limit)]
-    if bucket(limit) then
-      if peer.credit[resource(limit)] > 0 then settle(i, limit, now) end
-    elseif limit[1] == CELLS then
-      used[i] = used[i] - held
-      if held > 0 then leaves(i, who, 'left', held, now_us + math.ceil(period(limit) / 1000)) end
-    else
-      used[i] = used[i] - held
+    local held = peer.open[i] + peer.usable[resource(limit)]
+    if limit[1] == CELLS and held > 0 then
+      leaves(i, who, 'left', held, now_us + math.ceil(period(limit) / 1000))
     end
   end
-  for r = 1, #credit do credit[r] = credit[r] - peer.credit[r] end
 end
 for _, who in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf',
     string.format('%.0f', now_us), 'LIMIT', 0, 16)) do
   bury(who)
+end
+
+-- Before each return from here on: of what has left and of the dead, some is written already.
+local function keep()
+  redis.call('SET', KEYS[1], pack(words), 'PX', message.ttl)
+  for i = 2, 5 do redis.call('PEXPIRE', KEYS[i], message.ttl) end
 end
 
 local function answer(out)
@@ -155,27 +184,6 @@ local function answer(out)
   out.generation = words.generation
   if words.generation ~= message.generation then out.limits = limits end
   return cjson.encode(out)
-end
-
-local function keep()
-  redis.call('SET', KEYS[1], pack(words), 'PX', message.ttl)
-  for i = 2, 5 do redis.call('PEXPIRE', KEYS[i], message.ttl) end
-end
-
-local packed = redis.call('HGET', KEYS[2], message.who)
-local peer
-if packed then
-  peer = cmsgpack.unpack(packed)
-  if message.turn <= peer.turn then return answer({state = 'late'}) end
-elseif message.turn > 1 then
-  -- He was taken for dead, or the words are new: all that he holds is to be said anew.
-  keep()
-  return answer({state = 'unknown'})
-else
-  peer = {
-    turn = 0, credit = zeros(#credit), spent = zeros(#credit), refunded = zeros(#credit),
-    open = zeros(#limits),
-  }
 end
 
 -- Of other kinds, what he says is of other limits.
@@ -188,6 +196,29 @@ if not same then
   keep()
   return answer({state = 'differs'})
 end
+local packed = redis.call('HGET', KEYS[2], message.who)
+local peer = packed and cmsgpack.unpack(packed)
+if peer and message.turn <= peer.turn then
+  keep()
+  return answer({state = 'late'})
+end
+if message.anew then
+  -- He says all of it, whatever was known of him.
+  if peer then forget(peer) end
+  for i, limit in ipairs(limits) do
+    if limit[1] == CELLS then leaves(i, message.who, 'left', 0, now_us) end
+  end
+  peer = {
+    usable = zeros(#credit), credit = zeros(#credit), spent = zeros(#credit), refunded = zeros(#credit),
+    open = zeros(#limits),
+  }
+  if words.expects and message.epoch ~= '' then words.expects = words.expects - 1 end
+elseif not peer or message.epoch ~= words.epoch then
+  -- He was taken for dead, or the words are not what they were: all that he holds is to be said anew.
+  keep()
+  return answer({state = 'unknown'})
+end
+
 if message.set then
   for i, limit in ipairs(message.limits) do
     if bucket(limit) then
@@ -211,14 +242,14 @@ for i, limit in ipairs(limits) do
     used[i] = used[i] - back * step(limit)
     if message.owed then used[i] = math.max(used[i], now + message.owed[i]) end
   else
-    used[i] = used[i] + message.open[i] + message.credit[r] - peer.open[i] - peer.credit[r]
+    used[i] = used[i] + message.open[i] + message.usable[r] - peer.open[i] - peer.usable[r]
     peer.open[i] = message.open[i]
   end
 end
 for r = 1, #credit do
   credit[r] = credit[r] + message.credit[r] - peer.credit[r]
   peer.credit[r], peer.spent[r] = message.credit[r], message.spent[r]
-  peer.refunded[r] = message.refunded[r]
+  peer.refunded[r], peer.usable[r] = message.refunded[r], message.usable[r]
 end
 for _, cell in ipairs(message.counted) do
   leaves(cell[1], message.who, cell[2], cell[3], now_us + math.ceil(cell[4] / 1000))
@@ -249,6 +280,7 @@ local function give(run, count)
   for r = 1, #credit do
     credit[r] = credit[r] + count * run[r + 1]
     peer.credit[r] = peer.credit[r] + count * run[r + 1]
+    peer.usable[r] = peer.usable[r] + count * run[r + 1]
   end
 end
 
@@ -268,8 +300,7 @@ end
 local asks = message.asks
 local granted, blocked = {}, nil
 if words.expects then
-  local known = redis.call('ZCARD', KEYS[3]) + (packed and 0 or 1)
-  if known >= words.expects or now_us >= words.expected_by then
+  if words.expects <= 0 or now_us >= words.expected_by then
     words.expects = nil
   elseif #asks > 0 then
     asks, blocked = {}, {0, -1}
