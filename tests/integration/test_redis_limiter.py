@@ -84,6 +84,7 @@ def most_in_any(admissions: list[int], span: int) -> int:
     return most
 
 
+@pytest.mark.long
 def test_four_processes_share_a_window_and_use_all_of_it(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_four_processes_share_a_window_and_use_all_of_it(
     assert len([at for at in found if begin <= at < end]) >= 0.95 * 4 * 200
 
 
+@pytest.mark.long
 def test_four_processes_share_a_bucket_and_use_all_of_it(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_four_processes_share_a_bucket_and_use_all_of_it(
     assert len([at for at in found if begin <= at < end]) >= 0.95 * 4 * 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", ["40 requests/s bucket burst 40", "40 requests/s window"])
 def test_who_is_admitted_and_goes_on_late_passes_no_limit(
     server: RedisServer, tmp_path: Path, limit: str
@@ -129,6 +132,7 @@ def test_who_is_admitted_and_goes_on_late_passes_no_limit(
     assert len(found) > 80
 
 
+@pytest.mark.long
 def test_who_is_killed_or_stopped_costs_the_others_no_refusal(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -144,6 +148,7 @@ def test_who_is_killed_or_stopped_costs_the_others_no_refusal(
     assert most_in_any(workers.admissions(), SECOND) <= 100
 
 
+@pytest.mark.long
 def test_what_a_dead_process_held_open_comes_back(server: RedisServer, tmp_path: Path) -> None:
     workers = Workers(
         server, tmp_path, "4 concurrency", tasks=4, seconds=30, heartbeat=0.5, hold=60
@@ -168,6 +173,7 @@ def test_what_a_dead_process_held_open_comes_back(server: RedisServer, tmp_path:
     workers.wait()
 
 
+@pytest.mark.long
 def test_redis_that_has_lost_its_data_is_told_anew(server: RedisServer, tmp_path: Path) -> None:
     workers = Workers(server, tmp_path, "100 requests/s window", seconds=8, heartbeat=0.5)
     for _ in range(3):
@@ -182,6 +188,7 @@ def test_redis_that_has_lost_its_data_is_told_anew(server: RedisServer, tmp_path
     assert len(workers.admissions()) > 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loses", [0.0, 1.5], ids=["all is saved", "the last is lost"])
 def test_redis_that_is_started_anew_grants_nothing_before_all_have_said_what_they_hold(
     tmp_path: Path, loses: float
