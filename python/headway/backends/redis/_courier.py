@@ -311,13 +311,12 @@ class Courier:
 
     def _tell_of_others(self, entry: _Entry, answer: Answer) -> None:
         limits = ", ".join(map(str, entry.books.limits))
-        extra = fields("limits_differ", limiter=entry.name)
         if answer.adopted:
             _logger.warning(
                 "limiter %r has other limits in Redis, which hold for all who share it: %s",
                 entry.name,
                 limits,
-                extra=extra,
+                extra=fields("shared_limits_adopted", limiter=entry.name),
             )
         elif not entry.warned:
             entry.warned = True
@@ -326,7 +325,7 @@ class Courier:
                 "name, so nothing is admitted by: %s",
                 entry.name,
                 limits,
-                extra=extra,
+                extra=fields("shared_limits_differ", limiter=entry.name),
             )
 
     def _failed(self, error: Exception) -> None:
