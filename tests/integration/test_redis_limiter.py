@@ -412,6 +412,16 @@ def test_no_secret_of_a_url_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "s3cret" not in " ".join(told)
 
 
+def test_what_a_long_period_counts_outlives_it(server: RedisServer) -> None:
+    day = 86_400
+    with RedisBackend(server.url, key_ttl=60) as backend:
+        with Limiter(["10 requests/day window"], backend=backend, name="m").acquire_sync():
+            pass
+        client = redis.Redis.from_url(server.url)
+        assert day < client.ttl(backend.keys("m")[0]) <= 2 * day
+        client.close()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("heartbeat", 0), ("operation_timeout", -1.0), ("key_ttl", "a"), ("namespace", 1)],

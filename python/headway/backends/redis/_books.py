@@ -160,17 +160,18 @@ class Books:
         self._words = words
         self._heard = 2 * heartbeat
         self._valid = round(_VALID * heartbeat * _SECOND)
-        self._key_ttl = key_ttl
         self._resources: tuple[str, ...] = _core.resources(words)
         self.limits = [each for each in _core.limits(words) if each.shape != "credit"]
         self._limits = [_Limit.of(each, self._resources) for each in self.limits]
+        # What is used must not be forgotten before it has left.
+        longest = max((each.per for each in self.limits if each.shape != "concurrency"), default=0)
+        self._key_ttl = max(key_ttl, 2 * longest)
         self.peers = 0
         """How many processes held something of it when Redis answered last, this one included."""
         self._epoch = ""
         self._generation = 0
-        self._debt: str | None = (
-            None  # limits were set here: what is owed is so much or such a share
-        )
+        # Where limits were set here: whether so much is owed, or such a share.
+        self._debt: str | None = None
         # By limit, what all hold together, as Redis said last: units, or ns that are owed.
         self._used: list[float] = []
         self._told_at = 0

@@ -35,7 +35,6 @@ else
   now_us = time[1] * 1e6 + time[2]
 end
 
-local function pack(value) return cmsgpack.pack(value) end
 local function zeros(count)
   local out = {}
   for i = 1, count do out[i] = 0 end
@@ -174,12 +173,11 @@ end
 
 -- Before each return from here on: of what has left and of the dead, some is written already.
 local function keep()
-  redis.call('SET', KEYS[1], pack(words), 'PX', message.ttl)
+  redis.call('SET', KEYS[1], cmsgpack.pack(words), 'PX', message.ttl)
   for i = 2, 5 do redis.call('PEXPIRE', KEYS[i], message.ttl) end
 end
 
 local function answer(out)
-  out.at = string.format('%.0f', now_us)
   out.epoch = words.epoch
   out.generation = words.generation
   if words.generation ~= message.generation then out.limits = limits end
@@ -364,7 +362,7 @@ for i, limit in ipairs(limits) do
   if full[i] and used[i] > full[i] then used[i] = used[i] + guard(limit) end
 end
 
-redis.call('HSET', KEYS[2], message.who, pack(peer))
+redis.call('HSET', KEYS[2], message.who, cmsgpack.pack(peer))
 redis.call('ZADD', KEYS[3], string.format('%.0f', now_us + message.heard), message.who)
 if message.leaves then bury(message.who) end
 keep()
