@@ -9,8 +9,7 @@
 
 namespace headway {
 
-// The word is the count. Time plays no part:
-// only giving back brings an admission nearer.
+// The word is the count. Time plays no part: only giving back brings an admission nearer.
 //
 // Memory ordering: one sequentially consistent compare-and-swap a verb, as for `bucket`.
 class ConcurrencyMeter {
