@@ -37,7 +37,7 @@ class Course:
         ]
 
 
-SHORT = Course(60, 6, (27, 54, 69, 77))
+SHORT = Course(60, 6, (27, 54, 69, 84))
 LONG = Course(600, 60, (270, 450, 600, 680))
 
 
