@@ -376,8 +376,9 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   if (fresh) certain = Certain(track, of);
   const bool forgets = Forgets(track, reading, certain);
   if (forgets) {
-    // None of those that began long before it is counted any more, so they are no part of this.
-    const std::int64_t recent = history.MostBetween(r, of.began - overtakes, of.began + overtakes);
+    // None of those that began before the pause is counted any more, so they are no part of this.
+    const std::int64_t recent =
+        history.MostBetween(r, BeganTogether(meter, of), of.began + overtakes);
     ours = std::min(ours, std::max(own, recent));
   }
   std::int64_t foreign = std::max<std::int64_t>(0, least - ours);
@@ -444,6 +445,16 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   // Somebody may be about to look earlier than that, and is then waited for until that.
   bucket_->Raise(track.meter, meter.Others(), track.earlier_by);
   bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
+}
+
+// Since when calls have begun one after another, up to this one, without a pause in which those
+// before may have been let go of.
+Nanos Learner::BeganTogether(Meter& meter, const AnsweredCall& of) {
+  const Nanos pause = Overtakes(of);
+  Nanos since = of.began - pause;
+  for (const RunOfCalls& run : meter.Runs())
+    if (run.first < of.began && run.last >= since) since = std::min(since, run.first - pause);
+  return since;
 }
 
 // Calls that began by then may be counted later than one that began at `began`.

@@ -215,6 +215,7 @@ class Learner {
   bool Forgets(const Track& track, const Reading& reading, std::int64_t certain) const;
   Nanos GoneAfter(Track& track, const Reading& reading, const AnsweredCall& of,
                   std::int64_t certain, bool forgets);
+  static Nanos BeganTogether(Meter& meter, const AnsweredCall& of);
   Nanos CountedLate(const AnsweredCall& of) const;
   Nanos CountedAfter(Nanos began, const AnsweredCall& of) const;
   void NoteRefused(Track& track, const AnsweredCall& of) const;

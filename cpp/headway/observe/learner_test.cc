@@ -719,6 +719,35 @@ TEST(Learner, UsesAllOfAWindowThoughTheClientIsBusy) {
       }
 }
 
+// A limit that was given without its shape is kept as a window, and what a server of another kind
+// has let go of by then is nobody else's use of it.
+TEST(Learner, UsesAllOfAGivenLimitHoweverItsServerCounts) {
+  for (const Shape shape : {Shape::kWindow, Shape::kFixed, Shape::kBucket})
+    for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
+      for (const Nanos work : {kMillisecond, 3 * kMillisecond})
+        for (std::uint64_t run = 0; run < 8; ++run) {
+          Setting setting;
+          setting.shape = shape;
+          setting.limit = 60;
+          setting.period = 6 * kSecond;
+          setting.anchor = Random(Random::Seed(run)).From(0, setting.period);
+          setting.latency = latency;
+          setting.work = work;
+          setting.every = 2 * work;
+          setting.given = "60 requests/6s";
+          SCOPED_TRACE(setting.Describe() + ", work " + std::to_string(work) +
+                       ", HEADWAY_SEED=" + std::to_string(Random::Seed(run)));
+          World world(setting, Random::Seed(run));
+          world.RunUntil(kStart + 2 * kMinute);
+          EXPECT_EQ(world.refused.size(), 0U);
+          // Each burst follows a period after the one before, within a hundredth, and is whole.
+          const std::size_t bursts = world.admitted.size() / 60;
+          ASSERT_GE(bursts, 19U);
+          EXPECT_LE(world.admitted[bursts * 60 - 1] - world.admitted[60 - 1],
+                    static_cast<Nanos>(bursts - 1) * setting.period * 101 / 100);
+        }
+}
+
 // What was once taken for others' use, while nothing was known yet, is not for ever.
 TEST(Learner, UsesAllOfAWindowOnceNobodyElseDoes) {
   for (const Nanos work : {Nanos{0}, 3 * kMillisecond})
