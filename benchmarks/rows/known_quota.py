@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from harness.options import Options
@@ -15,6 +15,9 @@ from quota.report import UNITS, Figures, Goal, figures_of, results_of, table
 from quota.side_by_side import Outcome, run_side_by_side
 
 __all__ = ["measure", "table"]
+
+_MOST = 12
+"""Cells at once: of three times as many, a client and a server each, two processors are full."""
 
 _METHOD = """
 A `headway simulate` process enforces both limits (requests and tokens, of the cell's shape); a
@@ -37,18 +40,17 @@ _NOT_ASKED: Figures = dict.fromkeys(
 
 
 def measure(options: Options) -> list[Result]:
-    """One batch for each length of window; with peers, a third one; then those of an SDK."""
+    """Each length of window, as long as each other side by side; then those of an SDK."""
     batches = [quick_cells()] if options.quick else [all_cells(6, 20), all_cells(60, 3)]
     peers = _peers(options) if options.peers else {}
     results = []
     for cells in batches:
-        outcomes, busy = _run(cells)
-        for outcome in outcomes:
+        for outcome, busy, count in _run(cells):
             results += results_of(
                 "known-quota",
                 outcome,
                 goal=_goal(outcome.cell),
-                method=_METHOD.format(call=_CALLS[outcome.cell.call], count=len(cells)),
+                method=_METHOD.format(call=_CALLS[outcome.cell.call], count=count),
                 busy=busy,
                 peers=peers.get(outcome.cell, _NOT_ASKED),
             )
@@ -61,10 +63,15 @@ def _goal(cell: Cell) -> Goal:
     return Goal(0.99, 0.99)
 
 
-def _run(cells: Sequence[Cell]) -> tuple[list[Outcome], dict[str, float]]:
+def _run(cells: Sequence[Cell]) -> Iterator[tuple[Outcome, dict[str, float], int]]:
+    """Each cell's outcome, how busy the machine was meanwhile, and with how many at once."""
     period, windows = cells[0].period, cells[0].windows
-    print(f"  {len(cells)} cells, {windows} windows of {period} s", file=sys.stderr, flush=True)
-    return run_side_by_side(cells)
+    for first in range(0, len(cells), _MOST):
+        batch = cells[first : first + _MOST]
+        print(f"  {len(batch)} cells, {windows} windows of {period} s", file=sys.stderr, flush=True)
+        outcomes, busy = run_side_by_side(batch)
+        for outcome in outcomes:
+            yield outcome, busy, len(batch)
 
 
 def _peers(options: Options) -> dict[Cell, Figures]:
@@ -72,8 +79,7 @@ def _peers(options: Options) -> dict[Cell, Figures]:
     windows = 4 if options.quick else 20
     cells = [Cell(shape, "0.05", "requests", "opaque", 6, windows) for shape in SHAPES]
     found: dict[Cell, Figures] = {cell: {unit: {} for unit in _NOT_ASKED} for cell in cells}
-    outcomes, _ = _run([replace(cell, limiter=name) for name in NAMES for cell in cells])
-    for outcome in outcomes:
+    for outcome, *_ in _run([replace(cell, limiter=name) for name in NAMES for cell in cells]):
         name = outcome.cell.limiter
         figures = found[replace(outcome.cell, limiter="headway")]
         if outcome.client.get("missing"):

@@ -71,17 +71,22 @@ struct Cell {
 
 // The cells of one meter, a ring in the order in which their members began. What was admitted for
 // whoever waits is in none before he goes on: it is in the word alone, and cannot leave. 64 is more
-// than the 2 * kSplit + 2 that are alive while answers come within one period; when stragglers hold
-// the whole ring, the open cell simply takes more members and leaves later, which errs on the safe
-// side.
+// than the kSplit + kParts + 2 that are alive while answers come at once; when stragglers hold the
+// whole ring, the open cell simply takes more members and leaves later, which errs on the safe side.
 class Cells {
  public:
   static constexpr std::uint32_t kRing = 64;
   // As Taken::cell: it is in none yet.
   static constexpr std::uint32_t kNone = kRing;
-  // A cell closes when it spans 1/16 of the period or holds 1/16 of the limit. Cells that begin
-  // with their first member, unlike cells on a grid, then use 99 % and more of the limit.
+  // A cell closes when it spans 1/16 of the period or holds 1/32 of the limit. Cells that begin
+  // with their first member, unlike cells on a grid, then use 99 % and more of the limit. Where the
+  // limit binds it is mostly the amount that closes them: of a burst, each period is longer by as
+  // long as the client takes to send one cell.
   static constexpr std::int64_t kSplit = 16;
+  static constexpr std::int64_t kParts = 32;
+  static bool Full(std::int64_t sum, std::int64_t limit) {
+    return sum >= (limit + kParts - 1) / kParts;
+  }
 
   std::array<Cell, kRing> ring;
   std::atomic<std::uint32_t> open{0};  // sequence number of the open cell

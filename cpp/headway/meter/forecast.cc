@@ -70,7 +70,7 @@ void MeterForecast::Take(Nanos at, std::int64_t amount) {
     Leaving& open = leaving_.back();
     const bool joins = open.open_since != kNever && at >= open.open_since &&
                        at - open.open_since < p_.period / Cells::kSplit &&
-                       open.amount < std::max<std::int64_t>(1, p_.amount / Cells::kSplit) &&
+                       !Cells::Full(open.amount, p_.amount) &&
                        (shape_ == Shape::kWindow || open.leaves == leaves);
     if (joins) {
       open.leaves = leaves;

@@ -447,16 +447,6 @@ void Learner::Bound(Nanos now, Track& track, const Reading& reading, const Answe
   bucket_->OthersLeaveBy(track.meter, track.earlier_by + p.period);
 }
 
-// Since when calls have begun one after another, up to this one, without a pause in which those
-// before may have been let go of.
-Nanos Learner::BeganTogether(Meter& meter, const AnsweredCall& of) {
-  const Nanos pause = Overtakes(of);
-  Nanos since = of.began - pause;
-  for (const RunOfCalls& run : meter.Runs())
-    if (run.first < of.began && run.last >= since) since = std::min(since, run.first - pause);
-  return since;
-}
-
 // Calls that began by then may be counted later than one that began at `began`.
 Nanos Learner::CountedAfter(Nanos began, const AnsweredCall& of) const {
   return began - std::max(Overtakes(of), slowest_);
@@ -471,6 +461,16 @@ void Learner::NoteLowest(Track& track, const Reading& reading, const AnsweredCal
       most - own - bucket_->history()->AtLeast(track.resource, CountedAfter(of.began, of));
   if (of.began <= track.lowest.answered && beyond > track.lowest.beyond) return;
   track.lowest = {of.began, of.counted_by, of.answered, most, own, beyond};
+}
+
+// Since when calls have begun one after another, up to this one, without a pause in which those
+// before may have been let go of.
+Nanos Learner::BeganTogether(Meter& meter, const AnsweredCall& of) {
+  const Nanos pause = Overtakes(of);
+  Nanos since = of.began - pause;
+  for (const RunOfCalls& run : meter.Runs())
+    if (run.first < of.began && run.last >= since) since = std::min(since, run.first - pause);
+  return since;
 }
 
 // A call may be counted so much later than it began, where the client is busy.
