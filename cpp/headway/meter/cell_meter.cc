@@ -172,8 +172,7 @@ bool CellMeter::WantsClose(Shape shape, const Parameters& p, Nanos now, const Ce
   // Threads do not agree on `now` to the microsecond: a member that comes a little before the first
   // may stay, since the cell leaves by its latest.
   const Nanos span = p.period / Cells::kSplit;
-  return Cells::Full(cell.sum.load(), p.amount) ||
-         now - begin >= span || begin - now >= span ||
+  return Cells::Full(cell.sum.load(), p.amount) || now - begin >= span || begin - now >= span ||
          Cell::pins(state) + Cell::pending(state) >= Cell::kMaxMembers ||
          (shape == Shape::kFixed && WindowStart(p, begin) < WindowStart(p, now));
 }

@@ -72,7 +72,8 @@ struct Cell {
 // The cells of one meter, a ring in the order in which their members began. What was admitted for
 // whoever waits is in none before he goes on: it is in the word alone, and cannot leave. 64 is more
 // than the kSplit + kParts + 2 that are alive while answers come at once; when stragglers hold the
-// whole ring, the open cell simply takes more members and leaves later, which errs on the safe side.
+// whole ring, the open cell simply takes more members and leaves later, which errs on the safe
+// side.
 class Cells {
  public:
   static constexpr std::uint32_t kRing = 64;

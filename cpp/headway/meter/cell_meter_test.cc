@@ -234,7 +234,7 @@ TEST(FixedMeter, ACellEndsWithItsWindow) {
   Meter meter(Make(Shape::kFixed, 160, 10 * kSecond), 0);
   const Nanos boundary = kDay;
   ASSERT_TRUE(Take(meter, boundary - 100 * kMillisecond, 100));
-  ASSERT_TRUE(Take(meter, boundary - 50 * kMillisecond, 5));
+  ASSERT_TRUE(Take(meter, boundary - 50 * kMillisecond, 4));
   ASSERT_TRUE(Take(meter, boundary + 50 * kMillisecond, 1));
   EXPECT_EQ(meter.Used(boundary + 50 * kMillisecond), 1);
   EXPECT_TRUE(Take(meter, boundary + 60 * kMillisecond, 159));
