@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: setup build run test test-cpp test-tsan test-asan test-fuzz test-python lint format format-check types \
+.PHONY: setup build run run-sample test test-cpp test-tsan test-asan test-fuzz test-python lint format format-check types \
         docs stubs stubs-check mutants mutants-apply fetch-deps wheel fresh fuzz soak bench bench-peers clean help
 
 help:           ## say what there is
@@ -15,6 +15,9 @@ setup:          ## install missing Debian packages and build/venv
 build: setup    ## build the package and install it into build/venv
 	@tools/build
 
+run-sample: build   ## what `make run` shows: no refusal, and 95 % used
+	@tools/run-sample
+
 run:            ## the main job on a sample, against the simulator
 	@tools/setup run
 	@tools/build
@@ -23,7 +26,7 @@ run:            ## the main job on a sample, against the simulator
 # The cheap checks first. test-asan runs all that test-cpp does; fetch-deps, minutes of compiling
 # other people's code, is for who changes cmake/ or tools/fetch-deps.
 CHECKS := format-check lint types stubs-check docs
-TESTS := test-tsan test-asan test-fuzz test-python mutants-apply wheel
+TESTS := test-tsan test-asan test-fuzz run-sample test-python mutants-apply wheel
 test: build $(CHECKS) $(TESTS)  ## everything that CI runs
 	@echo "make test: everything passed"
 

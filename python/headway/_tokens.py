@@ -17,7 +17,12 @@ _NO_TEXT = frozenset(
         *("image_url", "input_audio", "file", "file_data", "data", "inlineData", "inline_data"),
     }
 )
+# What a model is told that it may call, and in which form to answer: of this, names count, too.
+_SCHEMAS = ("tools", "functions", "response_format")
 _MOST = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# So many answers are made of one request, each as long as one may be; `best_of` gives the best.
+_ANSWERS = ("n", "best_of")
+_MOST_ANSWERS = 1_000
 _COMPLETIONS_DEFAULT = 16
 _LARGEST = 2**53
 
@@ -46,7 +51,7 @@ def estimate_tokens(url: str, body: Mapping[str, Any]) -> int:
     most = most_output_tokens(body)
     path = url.partition("?")[0]
     if most == 0 and path.endswith("/completions") and not path.endswith("/chat/completions"):
-        most = _COMPLETIONS_DEFAULT
+        most = _COMPLETIONS_DEFAULT * _answers(body)
     return max(most, input_tokens(body))
 
 
@@ -204,22 +209,37 @@ def used_tokens(body: object) -> int:
 
 
 def input_tokens(body: Mapping[str, Any]) -> int:
-    """What goes in of a request, at least 1: a quarter of the characters of its text."""
+    """What goes in of a request, at least 1: a quarter of the characters of its text.
+
+    With what it may call, and the form of its answer, by names and descriptions.
+    """
     return max(1, -(-_characters(body) // 4))
 
 
 def most_output_tokens(body: Mapping[str, Any]) -> int:
-    """How many tokens its answer may have at most; 0 where the request does not say."""
+    """How many tokens its answers may have at most, all together; 0 where the request does not say.
+
+    Of `n` of them, or of the `best_of` that are made, each may be as long: so says Azure's guide to
+    quotas of `best_of`, and OpenAI's cookbook reckons (api_request_parallel_processor.py).
+    """
     most = max((_amount(body.get(name)) for name in _MOST), default=0)
     settings = body.get("generationConfig")
     if most == 0 and isinstance(settings, Mapping):
         most = _amount(settings.get("maxOutputTokens"))
-    return most
+    return min(most * _answers(body), _LARGEST)
+
+
+def _answers(body: Mapping[str, Any]) -> int:
+    """How many answers are made of one request."""
+    settings = body.get("generationConfig")
+    told = settings.get("candidateCount") if isinstance(settings, Mapping) else None
+    many = max(_amount(told), *(_amount(body.get(name)) for name in _ANSWERS))
+    return min(max(1, many), _MOST_ANSWERS)
 
 
 def _characters(body: Mapping[str, Any]) -> int:
     """Characters of text, without roles, types, names, ids, pictures, sounds and files."""
-    count = 0
+    count = sum(_characters_of_all(body[name]) for name in _SCHEMAS if name in body)
     stack = [body[name] for name in _TEXT if name in body]
     while stack:
         part = stack.pop()
@@ -231,6 +251,22 @@ def _characters(body: Mapping[str, Any]) -> int:
             stack.extend(value for name, value in part.items() if name not in _NO_TEXT)
         elif isinstance(part, int) and not isinstance(part, bool):
             count += 4
+    return count
+
+
+def _characters_of_all(schema: object) -> int:
+    """Characters of all that is said, names included."""
+    count = 0
+    stack = [schema]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, str):
+            count += len(part)
+        elif isinstance(part, list):
+            stack.extend(part)
+        elif isinstance(part, dict):
+            stack.extend(part)
+            stack.extend(part.values())
     return count
 
 

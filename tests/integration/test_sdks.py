@@ -351,6 +351,47 @@ def test_a_connection_that_breaks_leaves_nothing_behind(simulator: SimulatorProc
     asyncio.run(run())
 
 
+@serve("--fail", "drop:1.0")
+def test_what_an_sdk_tries_again_by_itself_is_of_the_same_budget(
+    simulator: SimulatorProcess,
+) -> None:
+    async def run() -> None:
+        async with scheduler_of() as scheduler:
+            client = async_openai(simulator, scheduler, max_retries=4)
+
+            async def chat() -> None:
+                with pytest.raises(openai.APIConnectionError):
+                    await client.chat.completions.create(model="m", messages=SAYS)
+
+            await asyncio.gather(*(chat() for _ in range(25)))
+            # 10, and one for every five that began: 25, and those that were tried again.
+            tried = scheduler._events["retries"]
+            assert 10 + 5 <= tried <= 10 + (25 + tried) / 5
+            assert simulator.stats()["refused"] + simulator.stats()["admitted"] <= 25 + tried
+            assert scheduler._under_way == 0
+            await client.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("said", "tries"), [("", 3), ("1", 2), ("2", 1), ("9" * 9, 3), ("x", 3)])
+@serve("--fail", "503:1.0")
+def test_what_was_tried_before_is_not_tried_as_often_again(
+    simulator: SimulatorProcess, said: str, tries: int
+) -> None:
+    async def run() -> None:
+        async with scheduler_of(max_retries=2) as scheduler:
+            transport = AsyncTransport(scheduler, provider="openai")
+            async with httpx.AsyncClient(transport=transport) as client:
+                url = f"{simulator.url}/v1/chat/completions"
+                told = {"x-stainless-retry-count": said}
+                body = {"model": "m", "messages": SAYS}
+                assert (await client.post(url, json=body, headers=told)).status_code == 503
+            assert simulator.stats()["admitted"] == tries
+
+    asyncio.run(run())
+
+
 @serve("--latency", "0.4")
 def test_the_time_out_is_the_clients_own(simulator: SimulatorProcess) -> None:
     async def run() -> None:

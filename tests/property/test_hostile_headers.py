@@ -39,9 +39,11 @@ STATED: dict[str, list[dict[str, Any]]] = {
     for file in DATA.glob("*.json")
 }
 PARTS = ("limit", "remaining", "reset")
+NAMED = (*PARTS, "period_in")
 NAMES = sorted(
-    {each[part] for limits in STATED.values() for each in limits for part in PARTS if part in each}
-    | {"date", "ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms"}
+    {each[part] for limits in STATED.values() for each in limits for part in NAMED if part in each}
+    | {"age", "date", "ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms"}
+    | {"x-should-retry"}
 )
 NUMBERS = st.one_of(
     st.integers(-2, 100).map(str),

@@ -33,6 +33,13 @@ def chat(text: object, **more: object) -> dict[str, Any]:
         (chat(""), 1),
         (chat("x", max_tokens=None), 1),
         ({}, 1),
+        (chat("x", max_tokens=100, n=5), 500),
+        (chat("x", max_tokens=100, n=2, best_of=5), 500),
+        (chat("x", n=5), 1),  # nobody knows how long one is
+        (chat("x", max_tokens=100, n=True), 100),
+        (chat("x", max_tokens=100, n=0), 100),
+        (chat("x", max_tokens=100, n=10**30), 100_000),  # which the provider refuses
+        ({"generationConfig": {"maxOutputTokens": 50, "candidateCount": 3}}, 150),
     ],
 )
 def test_a_request_counts_the_larger_of_its_most_and_a_quarter_of_its_characters(
@@ -49,6 +56,14 @@ def test_only_text_counts_in_content_of_several_parts() -> None:
     assert estimate_tokens(CHAT, chat(parts)) == 10
 
 
+def test_what_a_model_may_call_and_the_form_of_its_answer_count_with_their_names() -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"city": "x" * 377}}}
+    assert len("typefunctionfunctionnamelookparameterscity") + 377 == 419
+    assert estimate_tokens(CHAT, chat("", tools=[tool])) == 105
+    assert estimate_tokens(CHAT, chat("x" * 400, tools=[tool])) == 205
+    assert estimate_tokens(CHAT, chat("", response_format={"a": ["x" * 39, 7, None]})) == 10
+
+
 def test_texts_of_a_list_add_up_and_a_number_is_a_token() -> None:
     assert estimate_tokens("/v1/embeddings", {"input": ["x" * 40, "x" * 40]}) == 20
     assert estimate_tokens("/v1/embeddings", {"input": [[1, 2, 3], [4, 5]]}) == 5
@@ -60,6 +75,7 @@ def test_texts_of_a_list_add_up_and_a_number_is_a_token() -> None:
 )
 def test_completions_answer_sixteen_tokens_unless_told_otherwise(url: str, tokens: int) -> None:
     assert estimate_tokens(url, {"prompt": "x" * 8}) == tokens
+    assert estimate_tokens("/v1/completions", {"prompt": "x" * 8, "best_of": 3}) == 48
 
 
 @pytest.mark.parametrize("value", ["64", -1, 2.5, True, [64]])

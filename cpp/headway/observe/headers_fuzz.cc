@@ -1,6 +1,7 @@
 // headway/observe/headers_fuzz.cc: any headers, read as a provider's and as the IETF's. One input
 // is lines: the form of a reset ('0' to '5'), then the values of limit, remaining, reset, date,
-// RateLimit-Policy and RateLimit. A line that is not there is a header that is not.
+// RateLimit-Policy, RateLimit and of what states the period. A line that is not there is a header
+// that is not.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -23,8 +24,8 @@ namespace {
 
 constexpr double kNow = 1'800'000'000;
 constexpr Nanos kLongestReset = Nanos{2} * 365 * kDay;
-constexpr std::array<const char*, 6> kNames = {"limit", "remaining", "reset",
-                                               "date",  "policy",    "state"};
+constexpr std::array<const char*, 7> kNames = {"limit",  "remaining", "reset", "date",
+                                               "policy", "state",     "period"};
 
 using simulate::ExactText;
 using Lines = std::vector<ExactText>;
@@ -69,6 +70,7 @@ void CheckStated(const Lines& lines) {
   stated.reset = "reset";
   stated.rounding = 500;
   stated.period = Inference::kMinute;
+  stated.period_in = "period";
   if (!lines.empty() && !lines[0].view().empty())
     stated.reset_form = static_cast<ResetForm>(static_cast<unsigned char>(lines[0].view()[0]) % 6);
   const HeaderOf header = [&](absl::string_view name) { return Line(lines, name); };
@@ -87,8 +89,11 @@ void CheckStated(const Lines& lines) {
   FUZZ_CHECK(reading.ago == 0 || (reading.dated && reading.reset == 0 && reading.ago > 0));
   FUZZ_CHECK(reading.ago <= 60 * kSecond && (reading.coarse == 0 || reading.dated));
   FUZZ_CHECK(reading.resource == 1 && reading.family == 7 && reading.rounding == 500 &&
-             reading.period == Inference::kMinute && reading.shape == Shape::kUnknown &&
-             !reading.anchor);
+             reading.shape == Shape::kUnknown && !reading.anchor);
+  FUZZ_CHECK(reading.period == Inference::kMinute ||
+             (reading.period >= Limit::kMinPeriod && reading.period <= Limit::kMaxPeriod &&
+              static_cast<double>(reading.period) / 1e9 <= LargestIn(std::string(header("period").value_or(""))) +
+                                               1e-6));
   // What was read can be written as a number, and reads the same.
   stated.reset_form = ResetForm::kDuration;
   std::vector<std::pair<absl::string_view, std::string>> again;

@@ -28,9 +28,7 @@ _FINAL = {
     "spent": "not tried again: the provider says that the credit is spent",
     "not_on_plan": "not tried again: the provider says that the model is not in the plan",
 }
-_USED_UP = (
-    "not tried again: the budget for retries is used up (10, and one for every five requests)"
-)
+USED_UP = "not tried again: the budget for retries is used up (10, and one for every five requests)"
 
 
 @final
@@ -210,17 +208,26 @@ class Verdicts:
                 return None
             self._scheduler._events["failed_attempts"] += 1
         refused = is_refused(answer) or limited
-        if call.attempt > self._scheduler.config.max_retries or bucket.breaker.is_open:
+        before = look(call.metadata, "_tried")
+        attempts = call.attempt + (before if isinstance(before, int) else 0)
+        if attempts > self._scheduler.config.max_retries or bucket.breaker.is_open:
             return None
         # A refused one waits with its bucket.
         pause = 0.0 if refused else self._pause_told(call, answer)
         self._check_deadline(call, answer, pause, error)
-        if not self._budget.take(self._scheduler._begun()):
-            self._scheduler._events["retry_budget_used_up"] += 1
-            self._say("retry_budget", _USED_UP, error)
-            return None
-        self._scheduler._events["retries"] += 1
-        return pause
+        return pause if self.may_try_again(error) else None
+
+    def may_try_again(self, error: BaseException | None = None) -> bool:
+        """Takes one of the retries that there are, for whoever makes it; False: none is left.
+
+        error: what has failed, which is told why.
+        """
+        if self._budget.take(self._scheduler._begun()):
+            self._scheduler._events["retries"] += 1
+            return True
+        self._scheduler._events["retry_budget_used_up"] += 1
+        self._say("retry_budget", USED_UP, error)
+        return False
 
     def _pause_told(self, call: Any, answer: Answer) -> float:
         told = wait_told_by(answer)

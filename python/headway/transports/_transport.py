@@ -25,6 +25,7 @@ from headway.scheduler.answers import FINAL, TABLE, USED
 from headway.scheduler.chores import running_loop
 from headway.scheduler.failures import REFUSED, RETRIED
 from headway.scheduler.streams import at_least
+from headway.scheduler.verdicts import USED_UP
 from headway.scheduler.watching import WatchedCall, check_watching
 from headway.transports._errors import let_through
 from headway.transports._httpx import send_untold, send_untold_sync
@@ -47,6 +48,10 @@ from headway.transports._ways import make_way, proxy_for
 _logger = logging.getLogger("headway.scheduler")
 
 _IDEMPOTENT = READ_ONLY | {"PUT"}
+
+# Of OpenAI's and Anthropic's SDKs, which are generated alike: 0 at first, one more for each retry.
+_TRIES = "x-stainless-retry-count"
+_MOST_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,13 @@ def asking(
 
 @dataclass
 class _Metadata(RequestMetadata):
-    """Of a request that a transport sends. table: of its provider, which may share buckets."""
+    """Of a request that a transport sends. table: of its provider, which may share buckets.
+
+    _tried: how often the client has sent it before, by itself.
+    """
 
     table: ProviderTable | None = None
+    _tried: int = 0
 
 
 class _Governor:
@@ -137,7 +146,9 @@ class _Governor:
             return asked_of_host(request.url.host)
         return asked
 
-    def _metadata(self, scheduler: Scheduler, asked: Asked, table: ProviderTable) -> _Metadata:
+    def _metadata(
+        self, scheduler: Scheduler, asked: Asked, table: ProviderTable, tried: int
+    ) -> _Metadata:
         wishes = _wishes.get()
         cost = cost_of(asked, table, self._outputs)
         metadata = _Metadata(
@@ -150,6 +161,7 @@ class _Governor:
             deadline=wishes.deadline,
             timeout=math.inf,  # the client has its own, which do not run while it waits
             table=table,
+            _tried=tried,
         )
         bucket = scheduler._find.known(metadata)
         if bucket is not None:
@@ -271,6 +283,20 @@ def _failure_of(response: Any, raw: bytes) -> Any:
     return fresh
 
 
+def _tries_before(request: Any, scheduler: Scheduler) -> int:
+    """How often the client has sent this before, as an SDK says after a broken connection.
+
+    Its retries are of the same budget as the scheduler's. Where that is used up, nothing is sent,
+    and it is told that there is no connection, as it was before.
+    """
+    said = request.headers.get(_TRIES, "")
+    tried = int(said) if said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS else 0
+    if tried and not scheduler._verdicts.may_try_again():
+        package: Any = sys.modules[package_of(request) or "httpx"]
+        raise package.ConnectError(USED_UP, request=request)
+    return tried
+
+
 def _said_last(response: Any) -> Any:
     """What the scheduler has tried again and given up, the client need not try again itself."""
     if response.status_code in RETRIED and not response.extensions.get(FINAL):
@@ -348,6 +374,7 @@ class AsyncTransport(_Governor, _AsyncBase):
             self._has_started()
         if self._observes:
             return await self._send_watched(send, request, asked, scheduler, table)
+        tried = _tries_before(request, scheduler)
 
         async def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(HOLD)
@@ -368,7 +395,7 @@ class AsyncTransport(_Governor, _AsyncBase):
         function = WithReservation(attempt)
         try:
             for tries in range(CLAMPS):
-                metadata = self._metadata(scheduler, asked, table)
+                metadata = self._metadata(scheduler, asked, table, tried)
                 try:
                     return _said_last(await scheduler.submit_request(metadata, function))
                 except CapacityExceededError:
@@ -470,6 +497,7 @@ class Transport(_Governor, _Base):
                     self._has_started()
         if self._observes:
             return self._send_watched(send, request, asked, scheduler, table)
+        tried = _tries_before(request, scheduler)
 
         def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(HOLD)
@@ -489,7 +517,7 @@ class Transport(_Governor, _Base):
         function = WithReservation(attempt)
         try:
             for tries in range(CLAMPS):
-                metadata = self._metadata(scheduler, asked, table)
+                metadata = self._metadata(scheduler, asked, table, tried)
                 try:
                     return _said_last(scheduler.submit_sync(metadata, function))
                 except CapacityExceededError:
