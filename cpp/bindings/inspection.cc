@@ -203,9 +203,12 @@ py::object Twin(const py::object& limiter) {
 py::list Demand(const py::object& limiter, std::size_t most) {
   const State& state = StateOf(limiter);
   py::list out;
-  for (const Asked& run : state.scheduler().Demand(*state.bucket, state.Now(), most).asked)
-    out.append(py::make_tuple(run.count, py::tuple(py::cast(std::vector<std::int64_t>(
-                                             run.amounts.begin(), run.amounts.end())))));
+  // Whoever is held up at the gate of his scheduler does not go, whatever is granted.
+  if (const auto [asked, at_gate] = state.scheduler().Demand(*state.bucket, state.Now(), most);
+      !at_gate)
+    for (const Asked& run : asked)
+      out.append(py::make_tuple(run.count, py::tuple(py::cast(std::vector<std::int64_t>(
+                                               run.amounts.begin(), run.amounts.end())))));
   state.Serve();
   return out;
 }

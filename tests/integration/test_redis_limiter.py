@@ -49,9 +49,9 @@ class Workers:
         self._numbers = itertools.count()
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, at: str = "limiter") -> subprocess.Popen[bytes]:
         output = self._folder / f"log{next(self._numbers)}"
-        command = [sys.executable, str(WORKER), self._url, str(output), *self._arguments]
+        command = [sys.executable, str(WORKER), self._url, str(output), *self._arguments, at]
         self.running.append(subprocess.Popen(command))
         return self.running[-1]
 
@@ -95,6 +95,25 @@ def test_four_processes_share_a_window_and_use_all_of_it(
     found = workers.admissions()
     assert most_in_any(found, SECOND) <= 200
     # From the first full window to the last moment at which all were there.
+    begin, end = found[0] + SECOND, found[0] + 5 * SECOND
+    assert len([at for at in found if begin <= at < end]) >= 0.95 * 4 * 200
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", ["window", "bucket burst 20"])
+def test_schedulers_and_limiters_of_one_name_share_a_limit_and_use_all_of_it(
+    server: RedisServer, tmp_path: Path, shape: str
+) -> None:
+    workers = Workers(server, tmp_path, f"200 requests/s {shape}", seconds=6)
+    for at in ("limiter", "scheduler", "scheduler", "scheduler"):
+        workers.start(at)
+    workers.wait()
+    found = workers.admissions()
+    if shape == "window":
+        assert most_in_any(found, SECOND) <= 200
+    else:
+        for i, j in itertools.combinations(range(0, len(found), 7), 2):
+            assert j - i <= 20 + 200 * (found[j] - found[i]) / SECOND + 1
     begin, end = found[0] + SECOND, found[0] + 5 * SECOND
     assert len([at for at in found if begin <= at < end]) >= 0.95 * 4 * 200
 

@@ -87,6 +87,7 @@ Learner::Track& Learner::Find(const Reading& reading) {
   for (int i = 0; i < static_cast<int>(given_.size()); ++i) {
     if (bucket_->resource(i) != reading.resource) continue;
     const Meter& meter = bucket_->meter(i);
+    track.shared = track.shared || meter.shape() == Shape::kCredit;
     if (meter.shape() == Shape::kConcurrency || meter.shape() == Shape::kCredit) continue;
     const Parameters p = meter.parameters();
     const bool given = given_[static_cast<std::size_t>(i)];
@@ -660,9 +661,11 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
     const int before = track.meter;
     if (!track.given) Keep(now, wall_offset, track, changes);
     // A given limit may be of another period than what the reading is about.
-    const bool about = !track.given || reading.period > 0 || reading.reset == kNever ||
-                       track.kept.shape == Shape::kBucket ||
-                       reading.reset <= track.kept.period + Inference::kSlack;
+    // And what others use of one that they share with us is counted elsewhere.
+    const bool about =
+        !track.shared && (!track.given || reading.period > 0 || reading.reset == kNever ||
+                          track.kept.shape == Shape::kBucket ||
+                          reading.reset <= track.kept.period + Inference::kSlack);
     if (track.meter >= 0 && reading.remaining >= 0 && about)
       Bound(now, track, reading, of, track.meter != before, certain);
     // Only now: the one that goes on does not hold what was used so far before it is bounded, and

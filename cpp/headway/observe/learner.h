@@ -135,6 +135,7 @@ class Learner {
     std::uint8_t resource = 0;
     std::uint8_t family = 0;
     bool given = false;
+    bool shared = false;                    // it is counted elsewhere, for all who use it
     int meter = -1;                         // the one that counts; -1: none, it cannot be kept
     bool counted = false;                   // all along, as this limit does
     std::int64_t limit = Reading::kUnsaid;  // as stated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headway._core import Limit, LimiterCore, ManualClock
 from headway.backends import _view
@@ -14,11 +14,17 @@ from headway.backends._reservations import Reservations
 from headway.backends._words import KeyWords, WordsByKey
 from headway.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from headway.limiter import Explanation
+
 RESOURCES = {"requests": "rpm", "tokens": "tpm"}
 
 
 class Shared(Remembered):
-    """The part of MemoryBackend that a scheduler and the backend's own methods have in common."""
+    """What a scheduler and the backend's own methods have in common, where words are the core's."""
+
+    _shares = False
+    """Whether limits that are given are counted elsewhere, for several processes."""
 
     def __init__(
         self, namespace: str, key_ttl: float, released_ttl: float, clock: ManualClock | None
@@ -100,6 +106,10 @@ class Shared(Remembered):
                 self._states.drop(key)
             return gone
 
+    def _explained(self, words: LimiterCore, said: Explanation) -> Explanation:
+        """With what is known elsewhere of limits that are shared with other processes."""
+        return said
+
     # With the lock held.
 
     def _make(
@@ -112,7 +122,9 @@ class Shared(Remembered):
         *,
         proportional: bool = False,
     ) -> KeyWords:
-        words = self._words.make(key, limits, now, learns, cold, proportional=proportional)
+        words = self._words.make(
+            key, limits, now, learns, cold, proportional=proportional, shares=self._shares
+        )
         words.hidden = False
         words.updated = words.updated or self._wall()
         return words
@@ -136,8 +148,8 @@ class Shared(Remembered):
             limit, remaining = parsed.get(f"{short}_limit"), parsed.get(f"{short}_remaining")
             if limit is not None:
                 words.learn(name, _view.scaled(limit, words.margin), now)
-            if remaining is None:
-                continue
+            if remaining is None or words.is_shared:
+                continue  # what other processes have used is counted already
             ours = words.limit(name)
             if limit and ours is not None and ours < limit:
                 remaining = remaining * ours // limit  # a share of theirs is as much of ours

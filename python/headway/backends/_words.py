@@ -43,8 +43,9 @@ class KeyWords(_core.LimiterCore):
     finds what was used already. learns: what part of a limit is used that answers tell of; 0: none
     is learnt from them. cold: while nothing is known, for so many seconds, its first request goes
     alone. proportional: whether what is owed is scaled when an answer tells of another limit.
-    Instants are seconds of the backend's clock. The caller holds the backend's lock wherever
-    more than admission is asked.
+    shares: what these limits admit is granted by somebody who counts them for several processes,
+    as credit; what answers tell of stays this process's own. Instants are seconds of the backend's
+    clock. The caller holds the backend's lock wherever more than admission is asked.
     """
 
     __slots__ = (
@@ -53,12 +54,15 @@ class KeyWords(_core.LimiterCore):
         "_width",
         "given",
         "hidden",
+        "in_use",
+        "is_shared",
         "learnt",
         "margin",
         "marks",
         "model",
         "refused_until",
         "seen",
+        "tells",
         "updated",
         "verified",
     )
@@ -72,26 +76,35 @@ class KeyWords(_core.LimiterCore):
         cold: float = 0.0,
         *,
         proportional: bool = False,
+        shares: bool = False,
     ) -> None:
         limited = {each.resource for each in limits}
         # Whatever is learnt of later is counted from the start.
         counted = _FIRST if not learns else (*_FIRST, *_STATED_BESIDE)
         free = [name for name in counted if name not in limited]
+        granted = [each.resource for each in limits] + ([] if learns else free)
+        credit = tuple(dict.fromkeys(granted)) if shares else ()
         super().__init__(
             [*limits, *(Limit(UNLIMITED, name, _PERIOD) for name in free)],
             clock,
             resources,
+            credit,
             learns=learns,
             cold=cold,
             proportional=proportional,
         )
         _loop.register(self)
-        present = _core.limits(self)
+        present = [each for each in _core.limits(self) if each.shape != "credit"]
         # Rates stay in the order in which they were given, so the added ones are the last.
         self.learnt = {name: len(present) - len(free) + i for i, name in enumerate(free)}
         self._meters = {name: _observed(present, name) for name in _FIRST}
         self._width = len(_core.resources(self))
         self._foreign: list[_Foreign] = []
+        self.is_shared = bool(credit)
+        self.tells: Callable[[KeyWords, int, Limit], None] | None = None
+        """Who counts them, told of a limit that has changed here."""
+        self.in_use: Callable[[KeyWords], Sequence[int]] | None = None
+        """By limit, what all processes use together."""
         # A `bucket` would take a mark that is far away for the instant from which it refills.
         self.marks = all(each.shape != "bucket" for each in present)
         self.given: tuple[Any, ...] | None = None  # the last limits that a caller gave
@@ -110,8 +123,11 @@ class KeyWords(_core.LimiterCore):
 
     def room(self, resource: str) -> int:
         """What is left of it; below zero where more is used than the limit allows by now."""
-        state = _core.snapshot(self, 0, 0)["limits"][self._meters[resource]]
-        return int(state["capacity"] - state["used"])
+        meter = self._meters[resource]
+        state = _core.snapshot(self, 0, 0)["limits"][meter]
+        by_all = () if self.in_use is None else self.in_use(self)
+        used = max(state["used"], by_all[meter]) if meter < len(by_all) else state["used"]
+        return int(state["capacity"] - used)
 
     def remaining(self, resource: str) -> int | None:
         """What is left, 0 at least; None where it is not limited."""
@@ -122,13 +138,18 @@ class KeyWords(_core.LimiterCore):
 
     def ready_in(self) -> float | None:
         """Seconds until one request fits; inf never; None where only answers can tell."""
+        if self.is_shared:
+            return 0.0 if self.room("requests") > 0 else None
         wait = _core.snapshot(self, 1, 0)["ready_in"]
         return None if wait is None else float(wait)
 
     def idle(self) -> bool:
         """Whether nothing is used and nobody waits."""
         look = _core.snapshot(self)
-        return look["waiting"] == 0 and all(each["used"] == 0 for each in look["limits"])
+        kept = zip(look["limits"], _core.limits(self), strict=False)
+        return look["waiting"] == 0 and not any(
+            each["used"] for each, limit in kept if limit.shape != "credit"
+        )
 
     def learn(self, resource: str, amount: int, now: float) -> None:
         """Changes the limit per minute, unless one was given."""
@@ -140,7 +161,10 @@ class KeyWords(_core.LimiterCore):
         if any(each["resource"] == resource for each in _core.findings(self)):
             return  # answers say more exactly what holds
         room = self.room(resource)
-        _core.set_limit(self, index, Limit(amount, resource, _PERIOD), False)
+        limit = Limit(amount, resource, _PERIOD)
+        _core.set_limit(self, index, limit, False)
+        if self.tells is not None:
+            self.tells(self, index, limit)
         if old == UNLIMITED and any(each.resource == resource for each in self._foreign):
             # Others' use was written against a limit that nobody knew: what was left is what holds.
             self.move(resource, room, now)
@@ -256,6 +280,7 @@ class WordsByKey:
         cold: float = 0.0,
         *,
         proportional: bool = False,
+        shares: bool = False,
     ) -> KeyWords:
         words = self.get(key, now)
         if words is None:
@@ -263,7 +288,13 @@ class WordsByKey:
             if learns:
                 self.number(LEARNT_BESIDE)
             words = KeyWords(
-                limits, self.clock, self.resources, learns, cold, proportional=proportional
+                limits,
+                self.clock,
+                self.resources,
+                learns,
+                cold,
+                proportional=proportional,
+                shares=shares,
             )
             words.seen = now
             self._kept[key] = self._known[key] = words

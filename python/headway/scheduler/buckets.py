@@ -24,7 +24,7 @@ from headway.scheduler.breaker import Breaker
 from headway.scheduler.watch import Watch
 
 if TYPE_CHECKING:
-    from headway.backends.memory import MemoryBackend
+    from headway.backends._shared import Shared
     from headway.scheduler.remote import RemoteBucket, Supply
     from headway.scheduler.scheduler import Scheduler
 
@@ -217,7 +217,7 @@ class Buckets:
     def __init__(
         self,
         scheduler: Scheduler,
-        backend: MemoryBackend,
+        backend: Shared,
         given: Mapping[str | None, Sequence[Limit]],
         *,
         ratio: float,

@@ -63,7 +63,7 @@ class Outlook:
     def explanation(self, bucket: Bucket, metadata: RequestMetadata) -> Explanation:
         """Which limit binds it, also of those of its account, and how full each is."""
         wait, _, _, amounts = self._scheduler._estimate(bucket, metadata, None)
-        found = explain(bucket, amounts)
+        found = self._scheduler._words._explained(bucket, explain(bucket, amounts))
         look = _core.snapshot(bucket, *amounts)
         elsewhere = tuple(bucket.theirs())
         too_large = self._scheduler._buckets.too_large(bucket, amounts)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from headway import _core
 from headway._core import Limit, ManualClock, Reservation
 from headway.backends import BaseBackend, MemoryBackend
+from headway.backends._shared import Shared
 from headway.errors import (
     CapacityExceededError,
     ConfigurationError,
@@ -133,7 +134,7 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
         self.backend = self._backend_of(backend, state_manager, clock)
         # Of a user's own backend, what is local is kept beside it: concurrency, accounts, numbers.
         self._remote: Supply | None = None
-        if isinstance(self.backend, MemoryBackend):
+        if isinstance(self.backend, Shared):
             self._words = self.backend
         else:
             self._words = MemoryBackend(clock=clock)
@@ -202,8 +203,8 @@ class Scheduler(_core.SchedulerCore, BaseScheduler):
             )
         if isinstance(chosen, MemoryBackend):
             check_memory(chosen)
-            if clock is not None and chosen.clock is not clock:
-                raise ConfigurationError("clock: must be that of the backend")
+        if isinstance(chosen, Shared) and clock is not None and chosen.clock is not clock:
+            raise ConfigurationError("clock: must be that of the backend")
         return chosen
 
     def _label(self) -> str:

@@ -147,7 +147,7 @@ class _Governor:
         return asked
 
     def _metadata(
-        self, scheduler: Scheduler, asked: Asked, table: ProviderTable, tried: int
+        self, scheduler: Scheduler, asked: Asked, table: ProviderTable, tried: int = 0
     ) -> _Metadata:
         wishes = _wishes.get()
         cost = cost_of(asked, table, self._outputs)

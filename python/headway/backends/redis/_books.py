@@ -30,6 +30,8 @@ _LEAST_GUARD = 20_000_000
 MOST = 1_000
 """Of those that wait, so many are asked for at once."""
 
+_MOST_AMOUNT = 2**53
+
 _SLOT = 1_000_000
 """ns: what may go within one of them goes at its end."""
 
@@ -88,8 +90,12 @@ class _Limit:
         ]
 
     def says(self, listed: Sequence[float]) -> bool:
-        """Whether that is the same limit; what follows from the rest was rounded on its way."""
-        return list(listed[:5]) == self.listed()[:5]
+        """Whether that is the same limit: the script's numbers come with fourteen digits.
+
+        What follows from the rest was rounded on its way as well.
+        """
+        ours = [float(f"{each:.14g}") for each in self.listed()[:5]]
+        return [float(each) for each in listed[:5]] == ours
 
 
 @dataclass(frozen=True)
@@ -153,15 +159,22 @@ class Books:
     """The books of one bucket. Times are ns of time.monotonic_ns(), or what a test has instead.
 
     words: whose credit is granted here; their own meters count the same limits for this process
-    alone. heartbeat, key_ttl: seconds.
+    alone. Shared is what they begin with of the resources that have credit; limits of others come
+    behind, and are this process's own. heartbeat, key_ttl: seconds.
     """
 
     def __init__(self, words: LimiterCore, heartbeat: float, key_ttl: float) -> None:
         self._words = words
         self._heard = 2 * heartbeat
         self._valid = round(_VALID * heartbeat * _SECOND)
-        self._resources: tuple[str, ...] = _core.resources(words)
-        self.limits = [each for each in _core.limits(words) if each.shape != "credit"]
+        present = _core.limits(words)
+        granted = {each.resource for each in present if each.shape == "credit"}
+        self.limits = [
+            each for each in present if each.shape != "credit" and each.resource in granted
+        ]
+        # By the limits: processes number the resources of their words as they come.
+        self._resources = tuple(dict.fromkeys(each.resource for each in self.limits))
+        self._places = [_core.resources(words).index(name) for name in self._resources]
         self._limits = [_Limit.of(each, self._resources) for each in self.limits]
         # What is used must not be forgotten before it has left.
         longest = max((each.per for each in self.limits if each.shape != "concurrency"), default=0)
@@ -177,17 +190,18 @@ class Books:
         self._told_at = 0
         self._who = secrets.token_hex(6)
         self._turn = 0
-        self._begin()
+        self._telling_of: Holding | None = None
+        self._begin(recalls=False)
 
-    def _begin(self) -> None:
+    def _begin(self, *, recalls: bool) -> None:
         """Redis does not know this process: what it has granted is not ours any more.
 
-        Where it has known us, it may have lost its data: what it said last is told it again.
+        recalls: it may have lost its data, and is told again what it said last.
         """
-        self._anew, self._recalls = True, bool(self._used)
+        self._anew, self._recalls = True, recalls and bool(self._used)
         self._due: deque[_Due] = deque()
         _core.take_back(self._words)
-        self._refunded_before = _core.holds(self._words)[2]
+        self._refunded_before = self._ours(_core.holds(self._words)[2])
         self._granted = [0] * len(self._resources)
         self._told: Holding | None = None
         # What was told of runs that leave, by limit and run: units, and the instant.
@@ -201,8 +215,7 @@ class Books:
     def begin_anew(self) -> None:
         """In a forked child: what was granted is the parent's."""
         self._who = secrets.token_hex(6)
-        self._begin()
-        self._recalls = False
+        self._begin(recalls=False)
 
     @property
     def next_due(self) -> int | None:
@@ -226,12 +239,18 @@ class Books:
         self._limits[meter] = _Limit.of(limit, self._resources)
         self._debt = "proportional" if proportional else "absolute"
 
+    def _ours(self, by_resource: Sequence[Any]) -> list[Any]:
+        """Of what there is of each resource of the words, that of those that are shared."""
+        return [by_resource[place] for place in self._places]
+
     def _later(self, resource: int) -> int:
         return sum(due.units[resource] for due in self._due)
 
     def holding(self) -> Holding:
         """What is held now."""
-        usable, unbegun, refunded, ages, meters = _core.holds(self._words)
+        held = _core.holds(self._words)
+        usable, unbegun, refunded, ages = (self._ours(each) for each in held[:4])
+        meters = held[4][: len(self.limits)]
         usable = [here + self._later(r) for r, here in enumerate(usable)]
         credit = [here + waiting for here, waiting in zip(usable, unbegun, strict=True)]
         return Holding(
@@ -266,7 +285,8 @@ class Books:
         left = self.holding().usable
         asked = _core.demand(self._words, MOST)
         wanted = []
-        for count, amounts in asked:
+        for count, all_amounts in asked:
+            amounts = tuple(self._ours(all_amounts))
             fits = [count, *(left[r] // each for r, each in enumerate(amounts) if each > 0)]
             covered = min(fits)
             left = [here - covered * each for here, each in zip(left, amounts, strict=True)]
@@ -350,7 +370,7 @@ class Books:
         self._epoch = said["epoch"]
         if said["state"] != "done":
             if said["state"] == "unknown":
-                self._begin()
+                self._begin(recalls=True)
             return Answer(lost=True, differs=said["state"] == "differs")
         self._told_at = self._sent_at
         self._anew = self._recalls = False
@@ -360,8 +380,8 @@ class Books:
         self._used = list(said["used"])
         answer = Answer(adopted=self._adopt(said), left=self._leaving)
         if self._leaving:
-            self._begin()
-            self._recalls, self._epoch = False, ""
+            self._begin(recalls=False)
+            self._epoch = ""
             return answer
         self._told = self._telling_of
         self._counted = self._telling
@@ -388,7 +408,8 @@ class Books:
                 continue
             old = self.limits[meter]
             burst = int(theirs[4]) if old.shape == "bucket" else None
-            limit = Limit(int(theirs[2]), old.resource, old.per, old.shape, burst, old.anchor)
+            amount = min(int(theirs[2]), _MOST_AMOUNT)
+            limit = Limit(amount, old.resource, old.per, old.shape, burst, old.anchor)
             _core.set_limit(self._words, meter, limit, False)
             self.limits[meter] = limit
             self._limits[meter] = _Limit.of(limit, self._resources)

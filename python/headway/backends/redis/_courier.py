@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import os
 import random
@@ -11,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -38,6 +39,8 @@ _LONGEST_PAUSE = _SECOND
 """Until whoever was refused is asked for again, where nobody can tell when there will be room."""
 _HORIZON = 50 * _MILLISECOND
 """So far ahead credit is asked for, at least: it may be used when its instant has come."""
+GRANTED_AHEAD = 1.2 * _HORIZON / _SECOND
+"""Seconds within which what an answer has granted may be used, on a quick network."""
 _IDLE = _SECOND
 """Redis is told to forget a process that has held nothing for so long."""
 _FIRST_BREAK = 100 * _MILLISECOND
@@ -66,6 +69,8 @@ class _Entry:
     """Whether nobody has its limiter any more."""
     known: bool = False
     """Whether Redis knows this process there."""
+    listeners: deque[Callable[[], object]] = dataclasses.field(default_factory=deque)
+    """Whom to tell, once, that all who waited have been asked for."""
 
 
 _Saying = Sequence[tuple[_Entry, Asks]]
@@ -122,11 +127,21 @@ class Courier:
         entry = self._entries.get(_core.which(words))
         return None if entry is None else entry.books
 
+    def tell_when_asked(self, words: LimiterCore, what: Callable[[], object]) -> None:
+        """Calls it, in the thread, when Redis has answered for all who wait by now, or has not."""
+        self._entries[_core.which(words)].listeners.append(what)
+        self._wake()
+
     def set_limit(self, words: LimiterCore, meter: int, limit: Limit, proportional: bool) -> None:
         """It has changed here; from now on it holds for all who share it."""
         self._changes.append((self._entries[_core.which(words)], meter, limit, proportional))
         self._start()
         self._wake()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether Redis has not answered when it was asked last."""
+        return self._failures > 0
 
     def stop(self) -> None:
         """Tells Redis that nothing is held any more, and ends the thread."""
@@ -202,15 +217,23 @@ class Courier:
         saying = []
         for which, entry in list(self._entries.items()):
             entry.books.deposit(now)
+            if entry.listeners:
+                entry.wants, entry.ask_at = True, now
             asks = self._say(entry, now)
             if asks is not None:
                 saying.append((entry, asks))
             elif entry.orphan and not entry.known and not entry.books.is_shared:
                 del self._entries[which]
         if saying:
-            if now < self._broken_until:
+            heard = [(entry.listeners, len(entry.listeners)) for entry, _ in saying]
+            broken = now < self._broken_until
+            if not broken:
+                self._exchange(client, saying)
+            for listeners, count in heard:
+                for _ in range(count):
+                    listeners.popleft()()
+            if broken:
                 return self._broken_until - now
-            self._exchange(client, saying)
         return self._next()
 
     def _say(self, entry: _Entry, now: int) -> Asks | None:
