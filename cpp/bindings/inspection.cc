@@ -203,12 +203,14 @@ py::object Twin(const py::object& limiter) {
 py::list Demand(const py::object& limiter, std::size_t most) {
   const State& state = StateOf(limiter);
   py::list out;
-  // Whoever is held up at the gate of his scheduler does not go, whatever is granted.
-  if (const auto [asked, at_gate] = state.scheduler().Demand(*state.bucket, state.Now(), most);
-      !at_gate)
-    for (const Asked& run : asked)
-      out.append(py::make_tuple(run.count, py::tuple(py::cast(std::vector<std::int64_t>(
-                                               run.amounts.begin(), run.amounts.end())))));
+  const auto [asked, at_gate] = state.scheduler().Demand(*state.bucket, state.Now(), most);
+  for (const Asked& run : asked) {
+    // At the gate of a scheduler only the first goes when its turn comes, and needs it then.
+    const std::size_t count = at_gate ? 1 : run.count;
+    out.append(py::make_tuple(count, py::tuple(py::cast(std::vector<std::int64_t>(
+                                         run.amounts.begin(), run.amounts.end())))));
+    if (at_gate) break;
+  }
   state.Serve();
   return out;
 }

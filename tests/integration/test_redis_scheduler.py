@@ -119,6 +119,73 @@ def test_credit_is_not_taken_for_who_waits_at_the_gate(server: RedisServer) -> N
     asyncio.run(run())
 
 
+def test_who_has_credit_at_the_gate_keeps_it_until_his_turn(backend: RedisBackend) -> None:
+    async def run() -> None:
+        limits = {"m": ["1_000 requests/min"]}
+        async with scheduler_of(backend, limits, max_concurrent_executions=1) as scheduler:
+
+            async def slow() -> None:
+                await asyncio.sleep(0.4)
+
+            free = RequestMetadata("r", "u", TEXT)
+            busy = [asyncio.ensure_future(scheduler.submit_request(free, slow))]
+            await asyncio.sleep(0.05)
+            before = time.monotonic()
+            ours = asyncio.ensure_future(scheduler.submit_request(one(), said))
+            await asyncio.sleep(0.01)
+            busy += [asyncio.ensure_future(scheduler.submit_request(free, slow)) for _ in range(60)]
+            assert await ours == "an answer"
+            # Of 60 that have come after it, and take 24 seconds, one or two went before.
+            assert time.monotonic() - before < 2
+            for each in busy:
+                each.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_limits_in_another_order_are_the_same_and_other_resources_are_not(
+    server: RedisServer,
+) -> None:
+    async def run() -> None:
+        limits = ["3 requests/min", "1_000 tokens/min"]
+        with RedisBackend(server.url) as first, RedisBackend(server.url) as second:
+            async with scheduler_of(first, limits) as ours:
+                for _ in range(2):
+                    await ours.submit_request(one(1), said)
+            async with scheduler_of(second, limits[::-1]) as theirs:
+                await theirs.submit_request(one(1), said)
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(theirs.submit_request(one(1), said), 0.5)
+            # Whoever comes second must not take tokens for requests.
+            requests = Limiter(["100 requests/min"], backend=first, name="n")
+            (await requests.acquire()).settle()
+            tokens = Limiter(["5_000 tokens/min"], backend=second, name="n")
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(tokens.acquire(1), 0.5)
+            assert [str(each) for each in requests.limits] == ["100 requests/min"]
+
+    asyncio.run(run())
+
+
+def test_a_limit_that_one_process_changes_leaves_the_others_as_they_are(
+    server: RedisServer,
+) -> None:
+    async def run() -> None:
+        with RedisBackend(server.url) as first, RedisBackend(server.url) as second:
+            changes = ((first, 5, 100), (second, 5, 100), (first, 5, 50), (second, 9, 100))
+            for backend, rpm, tpm in changes:
+                given = {"rpm_limit": rpm, "tpm_limit": tpm}
+                assert (await backend.check_and_reserve_capacity("k", 1, 0, given))[0]
+            # It has heard of the 9; and whoever said so knew nothing of the 50.
+            assert (await first.check_and_reserve_capacity("k", 1, 0))[0]
+            state = await first.get_state("k")
+            assert state is not None
+            assert (state["request_limit"], state["token_limit"]) == (9, 50)
+
+    asyncio.run(run())
+
+
 def test_without_limits_nothing_is_asked_of_redis(backend: RedisBackend) -> None:
     async def run() -> None:
         async with scheduler_of(backend, None) as scheduler:

@@ -132,14 +132,13 @@ class Shared(Remembered):
     def _give_limits(
         self, words: KeyWords, limits: Mapping[str, int | None], margin: float, now: float
     ) -> None:
-        _check_limits(limits)
+        scaled = limits_of(limits, margin)
         given = (limits.get("rpm_limit"), limits.get("tpm_limit"), margin)
         if given == words.given:
             return  # what was learnt since stays
         words.given, words.margin = given, margin
-        for name, amount in zip(RESOURCES, given, strict=False):
-            if amount is not None:
-                words.learn(name, _view.scaled(int(amount), margin), now)
+        for amount, name in scaled:
+            words.learn(name, amount, now)
 
     def _observe(
         self, words: KeyWords, parsed: Mapping[str, Any], out: tuple[int, int], now: float
@@ -148,7 +147,7 @@ class Shared(Remembered):
             limit, remaining = parsed.get(f"{short}_limit"), parsed.get(f"{short}_remaining")
             if limit is not None:
                 words.learn(name, _view.scaled(limit, words.margin), now)
-            if remaining is None or words.is_shared:
+            if remaining is None or name in words.shared:
                 continue  # what other processes have used is counted already
             ours = words.limit(name)
             if limit and ours is not None and ours < limit:
@@ -180,8 +179,17 @@ class Shared(Remembered):
         self._words.expire(now, self._held.is_open)
 
 
+def limits_of(limits: Mapping[str, int | None], margin: float) -> list[tuple[int, str]]:
+    """The share of each limit per minute that is known, with its resource.
+
+    ConfigurationError for what is no limit: one that is not known would limit nothing.
+    """
+    _check_limits(limits)
+    told = ((limits.get(f"{short}_limit"), name) for name, short in RESOURCES.items())
+    return [(_view.scaled(int(each), margin), name) for each, name in told if each is not None]
+
+
 def _check_limits(limits: object) -> None:
-    """ConfigurationError for what is no limit: one that is not known would limit nothing."""
     if not isinstance(limits, Mapping):
         raise ConfigurationError(
             f"bucket_limits must be a dict of rpm_limit and tpm_limit, got {limits!r}"

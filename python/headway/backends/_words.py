@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +55,13 @@ class KeyWords(_core.LimiterCore):
         "given",
         "hidden",
         "in_use",
-        "is_shared",
         "learnt",
         "margin",
         "marks",
         "model",
         "refused_until",
         "seen",
+        "shared",
         "tells",
         "updated",
         "verified",
@@ -82,8 +82,7 @@ class KeyWords(_core.LimiterCore):
         # Whatever is learnt of later is counted from the start.
         counted = _FIRST if not learns else (*_FIRST, *_STATED_BESIDE)
         free = [name for name in counted if name not in limited]
-        granted = [each.resource for each in limits] + ([] if learns else free)
-        credit = tuple(dict.fromkeys(granted)) if shares else ()
+        credit = tuple(dict.fromkeys(each.resource for each in limits)) if shares else ()
         super().__init__(
             [*limits, *(Limit(UNLIMITED, name, _PERIOD) for name in free)],
             clock,
@@ -100,11 +99,11 @@ class KeyWords(_core.LimiterCore):
         self._meters = {name: _observed(present, name) for name in _FIRST}
         self._width = len(_core.resources(self))
         self._foreign: list[_Foreign] = []
-        self.is_shared = bool(credit)
+        self.shared = frozenset(credit)
         self.tells: Callable[[KeyWords, int, Limit], None] | None = None
-        """Who counts them, told of a limit that has changed here."""
-        self.in_use: Callable[[KeyWords], Sequence[int]] | None = None
-        """By limit, what all processes use together."""
+        """Who counts those that are shared, told of one that has changed here."""
+        self.in_use: Callable[[KeyWords], Mapping[int, int]] | None = None
+        """Of those that are shared, what all processes use together, by meter."""
         # A `bucket` would take a mark that is far away for the instant from which it refills.
         self.marks = all(each.shape != "bucket" for each in present)
         self.given: tuple[Any, ...] | None = None  # the last limits that a caller gave
@@ -125,9 +124,8 @@ class KeyWords(_core.LimiterCore):
         """What is left of it; below zero where more is used than the limit allows by now."""
         meter = self._meters[resource]
         state = _core.snapshot(self, 0, 0)["limits"][meter]
-        by_all = () if self.in_use is None else self.in_use(self)
-        used = max(state["used"], by_all[meter]) if meter < len(by_all) else state["used"]
-        return int(state["capacity"] - used)
+        by_all = {} if self.in_use is None else self.in_use(self)
+        return int(state["capacity"] - max(state["used"], by_all.get(meter, 0)))
 
     def remaining(self, resource: str) -> int | None:
         """What is left, 0 at least; None where it is not limited."""
@@ -138,10 +136,14 @@ class KeyWords(_core.LimiterCore):
 
     def ready_in(self) -> float | None:
         """Seconds until one request fits; inf never; None where only answers can tell."""
-        if self.is_shared:
+        if self.shared:  # when others give it back, nobody here can tell
             return 0.0 if self.room("requests") > 0 else None
         wait = _core.snapshot(self, 1, 0)["ready_in"]
         return None if wait is None else float(wait)
+
+    def learn_given(self) -> None:
+        """From now on those that were given change as those do that are learnt."""
+        self.learnt.update({name: self._meters[name] for name in self.shared if name in _FIRST})
 
     def idle(self) -> bool:
         """Whether nothing is used and nobody waits."""
@@ -163,7 +165,7 @@ class KeyWords(_core.LimiterCore):
         room = self.room(resource)
         limit = Limit(amount, resource, _PERIOD)
         _core.set_limit(self, index, limit, False)
-        if self.tells is not None:
+        if self.tells is not None and resource in self.shared:
             self.tells(self, index, limit)
         if old == UNLIMITED and any(each.resource == resource for each in self._foreign):
             # Others' use was written against a limit that nobody knew: what was left is what holds.
@@ -175,6 +177,8 @@ class KeyWords(_core.LimiterCore):
         Less: the difference is taken, as used by somebody else at this instant. More: what was
         taken so is given back, the latest first; a part that stays counts from this instant again.
         """
+        if resource in self.shared:
+            return  # what others have used is counted for all
         self._foreign = [each for each in self._foreign if each.leaves > now]
         room = self.room(resource)
         wanted = min(max(0, remaining), self.limit(resource) or UNLIMITED)

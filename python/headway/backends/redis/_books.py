@@ -78,6 +78,11 @@ class _Limit:
             0 if guard < _LEAST_GUARD else guard,
         )
 
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What makes it the same limit in another process, whatever its amount is there."""
+        return (self.resource, self.kind, self.period)
+
     def listed(self) -> list[float]:
         return [
             self.kind,
@@ -159,8 +164,8 @@ class Books:
     """The books of one bucket. Times are ns of time.monotonic_ns(), or what a test has instead.
 
     words: whose credit is granted here; their own meters count the same limits for this process
-    alone. Shared is what they begin with of the resources that have credit; limits of others come
-    behind, and are this process's own. heartbeat, key_ttl: seconds.
+    alone. Shared are those that they begin with of the resources that have credit; all others are
+    this process's own. heartbeat, key_ttl: seconds.
     """
 
     def __init__(self, words: LimiterCore, heartbeat: float, key_ttl: float) -> None:
@@ -169,22 +174,33 @@ class Books:
         self._valid = round(_VALID * heartbeat * _SECOND)
         present = _core.limits(words)
         granted = {each.resource for each in present if each.shape == "credit"}
-        self.limits = [
-            each for each in present if each.shape != "credit" and each.resource in granted
-        ]
-        # By the limits: processes number the resources of their words as they come.
-        self._resources = tuple(dict.fromkeys(each.resource for each in self.limits))
+        self.limits = {
+            meter: each
+            for meter, each in enumerate(present)
+            if each.shape != "credit" and each.resource in granted
+        }
+        """By their places among the limits of the words."""
+        # In an order that all processes have: they give limits, and number resources, as they like.
+        self._resources = tuple(sorted({each.resource for each in self.limits.values()}))
         self._places = [_core.resources(words).index(name) for name in self._resources]
-        self._limits = [_Limit.of(each, self._resources) for each in self.limits]
+        self._meters = sorted(
+            self.limits, key=lambda meter: _Limit.of(self.limits[meter], self._resources).identity
+        )
+        self._limits = [_Limit.of(self.limits[each], self._resources) for each in self._meters]
         # What is used must not be forgotten before it has left.
-        longest = max((each.per for each in self.limits if each.shape != "concurrency"), default=0)
+        # What is held is listed without credit.
+        counted = [meter for meter, each in enumerate(present) if each.shape != "credit"]
+        self._held_at = [counted.index(each) for each in self._meters]
+        rates = [each.per for each in self.limits.values() if each.shape != "concurrency"]
+        longest = max(rates, default=0)
         self._key_ttl = max(key_ttl, 2 * longest)
         self.peers = 0
         """How many processes held something of it when Redis answered last, this one included."""
         self._epoch = ""
         self._generation = 0
-        # Where limits were set here: whether so much is owed, or such a share.
+        # Where limits were set here: whether so much is owed, or such a share; and which, from 1.
         self._debt: str | None = None
+        self._changed: set[int] = set()
         # By limit, what all hold together, as Redis said last: units, or ns that are owed.
         self._used: list[float] = []
         self._told_at = 0
@@ -222,22 +238,28 @@ class Books:
         """When credit may be used that may not be yet."""
         return self._due[0].at if self._due else None
 
-    def in_use(self) -> list[int]:
-        """By limit, what all together use, in units; [] before Redis has said so.
+    def in_use(self) -> dict[int, int]:
+        """By the place of each limit, what all together use, in units; {} before Redis says so.
 
         Of a bucket as of then, less what was paid for since.
         """
         since = time.monotonic_ns() - self._told_at
-        return [
-            max(0, math.ceil((held - since) / each.step)) if each.kind == _BUCKET else int(held)
-            for held, each in zip(self._used, self._limits, strict=False)
-        ]
+        return {
+            meter: max(0, math.ceil((held - since) / each.step))
+            if each.kind == _BUCKET
+            else int(held)
+            for meter, held, each in zip(self._meters, self._used, self._limits, strict=False)
+        }
 
     def set_limit(self, meter: int, limit: Limit, proportional: bool) -> None:
         """A limit has changed here, and is to for all who share it."""
+        place = self._meters.index(meter)
         self.limits[meter] = limit
-        self._limits[meter] = _Limit.of(limit, self._resources)
+        self._limits[place] = _Limit.of(limit, self._resources)
+        if _core.limits(self._words)[meter] != limit:  # another process's has come in between
+            _core.set_limit(self._words, meter, limit, proportional)
         self._debt = "proportional" if proportional else "absolute"
+        self._changed.add(place + 1)
 
     def _ours(self, by_resource: Sequence[Any]) -> list[Any]:
         """Of what there is of each resource of the words, that of those that are shared."""
@@ -250,7 +272,7 @@ class Books:
         """What is held now."""
         held = _core.holds(self._words)
         usable, unbegun, refunded, ages = (self._ours(each) for each in held[:4])
-        meters = held[4][: len(self.limits)]
+        meters = [held[4][place] for place in self._held_at]
         usable = [here + self._later(r) for r, here in enumerate(usable)]
         credit = [here + waiting for here, waiting in zip(usable, unbegun, strict=True)]
         return Holding(
@@ -275,9 +297,13 @@ class Books:
         return _core.is_shared(self._words)
 
     @property
-    def is_waited_for(self) -> bool:
-        """Whether anybody waits whom credit would let go, or will."""
-        return bool(_core.demand(self._words, 1))
+    def waited_for(self) -> list[int]:
+        """What those want, by resource, whom credit would let go, or will."""
+        wanted = [0] * len(self._resources)
+        for count, all_amounts in _core.demand(self._words, MOST):
+            amounts = self._ours(all_amounts)
+            wanted = [one + count * each for one, each in zip(wanted, amounts, strict=True)]
+        return wanted
 
     def demand(self) -> Asks:
         """What those ask who wait, less what there is for the first of them, or will be."""
@@ -336,7 +362,7 @@ class Books:
             "server": server,
             "peers": self.peers,
             "generation": self._generation,
-            "resources": len(self._resources),
+            "resources": self._resources,
             "limits": [each.listed() for each in self._limits],
             "ttl": round(self._key_ttl * 1000),
             "heard": round(self._heard * 1e6),
@@ -360,6 +386,7 @@ class Books:
             ]
         if self._debt is not None:
             said["set"] = self._debt
+            said["changed"] = sorted(self._changed)
         if leaves:
             said["leaves"] = True
         return json.dumps(said, separators=(",", ":"))
@@ -376,6 +403,7 @@ class Books:
         self._anew = self._recalls = False
         # Before limits are adopted, which others may have set since: then they hold, not ours.
         self._debt = None
+        self._changed.clear()
         self.peers = said["peers"]
         self._used = list(said["used"])
         answer = Answer(adopted=self._adopt(said), left=self._leaving)
@@ -403,16 +431,17 @@ class Books:
         changed = False
         if "limits" not in said or known == self._generation:
             return False
-        for meter, (theirs, ours) in enumerate(zip(said["limits"], self._limits, strict=True)):
-            if ours.says(theirs):
+        for place, theirs in enumerate(said["limits"]):
+            if self._limits[place].says(theirs):
                 continue
+            meter = self._meters[place]
             old = self.limits[meter]
             burst = int(theirs[4]) if old.shape == "bucket" else None
             amount = min(int(theirs[2]), _MOST_AMOUNT)
             limit = Limit(amount, old.resource, old.per, old.shape, burst, old.anchor)
             _core.set_limit(self._words, meter, limit, False)
             self.limits[meter] = limit
-            self._limits[meter] = _Limit.of(limit, self._resources)
+            self._limits[place] = _Limit.of(limit, self._resources)
             changed = True
         return changed
 
@@ -453,9 +482,14 @@ class Books:
         if any(units):
             _core.grant(self._words, dict(zip(self._resources, units, strict=True)))
 
-    def give_back(self) -> None:
-        """Credit that nobody has used is given back with the next message."""
+    def give_back(self, keep: Sequence[int] = ()) -> None:
+        """Credit that nobody has used is given back with the next message, but for so much."""
         taken = _core.take_back(self._words)
+        kept = {}
         for r, name in enumerate(self._resources):
-            self._granted[r] -= taken.get(name, 0) + self._later(r)
+            here = taken.get(name, 0)
+            kept[name] = min(here, keep[r]) if keep else 0
+            self._granted[r] -= here - kept[name] + self._later(r)
         self._due.clear()
+        if any(kept.values()):
+            _core.grant(self._words, kept)

@@ -128,8 +128,15 @@ class Courier:
         return None if entry is None else entry.books
 
     def tell_when_asked(self, words: LimiterCore, what: Callable[[], object]) -> None:
-        """Calls it, in the thread, when Redis has answered for all who wait by now, or has not."""
+        """Calls it, in the thread, when Redis has answered for all who wait by now, or has not.
+
+        At once where nobody will be asked for any more.
+        """
+        if self._stopping:
+            what()
+            return
         self._entries[_core.which(words)].listeners.append(what)
+        self._start()
         self._wake()
 
     def set_limit(self, words: LimiterCore, meter: int, limit: Limit, proportional: bool) -> None:
@@ -167,9 +174,9 @@ class Courier:
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
+            alive = self._thread is not None and self._thread.is_alive()
+            if alive or self._stopping:
                 return
-            self._stopping = False
             self._mailbox = mailbox = _core.Mailbox()
             self._askers.tell(mailbox)
             self._thread = threading.Thread(
@@ -215,26 +222,26 @@ class Courier:
                     asking.ask_at = min(asking.ask_at, asking.told_at + _MILLISECOND)
         now = time.monotonic_ns()
         saying = []
+        heard: list[tuple[deque[Callable[[], object]], int]] = []
         for which, entry in list(self._entries.items()):
             entry.books.deposit(now)
             if entry.listeners:
+                heard.append((entry.listeners, len(entry.listeners)))
                 entry.wants, entry.ask_at = True, now
             asks = self._say(entry, now)
             if asks is not None:
                 saying.append((entry, asks))
             elif entry.orphan and not entry.known and not entry.books.is_shared:
                 del self._entries[which]
-        if saying:
-            heard = [(entry.listeners, len(entry.listeners)) for entry, _ in saying]
-            broken = now < self._broken_until
-            if not broken:
+        broken = bool(saying) and now < self._broken_until
+        try:
+            if saying and not broken:
                 self._exchange(client, saying)
+        finally:
             for listeners, count in heard:
                 for _ in range(count):
                     listeners.popleft()()
-            if broken:
-                return self._broken_until - now
-        return self._next()
+        return self._broken_until - now if broken else self._next()
 
     def _say(self, entry: _Entry, now: int) -> Asks | None:
         """What is to be asked now; None: there is nothing to say."""
@@ -252,8 +259,10 @@ class Courier:
         elif entry.idle_since is None:
             entry.idle_since = now
         unused, entry.unused = entry.unused, holding.usable
-        if any(unused) and unused == holding.usable and not entry.books.is_waited_for:
-            entry.books.give_back()  # whoever it was for has given up
+        wanted = entry.books.waited_for
+        more = any(here > one for here, one in zip(holding.usable, wanted, strict=True))
+        if more and unused == holding.usable:
+            entry.books.give_back(wanted)  # whoever it was for has given up, or cannot go yet
             entry.unused = ()
             entry.wants, entry.ask_at = True, now  # somebody may have come meanwhile
             return ()
@@ -333,7 +342,7 @@ class Courier:
                 entry.ask_at = now + max(0, answer.wait - early)
 
     def _tell_of_others(self, entry: _Entry, answer: Answer) -> None:
-        limits = ", ".join(map(str, entry.books.limits))
+        limits = ", ".join(map(str, entry.books.limits.values()))
         if answer.adopted:
             _logger.warning(
                 "limiter %r has other limits in Redis, which hold for all who share it: %s",

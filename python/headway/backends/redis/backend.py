@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from headway._core import Limit, LimiterCore, Reservation
+from headway.backends._shared import limits_of
 from headway.backends._verbs import Verbs
 from headway.backends._words import KeyWords
 from headway.backends.base import HealthCheckResult, validate_safety_margin
@@ -132,15 +133,24 @@ class RedisBackend(Verbs):
     ) -> KeyWords:
         is_new = self._words.get(key, now) is None
         words = super()._make(key, now, limits, learns, cold, proportional=proportional)
-        if is_new and words.is_shared:
+        if is_new and words.shared:
             words.tells = self._set_limit
             words.in_use = self._in_use
             self._take_on(words, key)
         return words
 
-    def _in_use(self, words: LimiterCore) -> list[int]:
+    def _in_use(self, words: LimiterCore) -> dict[int, int]:
         books = self._courier.books(words)
-        return [] if books is None else books.in_use()
+        return {} if books is None else books.in_use()
+
+    def _asked(
+        self, key: str, bucket_limits: dict[str, int] | None, safety_margin: float
+    ) -> KeyWords | None:
+        now = self._now()
+        if bucket_limits is not None and self._words.get(key, now) is None:
+            given = limits_of(bucket_limits, safety_margin)
+            self._make(key, now, [Limit(*each, 60.0) for each in given]).learn_given()
+        return super()._asked(key, bucket_limits, safety_margin)
 
     async def check_and_reserve_capacity(  # noqa: PLR0917 - the order is promised
         self,
@@ -166,7 +176,7 @@ class RedisBackend(Verbs):
 
     async def _reserve(self, words: KeyWords, *amounts: int) -> Reservation | None:
         """As of whoever waits, until Redis has answered for him once."""
-        if not words.is_shared:
+        if not words.shared:
             taken = words.try_reserve(*amounts)
             return taken if isinstance(taken, Reservation) else None
 
@@ -199,11 +209,12 @@ class RedisBackend(Verbs):
     def _explained(self, words: LimiterCore, said: Explanation) -> Explanation:
         """With how full each limit is by all who share it, as Redis has said last."""
         books = self._courier.books(words)
-        used = [] if books is None else books.in_use()
+        used = {} if books is None else books.in_use()
         if books is None or not used:
             return said
+        asked = dict(zip(said.resources, said.amounts, strict=True))
+        by_limit = {books.limits[meter]: held for meter, held in used.items()}
         shared = f"shared by {books.peers} process{'es' if books.peers != 1 else ''} in Redis"
-        by_limit = dict(zip(books.limits, used, strict=True))
 
         def with_all(state: LimitState) -> LimitState:
             held = by_limit.get(state.limit)
@@ -211,7 +222,8 @@ class RedisBackend(Verbs):
                 return state
             left = max(0, state.capacity - held)
             # When others give it back, nobody here can tell.
-            ready_in = None if left == 0 and state.ready_in == 0 else state.ready_in
+            waits = left < asked[state.limit.resource] and state.ready_in == 0
+            ready_in = None if waits else state.ready_in
             return dataclasses.replace(
                 state, used=held, available=left, ready_in=ready_in, learnt=shared
             )

@@ -52,7 +52,7 @@ if stored then
 else
   words = {
     epoch = message.fresh, base = now_us, seen = now_us, generation = 1, limits = message.limits,
-    used = zeros(#message.limits), credit = zeros(message.resources),
+    names = message.resources, used = zeros(#message.limits), credit = zeros(#message.resources),
   }
 end
 
@@ -185,7 +185,10 @@ local function answer(out)
 end
 
 -- Of other kinds, what he says is of other limits.
-local same = #message.limits == #limits
+local same = #message.limits == #limits and #message.resources == #words.names
+for r, name in ipairs(words.names) do
+  same = same and message.resources[r] == name
+end
 for i, limit in ipairs(limits) do
   local his = message.limits[i]
   same = same and his[1] == limit[1] and his[2] == limit[2] and his[4] == limit[4]
@@ -218,7 +221,8 @@ elseif not peer or message.epoch ~= words.epoch then
 end
 
 if message.set then
-  for i, limit in ipairs(message.limits) do
+  for _, i in ipairs(message.changed) do
+    local limit = message.limits[i]
     if bucket(limit) then
       local owed = math.max(0, used[i] - now)
       local unit, becomes = step(limits[i]), step(limit)
