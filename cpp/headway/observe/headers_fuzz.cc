@@ -92,8 +92,8 @@ void CheckStated(const Lines& lines) {
              reading.shape == Shape::kUnknown && !reading.anchor);
   FUZZ_CHECK(reading.period == Inference::kMinute ||
              (reading.period >= Limit::kMinPeriod && reading.period <= Limit::kMaxPeriod &&
-              static_cast<double>(reading.period) / 1e9 <= LargestIn(std::string(header("period").value_or(""))) +
-                                               1e-6));
+              static_cast<double>(reading.period) / 1e9 <=
+                  LargestIn(std::string(header("period").value_or(""))) + 1e-6));
   // What was read can be written as a number, and reads the same.
   stated.reset_form = ResetForm::kDuration;
   std::vector<std::pair<absl::string_view, std::string>> again;
