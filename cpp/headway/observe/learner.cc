@@ -467,7 +467,7 @@ void Learner::NoteLowest(Track& track, const Reading& reading, const AnsweredCal
 // Since when calls have begun one after another, up to this one, without a pause in which those
 // before may have been let go of.
 Nanos Learner::BeganTogether(Meter& meter, const AnsweredCall& of) {
-  const Nanos pause = Overtakes(of);
+  const Nanos pause = std::max(Overtakes(of), meter.parameters().period / kLooks);
   Nanos since = of.began - pause;
   for (const RunOfCalls& run : meter.Runs())
     if (run.first < of.began && run.last >= since) since = std::min(since, run.first - pause);
