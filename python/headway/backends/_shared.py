@@ -125,9 +125,14 @@ class Shared(Remembered):
         words = self._words.make(
             key, limits, now, learns, cold, proportional=proportional, shares=self._shares
         )
+        if words.shared and words.tells is None:
+            self._share(words, key)
         words.hidden = False
         words.updated = words.updated or self._wall()
         return words
+
+    def _share(self, words: KeyWords, key: str) -> None:
+        """New words, some of whose limits are counted elsewhere, are made known there."""
 
     def _give_limits(
         self, words: KeyWords, limits: Mapping[str, int | None], margin: float, now: float

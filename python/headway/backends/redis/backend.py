@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
@@ -121,23 +120,10 @@ class RedisBackend(Verbs):
         """A limit of theirs has changed, and holds from now on for all who share it."""
         self._courier.set_limit(words, meter, limit, proportional)
 
-    def _make(
-        self,
-        key: str,
-        now: float,
-        limits: Sequence[Limit] = (),
-        learns: float = 0.0,
-        cold: float = 0.0,
-        *,
-        proportional: bool = False,
-    ) -> KeyWords:
-        is_new = self._words.get(key, now) is None
-        words = super()._make(key, now, limits, learns, cold, proportional=proportional)
-        if is_new and words.shared:
-            words.tells = self._set_limit
-            words.in_use = self._in_use
-            self._take_on(words, key)
-        return words
+    def _share(self, words: KeyWords, key: str) -> None:
+        words.tells = self._set_limit
+        words.in_use = self._in_use
+        self._take_on(words, key)
 
     def _in_use(self, words: LimiterCore) -> dict[int, int]:
         books = self._courier.books(words)
