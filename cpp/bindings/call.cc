@@ -62,6 +62,7 @@ struct CallObject {
   bool told_end;           // of `shared`: its end was told through the call
   bool linked;
   bool in_flight;
+  bool called_off;       // an attempt was, before it was sent: it waits once more
   bool cancelled_by_us;  // the task is being cancelled: its time is over, or
   bool stopped;
   bool revoked;  // no attempt begins any more: its task is to be cancelled by its loop
@@ -88,6 +89,7 @@ PyObject* str_expire = nullptr;
 PyObject* str_stop_here = nullptr;
 PyObject* str_call_soon_threadsafe = nullptr;
 PyObject* cancelled_error = nullptr;
+PyObject* called_off_error = nullptr;
 PyObject* current_task = nullptr;
 
 CallObject* Self(PyObject* self) { return reinterpret_cast<CallObject*>(self); }
@@ -410,7 +412,7 @@ int Launch(CallObject* self, Nanos now, PyObject** result) {
   if (BucketCounts* counts = self->bucket->counts; counts != nullptr) {
     counts->Count(BucketEvent::kAttempt);
     if (self->attempt > 1) counts->Count(BucketEvent::kRetry);
-    if (self->attempt == 1) counts->Waited(now - self->submitted);
+    if (self->attempt == 1 && !self->called_off) counts->Waited(now - self->submitted);
     counts->Reserved(Wanted(self));
   }
   self->in_flight = true;
@@ -475,7 +477,8 @@ PySendResult SendInside(CallObject* self, PyObject* inner, PyObject* given, PyOb
 bool IsWithinTheFirst(const Bucket* bucket) {
   for (const Driven* each = driven; each != nullptr; each = each->outer) {
     const Reservation* const its = each->call->reservation;
-    if (its != nullptr && its->bucket() == bucket && its->alone()) return true;
+    if (its != nullptr && its->bucket() == bucket && (its->alone() || bucket->is_opening()))
+      return true;
   }
   return false;
 }
@@ -500,7 +503,9 @@ int Admit(CallObject* self, PyObject** result) {
   auto reservation = std::make_unique<Reservation>();
   std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
-  if (refusal && state.bucket->WaitsForFirstUntil() > now && IsWithinTheFirst(state.bucket)) {
+  if (refusal && (state.bucket->WaitsForFirstUntil() > now || state.bucket->is_opening()) &&
+      IsWithinTheFirst(state.bucket)) {
+    state.bucket->EndOpening();
     state.bucket->EndCold();
     refusal = self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
   }
@@ -517,8 +522,8 @@ int Admit(CallObject* self, PyObject** result) {
   }
   if (bucket->counts != nullptr && refusal->by == state.bucket)
     bucket->counts->Denied(refusal->denial.meter);
-  // A retry has been in the queue before.
-  if (self->attempt == 0 && QueueIsFull(parts, bucket, now)) {
+  // A retry has been in the queue before, and who was called off has had his turn.
+  if (self->attempt == 0 && !self->called_off && QueueIsFull(parts, bucket, now)) {
     if (const int done = Overflowed(self, now); done != kGoOn) return done;
   }
   if (parts.tells && !TellOfWait(reinterpret_cast<PyObject*>(self->scheduler), /*blocks=*/false))
@@ -540,9 +545,10 @@ int Admit(CallObject* self, PyObject** result) {
   self->wait.future = Py_NewRef(future);
   self->phase = Phase::kWaiting;
   // A retry has waited for its turn before.
-  const std::int32_t priority = self->attempt > 1 ? self->priority + 1 : self->priority;
+  const bool again = self->attempt > 1 || self->called_off;
+  const std::int32_t priority = again ? self->priority + 1 : self->priority;
   self->wait.waiter = state.scheduler().Submit(self->path, Wanted(self), priority, now, deadline,
-                                               mailbox, &self->wait, self->attempt > 1);
+                                               mailbox, &self->wait, again);
   bucket->AddQueued(1);
   state.Serve();
   return Yield(future, result);
@@ -758,6 +764,16 @@ int Raised(CallObject* self) {
     RestoreError(error);
     Py_DECREF(error);
     return Fail(self);
+  }
+  if (PyErr_GivenExceptionMatches(error, called_off_error) != 0) {
+    Py_DECREF(error);
+    // Nothing was sent, so it was no attempt.
+    Land(self, /*answered=*/false);
+    --self->attempt;
+    --self->bucket->attempts;
+    self->called_off = true;
+    self->phase = Phase::kAdmitting;
+    return kGoOn;
   }
   Py_XSETREF(self->error, error);
   if (const int judged = Judge(self, Py_None, error); judged == kGoOn) return kGoOn;
@@ -1323,6 +1339,14 @@ bool AddCall(PyObject* module) {
   current_task = PyObject_GetAttrString(asyncio, "current_task");
   Py_DECREF(asyncio);
   if (cancelled_error == nullptr || current_task == nullptr) return false;
+  called_off_error = PyErr_NewExceptionWithDoc(
+      "headway._core.CalledOff",
+      "Raised by a request function whose attempt was called off before it was sent: it waits "
+      "once more.",
+      PyExc_Exception, nullptr);
+  if (called_off_error == nullptr ||
+      PyModule_AddObjectRef(module, "CalledOff", called_off_error) < 0)
+    return false;
   call_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return call_type != nullptr && PyModule_AddType(module, call_type) == 0;
 }

@@ -126,6 +126,11 @@ PyObject* Failed(PyObject* object, PyObject* /*unused*/) {
   Py_RETURN_NONE;
 }
 
+// Whether a refusal is known since it was admitted, and it is not sent yet.
+PyObject* IsCalledOff(PyObject* object, PyObject* /*unused*/) {
+  return PyBool_FromLong(Self(object)->reservation->IsCalledOff() ? 1 : 0);
+}
+
 // While nothing is known of its bucket, and it went alone: for so many seconds in all.
 PyObject* LetOthersWait(PyObject* object, PyObject* seconds) {
   Nanos hold = 0;
@@ -137,6 +142,7 @@ PyObject* LetOthersWait(PyObject* object, PyObject* seconds) {
 PyMethodDef methods[] = {
     {"_record", &Record, METH_NOARGS, nullptr},
     {"_failed", &Failed, METH_NOARGS, nullptr},
+    {"_is_called_off", &IsCalledOff, METH_NOARGS, nullptr},
     {"_let_others_wait", &LetOthersWait, METH_O, nullptr},
     {"sent", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&Sent)),
      METH_FASTCALL | METH_KEYWORDS,

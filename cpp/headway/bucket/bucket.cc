@@ -301,8 +301,8 @@ Denial Bucket::Bind(Nanos now, absl::Span<const std::int64_t> amounts, bool priv
 Denial Bucket::Look(Nanos now, absl::Span<const std::int64_t> amounts, bool answered) {
   Denial denial = Bind(now, amounts, /*privileged=*/true, answered);
   if (denial.ready_at <= now && calls_ != nullptr && !answered) HeldBack(now, amounts, denial);
-  if (const Nanos until = WaitsForFirstUntil(); !answered && until > std::max(now, denial.ready_at))
-    denial = Denial{Denial::kCooling, until};
+  const Nanos until = std::max(WaitsForFirstUntil(), opening_.FullUntil());
+  if (!answered && until > std::max(now, denial.ready_at)) denial = {Denial::kCooling, until};
   SignalIfOwed();
   return denial;
 }
@@ -313,8 +313,9 @@ Denial Bucket::NotBefore(Nanos now, bool answered) {
     if (const Nanos at = Cooled(now, /*privileged=*/true); at > now)
       start = Denial{Denial::kCooling, at};
   }
-  if (const Nanos until = WaitsForFirstUntil(); !answered && until > now) {
-    if (!looks_ahead()) {
+  const Nanos full = opening_.FullUntil();
+  if (const Nanos until = std::max(WaitsForFirstUntil(), full); !answered && until > now) {
+    if (!looks_ahead() || full > now) {
       start = Denial{Denial::kCooling, kUntold};
     } else if (until > start.ready_at) {
       start = Denial{Denial::kCooling, until};
@@ -410,8 +411,14 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
         return denial;
       }
     }
+    out.place_ = 0;
+    if (!answered && !opening_.Enter(now, out.place_)) {
+      SignalIfOwed();
+      return Denial{Denial::kCooling, std::max(now + 1, opening_.ReadyAt())};
+    }
     bool alone = false;
     if (cold_.load() != 0 && !answered && !EnterCold(now, alone)) {
+      opening_.Leave(out.place_);
       SignalIfOwed();
       // Where its answer has just come, whoever waits is signalled.
       return Denial{Denial::kCooling, std::max(now + 1, WaitsForFirstUntil())};
@@ -424,6 +431,7 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
     if (took) Begin(now, out, untimed, begins);
     if (alone && took) GoesAlone(now, amounts, answered, begins, out);
     if (alone && !took) LeaveCold(/*over=*/false);
+    if (!took) opening_.Leave(out.place_);
     SignalIfOwed();
     if (took) return std::nullopt;
     // Lost to another thread, or it never fitted. If it now looks as if it fitted, try again.
@@ -434,6 +442,7 @@ std::optional<Denial> Bucket::TryReserve(Nanos now, absl::Span<const std::int64_
 void Bucket::Force(Nanos now, absl::Span<const std::int64_t> amounts, Reservation& out) {
   bool alone = false;
   if (cold_.load() != 0) EnterCold(now, alone);
+  out.place_ = opening_.Force();
   out.taken_.resize(static_cast<std::size_t>(size()));
   Expect(out.size(), 1, [&](int i) { return amount(i, amounts); });
   for (int i = 0; i < out.size(); ++i)

@@ -13,6 +13,7 @@
 #include "headway/base/limit.h"
 #include "headway/bucket/calls.h"
 #include "headway/bucket/history.h"
+#include "headway/bucket/opening.h"
 #include "headway/bucket/recent_count.h"
 #include "headway/bucket/reservation.h"
 #include "headway/meter/meter.h"
@@ -152,10 +153,20 @@ class Bucket {
   // Nothing is known of its limits, and answers will tell: until a good one has come, or for
   // `hold`, since whoever is out may be waiting for others, one request is out alone. Before
   // anybody uses it.
+  // Where that tells of no limit, more and more go (Opening).
   void StartCold(Nanos hold) {
     cold_hold_.store(hold);
     cold_.store(kNobodyOut);
+    opening_.Start(hold);
   }
+  // A refusal is known that nothing explains: few go, and more and more as answers come. Where none
+  // comes for `hold`, somewhat more go all the same.
+  void Narrow(Nanos now, Nanos hold) { opening_.Narrow(now, hold); }
+  // Something is known, so that holds, or nobody cares: all may go.
+  void EndOpening() {
+    if (opening_.End()) Signal();
+  }
+  bool is_opening() const { return opening_.on(); }
   // What is known of its limits will be old when the next request fits: that one goes ahead of the
   // others, which wait for its answer for `patience` longer than they would have waited anyhow.
   // Nothing, and false, where somebody is to go ahead, or has gone, already; unless it is his own
@@ -190,8 +201,8 @@ class Bucket {
   int AddLimit(const Limit& limit, std::uint8_t resource, Nanos wall_offset);
   // What has been admitted, over time; null where no limit can be added.
   History* history() { return history_.get(); }
-  // How many good answers came from `from` to `to`, of the last minute: at most, and off by less
-  // than two seconds' worth. Where there is a history.
+  // How many good answers came from `from` to `to`, of the last two minutes: at most, and off by
+  // less than two seconds' worth. Where there is a history.
   std::int64_t Good(Nanos from, Nanos to) const { return good_->Between(from, to); }
 
   // Whether the amounts could ever be admitted together.
@@ -316,7 +327,9 @@ class Bucket {
   std::atomic<Nanos> patience_{0};
   std::atomic<bool> look_again_{false};
   std::atomic<Nanos> cold_hold_{0};
-  std::atomic<int> cold_tries_{0};  // of requests that went alone, and brought no answer
+  Opening opening_;
+  std::atomic<Nanos> refused_at_{0};  // when a refusal was known last
+  std::atomic<int> cold_tries_{0};    // of requests that went alone, and brought no answer
   WaiterSignal* const signal_;
   std::unique_ptr<Calls> calls_;  // only where a `window` or `fixed` limit is among them
   // Whether one of those is a limit indeed. One that is not known yet (of kMaxAmount) refuses

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <set>
 #include <thread>
@@ -579,12 +580,89 @@ TEST(Bucket, SendsOneAloneUntilItsAnswerTells) {
             kUntold)
       << "only the answer can tell";
   EXPECT_TRUE(first.Answered(kNow + 2 * kSecond, /*refused=*/false));
-  EXPECT_EQ(bucket.signals(), 1);
-  for (int i = 0; i < 10; ++i) {
-    Reservation one;
-    EXPECT_FALSE(bucket.Reserve(kNow + 2 * kSecond, one));
-  }
+  EXPECT_GE(bucket.signals(), 1);
+  EXPECT_FALSE(bucket.Reserve(kNow + 2 * kSecond, second));
   EXPECT_TRUE(first.Settle(kNow + 3 * kSecond, {}));
+}
+
+// Four times as many after each round of answers, and soon any number.
+TEST(Bucket, OpensAsAnswersComeThatTellOfNoLimit) {
+  Cold bucket;
+  Nanos now = kNow;
+  std::deque<Reservation> calls(5'000);
+  std::size_t sent = 0;
+  std::size_t answered = 0;
+  std::vector<std::size_t> rounds;
+  while (rounds.size() < 7) {
+    std::optional<Denial> held;
+    while (sent < calls.size() && !(held = bucket.Reserve(now, calls[sent]))) ++sent;
+    rounds.push_back(sent - answered);
+    if (held) {
+      EXPECT_EQ(held->meter, Denial::kCooling);
+      EXPECT_EQ(bucket->Look(now, Amounts{1}).ready_at, held->ready_at);
+    }
+    const int signals = bucket.signals();
+    now += kSecond;
+    for (; answered < sent; ++answered) {
+      EXPECT_TRUE(calls[answered].Answered(now, /*refused=*/false));
+      EXPECT_TRUE(calls[answered].Settle(now, {}));
+    }
+    if (held) {
+      EXPECT_GT(bucket.signals(), signals) << "who waits is told";
+    }
+  }
+  EXPECT_EQ(rounds, (std::vector<std::size_t>{1, 8, 32, 128, 512, 4'319, 0}));
+}
+
+TEST(Bucket, OpensWithoutAnswersAsWell) {
+  Cold bucket;
+  Nanos now = kNow;
+  std::deque<Reservation> calls(2'000);
+  std::size_t sent = 0;
+  ASSERT_FALSE(bucket.Reserve(now, calls[sent++]));
+  now += kHold + 1;  // as long as the first is waited for
+  std::vector<std::size_t> out;
+  for (int i = 0; i < 9; ++i) {
+    while (sent < calls.size() && !bucket.Reserve(now, calls[sent])) ++sent;
+    out.push_back(sent);
+    now += kHold;
+  }
+  EXPECT_EQ(out, (std::vector<std::size_t>{10, 20, 40, 80, 160, 320, 640, 2'000, 2'000}));
+}
+
+// After a refusal that nothing explains: one, two, four, and whoever was on his way makes no place.
+TEST(Bucket, OpensAnewAfterARefusal) {
+  Cold bucket;
+  Reservation first;
+  ASSERT_FALSE(bucket.Reserve(kNow, first));
+  ASSERT_TRUE(first.Answered(kNow, /*refused=*/false));
+  std::array<Reservation, 5> before;
+  for (Reservation& each : before) ASSERT_FALSE(bucket.Reserve(kNow, each));
+  bucket->Narrow(kNow, kHold);
+  std::deque<Reservation> calls(100);
+  ASSERT_FALSE(bucket.Reserve(kNow, calls[0]));
+  for (Reservation& each : before) EXPECT_TRUE(each.Answered(kNow, /*refused=*/false));
+  for (Reservation& each : before) EXPECT_TRUE(each.Settle(kNow, {}));
+  EXPECT_TRUE(bucket.Reserve(kNow, calls[1]));
+  std::size_t sent = 1;
+  std::size_t answered = 0;
+  for (const std::size_t round : {2U, 4U, 8U}) {
+    for (; answered < sent; ++answered) {
+      EXPECT_TRUE(calls[answered].Answered(kNow, /*refused=*/false));
+      EXPECT_TRUE(calls[answered].Settle(kNow, {}));
+    }
+    while (!bucket.Reserve(kNow, calls[sent])) ++sent;
+    EXPECT_EQ(sent - answered, round);
+  }
+  // A failure makes no place, but gives back its own.
+  calls[answered].Failed();
+  EXPECT_TRUE(calls[answered].Settle(kNow, {}));
+  EXPECT_FALSE(bucket.Reserve(kNow, calls[sent++]));
+  EXPECT_TRUE(bucket.Reserve(kNow, calls[sent]));
+  const int signals = bucket.signals();
+  bucket->EndOpening();
+  EXPECT_GT(bucket.signals(), signals);
+  for (int i = 0; i < 50; ++i) EXPECT_FALSE(bucket.Reserve(kNow, calls[sent++]));
 }
 
 TEST(Bucket, WaitsNoLongerForItsFirstAnswerThanItMay) {

@@ -67,6 +67,50 @@ void Explore(const std::string& what, int preemptions, const std::function<Inter
               static_cast<unsigned long long>(result.steps));
 }
 
+// Never more are out than there are places for, and who has ended gives back one, once: of its own
+// beginning.
+TEST(Interleaving, NoMoreAreOutThanABucketThatOpensHasPlacesFor) {
+  for (const bool narrows : {false, true}) {
+    Explore(narrows ? "opening, begun anew" : "opening", 4, [narrows] {
+      struct State {
+        Opening opening;
+        std::uint16_t first = 0;
+        std::uint16_t taken[2] = {0, 0};
+        bool in[2] = {false, false};
+      };
+      auto state = std::make_shared<State>();
+      state->opening.Narrow(kNow, kSecond);
+      EXPECT_TRUE(state->opening.Enter(kNow, state->first));
+      const auto enters = [state](int i) {
+        state->in[i] = state->opening.Enter(kNow, state->taken[i]);
+      };
+      return Interleaving{{[enters] { enters(0); }, [enters] { enters(1); },
+                           [state, narrows] {
+                             if (narrows) {
+                               state->opening.Narrow(kNow, kSecond);
+                             } else {
+                               state->opening.Answered(kNow, state->first);
+                             }
+                             state->opening.Leave(state->first);
+                           }},
+                          [state, narrows]() -> std::string {
+                            // One place of a new beginning, or two that the first's answer has made
+                            // of its own.
+                            const int places = narrows ? 1 : 2;
+                            const int in = state->in[0] + state->in[1];
+                            if (in > places) return "too many";
+                            for (int i = 0; i < 2; ++i)
+                              if (state->in[i]) state->opening.Leave(state->taken[i]);
+                            // All of them are free again, and no more.
+                            std::uint16_t taken = 0;
+                            int free = 0;
+                            while (free <= places && state->opening.Enter(kNow, taken)) ++free;
+                            return free == places ? "" : "free in the end: " + std::to_string(free);
+                          }};
+    });
+  }
+}
+
 // Runs whole threads one after another in every order, and expects of all other schedules that they
 // come out like one of those. `outcome` tells what is observable at the end.
 struct Observed {

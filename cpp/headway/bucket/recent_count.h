@@ -18,7 +18,7 @@ namespace headway {
 // from it. Who is late by more than kSeconds is not counted.
 class RecentCount {
  public:
-  static constexpr std::int64_t kSeconds = 64;
+  static constexpr std::int64_t kSeconds = 128;
 
   void Add(Nanos now) {
     const std::uint64_t second = SecondOf(now);

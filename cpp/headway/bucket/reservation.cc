@@ -111,9 +111,12 @@ bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   const std::uint8_t before = state_.fetch_or(static_cast<std::uint8_t>(kAnswered | kSent | how));
   if ((before & (kAnswered | kEnded)) != 0) return false;
   if ((before & kMarking) == 0) TellAnswered(how);
-  // After a refusal, others wait until it is known for how long.
+  // After a refusal, others wait until it is known for how long. A hint, so that the ordering of
+  // two does not matter.
+  if ((how & kRefused) != 0) bucket_->refused_at_.store(now, std::memory_order_relaxed);
   if (how != 0) return true;
   if (bucket_->good_ != nullptr && !failed_.load()) bucket_->good_->Add(now);
+  if (!failed_.load() && bucket_->opening_.Answered(now, place_)) bucket_->Signal();
   if (ahead_ != 0) {
     bucket_->LeaveAhead(ahead_);
   } else if (bucket_->cold_.load() != 0 && !failed_.load() && !bucket_->looks_ahead()) {
@@ -202,6 +205,7 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
     }
   }
   bucket_->SignalIfOwed();
+  signal |= bucket_->opening_.Leave(place_);
   if (signal) bucket_->Signal();
   if (bucket_->cold_.load() != 0) {
     const bool good = answered && !failed_.load() && (state_.load() & (kRefused | kLost)) == 0;
@@ -220,6 +224,10 @@ bool Reservation::Settle(Nanos now, absl::Span<const std::int64_t> actual, bool 
 
 void Reservation::LetOthersWait(Nanos hold) {
   if (alone_ && !bucket_->looks_ahead()) bucket_->cold_hold_.store(hold);
+}
+
+bool Reservation::IsCalledOff() const {
+  return held() && bucket_->refused_at_.load(std::memory_order_relaxed) > began_at_;
 }
 
 bool Reservation::ExpiresInTime() const {
@@ -244,6 +252,7 @@ bool Reservation::Cancel(Nanos now) {
   }
   // Only now: in between it counts twice at most, and is not given back twice.
   if (!begun_) bucket_->Forget(*this);
+  signal |= bucket_->opening_.Leave(place_);
   if (signal) bucket_->Signal();
   if (alone_) bucket_->LeaveCold(/*over=*/false);
   if (of_account_ != nullptr) of_account_->Cancel(now);

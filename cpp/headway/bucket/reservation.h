@@ -83,6 +83,9 @@ class Reservation {
   // The answer is a failure: what it says is of the failure. Before `Answered`, by whoever tells of
   // that.
   void Failed() { failed_.store(true); }
+  // Whether a refusal is known since it was admitted, and it is still held: what it was admitted to
+  // may be used up.
+  bool IsCalledOff() const;
   // Whether it went alone because nothing was known of its bucket; then, others wait for it for so
   // long in all.
   bool alone() const { return alone_; }
@@ -137,8 +140,9 @@ class Reservation {
   Bucket* gate_ = nullptr;
   bool untimed_ = false;  // it counts from its admission on: nobody asks when it was answered
   bool begun_ = true;
-  Nanos ahead_ = 0;     // what Bucket::cold_ became when it went ahead of others; 0: it did not
-  bool alone_ = false;  // of a bucket that knows nothing yet: its answer tells
+  Nanos ahead_ = 0;  // what Bucket::cold_ became when it went ahead of others; 0: it did not
+  std::uint16_t place_ = 0;  // in Bucket::opening_
+  bool alone_ = false;       // of a bucket that knows nothing yet: its answer tells
   std::atomic<bool> failed_{false};
   std::unique_ptr<Reservation> of_account_;
 };

@@ -23,8 +23,9 @@ namespace headway {
 // - Up by one where all is used, once in RateSearch::kProbes. Who is on his way there or back is
 //   not at the provider, so several steps may go well until all set out together, as after a
 //   refusal: then down by a sixteenth, or to what was counted.
-// - One that was lowered, or that others use, too, is lowered to what was out; if that happens
-//   twice within RateSearch::kTogether, it was none.
+// - One that was lowered, or that others use, too, or that was counted as calls came back, is
+//   lowered to what was out, or by a part that doubles; if that happens again and again, each
+//   within RateSearch::kTogether of the one before, it was none.
 //
 // Requests are out when the one that is refused leaves, and when that is known; it is one of them.
 // As they overtake each other, whichever is more was out before it.
@@ -65,6 +66,7 @@ class ConcurrencySearch {
       // One at once would be kept to for long, on little evidence.
       if (now - before > RateSearch::kTogether || found < 2) return false;
       amount_ = proven_ = found;
+      lowered_ = 0;
       quiet_until_ = now + RateSearch::kProbes;
       return Fewer(out) ? Forget() : true;
     }
@@ -75,8 +77,10 @@ class ConcurrencySearch {
     if (amount_ > proven_) {
       amount_ = again ? proven_ : std::max(proven_, amount_ - 1 - amount_ / 16);
     } else {
-      if (again) return Forget();
-      amount_ = proven_ = std::max<std::int64_t>(1, out - 1);
+      lowered_ = again ? lowered_ + 1 : 1;
+      if (lowered_ > kMostLowered) return Forget();
+      const std::int64_t part = (amount_ << lowered_) / 64;
+      amount_ = proven_ = std::max<std::int64_t>(1, std::min(amount_ - part, out - 1));
     }
     quiet_until_ = now + RateSearch::kProbes;
     return true;
@@ -94,6 +98,8 @@ class ConcurrencySearch {
   }
 
  private:
+  static constexpr int kMostLowered = 3;
+
   bool Fewer(std::int64_t out) const { return 4 * out <= 3 * amount_; }
 
   bool Forget() {
@@ -109,6 +115,7 @@ class ConcurrencySearch {
   std::int64_t admitted_ = 0;
   Nanos stepped_at_ = -kDay;
   std::int64_t proven_ = 1;  // what was counted; what it is beyond that, it has gone up since
+  int lowered_ = 0;          // in turn
   Nanos quiet_until_ = 0;
 };
 

@@ -35,6 +35,8 @@ constexpr std::size_t kMostRefused = 64;
 constexpr Nanos kShortestWait = kSecond;
 // Each look that is refused doubles the wait for the next, so often.
 constexpr int kMostDoubled = 7;
+// After a refusal that nothing explains, somewhat more go where no answer comes for so long.
+constexpr Nanos kOpens = 5 * kSecond;
 // Where so many at once are counted, a wait is a guess, of a second mostly.
 constexpr Nanos kLongWait = 2 * kSecond;
 // A second of the slowest answer's delay, and of the quickest one's, is forgotten in so many.
@@ -163,6 +165,7 @@ std::vector<Change> Learner::Recall(Nanos now, Nanos wall_offset, absl::Span<con
     }
   }
   if (!recalled_.empty() && hold > 0) {
+    bucket_->EndOpening();
     bucket_->EndCold();  // something is known, if not what is left of it
     bucket_->LookAhead(hold, /*again=*/false);
   }
@@ -682,6 +685,7 @@ std::vector<Change> Learner::Observe(Nanos now, Nanos wall_offset, const Answere
   for (Track& track : tracks_)
     if (of.ahead && track.released > 0 && track.heard != observations_)
       SawNothing(now, track, of, refused, failed);
+  if (bucket_->is_opening() && !Silent()) bucket_->EndOpening();
   // A failure says nothing of what is admitted.
   if (refused || ((search_.limits() || at_once_.listens()) && !failed))
     Search(now, wall_offset, of, readings, refused, changes);
@@ -747,30 +751,50 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                      std::vector<Change>& changes) {
   if (!Searches()) return;
   RateSearch::Hidden hidden;
-  if (refused && !Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.sent))
+  if (refused && !Unexplained(readings, Own(searched_, of), hidden) && !search_.IsStep(of.began))
     return;
   if (SearchAtOnce(now, wall_offset, of, refused, changes)) return;
+  const auto good = [&](Nanos since) { return bucket_->Good(since, now); };
   if (refused) {
-    search_.Refused(now, of.sent, *refused, Silent(), hidden,
-                    [&](Nanos since) { return bucket_->Good(since, now); });
+    // Who was admitted before the last refusal was known is of its burst, whenever he was sent.
+    search_.Refused(now, of.began, *refused, Silent(), hidden, good);
     // Nothing is known of when anything fits again: one finds out.
-    if (!search_.limits())
+    if (!search_.limits() && Silent()) bucket_->Narrow(now, kOpens);
+    if (!search_.limits() || search_.pace() > 0)
       GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
+    if (*refused == kNever && search_.wait() > 0) bucket_->Cool(now + search_.wait());
   } else {
-    const bool full = searched_.meter >= 0 && bucket_->ReadyAt(searched_.meter, now, 1) > now;
-    if (!search_.Admitted(now, of.sent, full)) return;
+    const auto waits = [&](const Track& track) {
+      return track.meter >= 0 && bucket_->ReadyAt(track.meter, now, 1) > now;
+    };
+    const bool full = waits(searched_) || waits(searched_pace_);
+    if (!search_.Admitted(now, of.began, full, good)) return;
   }
-  if (search_.limits()) KeepSearched(now, wall_offset, /*used=*/true, changes);
+  if (!search_.limits()) return;
+  KeepSearched(now, wall_offset, /*used=*/true, changes);
+  bucket_->EndOpening();
 }
 
 // Makes a meter what the search has found. `used`: calls were sent before this meter counts them.
 void Learner::KeepSearched(Nanos now, Nanos wall_offset, bool used, std::vector<Change>& changes) {
   Limit limit;
-  limit.amount = std::min(search_.amount(), Limit::kMaxAmount - 1);
+  // What an idle client may send at once, of whatever a provider counts in.
+  const std::int64_t burst = search_.pace() / 32;
+  limit.amount = std::min(search_.amount() + burst, Limit::kMaxAmount - 1);
   limit.resource = std::string(kRequests);
   limit.period = search_.period();
   limit.shape = Shape::kWindow;
   KeepFound(now, wall_offset, searched_, limit, used, changes);
+  if (search_.pace() > 0) {
+    limit.amount = std::min(search_.pace(), Limit::kMaxAmount - 1);
+    limit.shape = Shape::kBucket;
+    limit.burst = std::max<std::int64_t>(1, burst);
+    searched_pace_.resource = searched_.resource;
+    KeepFound(now, wall_offset, searched_pace_, limit, /*used=*/false, changes);
+  } else if (searched_pace_.meter >= 0) {
+    Open(now, wall_offset, searched_pace_, searched_pace_.meter, changes);
+    searched_pace_.meter = -1;
+  }
 }
 
 // The same for requests at once, before it is taken for a rate; whether that explains it.
@@ -783,8 +807,8 @@ bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
       refused && *refused != kNever && *refused > std::max(kLongWait, 2 * slowest_);
   const bool explains =
       refused
-          ? at_once_.Refused(now, of.sent, of.out_before, of.out_now, long_wait)
-          : at_once_.Admitted(now, of.sent, meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
+          ? at_once_.Refused(now, of.began, of.out_before, of.out_now, long_wait)
+          : at_once_.Admitted(now, of.began, meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
   // While more are out than that, one finds out when that is over.
   if (refused && at_once_.limits() && of.out_now > at_once_.amount())
     GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
@@ -795,6 +819,8 @@ bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
     return false;
   }
   KeepAtOnce(now, wall_offset, changes);
+  // It may be a rate all the same, so that not as many go at once that it refuses.
+  if (before == 0) bucket_->Narrow(now, kOpens);
   return true;
 }
 
@@ -965,6 +991,10 @@ std::vector<Finding> Learner::Findings() const {
   if (searched_.meter >= 0)
     findings.push_back({searched_.resource, searched_.meter, false, search_.amount(),
                         searched_.kept, 0, 0, /*searched=*/true});
+  // How that is used, not what it is: of no amount.
+  if (searched_pace_.meter >= 0)
+    findings.push_back({searched_pace_.resource, searched_pace_.meter, false, 0,
+                        searched_pace_.kept, 0, 0, /*searched=*/true});
   if (searched_at_once_.meter >= 0)
     findings.push_back({searched_at_once_.resource, searched_at_once_.meter, false,
                         at_once_.amount(), searched_at_once_.kept, 0, 0, /*searched=*/true});

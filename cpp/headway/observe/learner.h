@@ -246,7 +246,8 @@ class Learner {
   std::vector<Track> tracks_;
   std::vector<Track> recalled_;  // until an answer speaks of them
   RateSearch search_;            // of requests, by refusals that nothing explains
-  Track searched_;               // the meter that is kept to what it finds
+  Track searched_;               // the meter that is kept to what it finds...
+  Track searched_pace_;          // ... and the one that has it used evenly
   ConcurrencySearch at_once_;    // of requests at once, likewise, where nothing is ever stated
   Track searched_at_once_;
   // How long after its call began the slowest answer of late came. Where a client or server stalls,

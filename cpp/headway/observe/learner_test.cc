@@ -974,22 +974,62 @@ TEST(Learner, KeepsBurstsAtAnyTimeToALimitOfSeconds) {
   }
 }
 
-// Of which no answer says anything but that it is reached.
+// Of which no answer says anything but that it is reached, however many want to go.
 TEST_P(Learns, ALimitThatIsNeverStated) {
+  constexpr int kSettings = 12;
+  if (GetParam().grain > 1) return;  // which it would round
+  double use = 0;
+  std::ptrdiff_t refused = 0;
+  for (const bool tells_wait : {true, false})
+    for (const std::int64_t limit : {60, 600, 3'000})
+      for (const bool always : {true, false}) {
+        Setting setting = GetParam();
+        setting.silent = true;
+        setting.tells_wait = tells_wait;
+        setting.limit = limit;
+        if (!always) setting.every = kMinute * 2 / 3 / limit;
+        const std::uint64_t seed = Random::Seed(0);
+        SCOPED_TRACE(setting.Describe() + ", " + std::to_string(limit) +
+                     (always ? ", always" : "") + (tells_wait ? ", tells the wait" : "") +
+                     ", HEADWAY_SEED=" + std::to_string(seed));
+        World world(setting, seed);
+        world.RunUntil(kStart + 20 * kMinute);
+        // It costs a burst or two to find out, of no more than the limit and as many again.
+        EXPECT_LE(world.Refused(0, 3 * kMinute), std::max<std::ptrdiff_t>(2 * limit, 150));
+        // Then one in each half minute is risked, and mostly none is. Of thousands, what is on its
+        // way as the first refusal comes may be refused, too.
+        const std::ptrdiff_t later = world.Refused(3 * kMinute, 20 * kMinute);
+        EXPECT_LE(later, 34);
+        for (Nanos from = 3 * kMinute; from < 20 * kMinute; from += RateSearch::kProbes)
+          EXPECT_LE(world.Refused(from, from + RateSearch::kProbes),
+                    std::max<std::int64_t>(5, limit / 100))
+              << from / kSecond;
+        const std::int64_t admitted = world.Admitted(kStart + 3 * kMinute, kStart + 20 * kMinute);
+        EXPECT_GE(admitted, 17 * limit * 88 / 100);
+        use += static_cast<double>(admitted) / static_cast<double>(17 * limit) / kSettings;
+        refused += later;
+      }
+  EXPECT_GE(use, 0.92) << "HEADWAY_SEED=" << Random::Seed(0);
+  EXPECT_LE(refused, 34 * kSettings / 2) << "HEADWAY_SEED=" << Random::Seed(0);
+}
+
+// Halved, and then four times as much.
+TEST_P(Learns, WhatBecomesOfALimitThatIsNeverStated) {
+  if (GetParam().grain > 1) return;  // which it would round
   for (const bool tells_wait : {true, false}) {
     Setting setting = GetParam();
     setting.silent = true;
     setting.tells_wait = tells_wait;
-    const std::uint64_t seed = Random::Seed(0);
-    SCOPED_TRACE(setting.Describe() + ", HEADWAY_SEED=" + std::to_string(seed));
-    World world(setting, seed);
-    world.RunUntil(kStart + 12 * kMinute);
-    // It costs a few bursts to find out; then one more is tried in each half minute. A bucket takes
-    // a little more than it can in each minute, and refuses it in the next.
-    const bool bucket = setting.shape == Shape::kBucket;
-    for (Nanos from = 3 * kMinute; from < 12 * kMinute; from += kMinute)
-      EXPECT_LE(world.Refused(from, from + kMinute), bucket ? 300 : 60) << from / kSecond;
-    EXPECT_GE(world.Admitted(kStart + 3 * kMinute, kStart + 12 * kMinute), 5'400 * 95 / 100);
+    SCOPED_TRACE(setting.Describe() + (tells_wait ? ", tells the wait" : "") +
+                 ", HEADWAY_SEED=" + std::to_string(Random::Seed(0)));
+    World world(setting, Random::Seed(0));
+    world.At(kStart + 15 * kMinute, [&] { world.server.SetLimit(world.now, 300, false); });
+    world.At(kStart + 30 * kMinute, [&] { world.server.SetLimit(world.now, 1'200, false); });
+    world.RunUntil(kStart + 60 * kMinute);
+    EXPECT_LE(world.Refused(15 * kMinute, 30 * kMinute), 30);
+    EXPECT_GE(world.Admitted(kStart + 20 * kMinute, kStart + 30 * kMinute), 3'000 * 85 / 100);
+    EXPECT_LE(world.Refused(30 * kMinute, 60 * kMinute), 30);
+    EXPECT_GE(world.Admitted(kStart + 45 * kMinute, kStart + 60 * kMinute), 18'000 * 85 / 100);
   }
 }
 
@@ -1436,27 +1476,100 @@ TEST(Inference, UseOfAnotherLimitTellsNothing) {
   EXPECT_EQ(inference.verdict().period, kMinute);
 }
 
+// The answers to what was sent before the second refusal come after it, and count all the same.
+TEST(RateSearch, CountsWhatIsOnItsWayAsItBegins) {
+  RateSearch search;
+  const auto good = [](Nanos) { return 20; };
+  Nanos now = kStart;
+  search.Refused(now, now - 2, kNever, true, {}, good);
+  now += kSecond;
+  search.Refused(now, now - 1, kNever, true, {}, good);
+  ASSERT_EQ(search.amount(), 20);
+  for (int i = 1; i <= 40; ++i) {
+    EXPECT_TRUE(search.Admitted(now + kSecond, now - kMillisecond, false, good));
+    ASSERT_EQ(search.amount(), 20 + i);
+  }
+  EXPECT_FALSE(search.Admitted(now + kSecond, now + kMillisecond, false, good));
+  EXPECT_EQ(search.pace(), 60);
+}
+
+// Who has waited for as long as he was told, and then for somewhat more, had used all before that.
+TEST(RateSearch, CountsWhatWasUsedBeforeTheFirstWait) {
+  RateSearch search;
+  // 600 in the first 40 s, and three after 60 s.
+  const auto good = [](Nanos since) {
+    return since <= kStart + 40 * kSecond ? (kStart + 40 * kSecond - since) * 15 / kSecond + 3 : 3;
+  };
+  const Nanos first = kStart + 40 * kSecond;
+  search.Refused(first, first - 2, 20 * kSecond, true, {}, good);
+  const Nanos second = first + 21 * kSecond;
+  search.Refused(second, second - 2, 60 * kSecond, true, {}, good);
+  EXPECT_EQ(search.period(), kMinute);
+  EXPECT_NEAR(static_cast<double>(search.amount()), 600, 20);
+}
+
+// A step that was refused is taken back; for half a minute the pace is lower still, and from then
+// on what held before. An outage takes nothing.
+TEST(PaceSearch, IsEasedForAWhileAfterARefusal) {
+  PaceSearch search;
+  const auto good = [](Nanos) { return 640; };
+  search.Begin(kStart, 640, kMinute, /*known=*/true);
+  Nanos now = kStart + 2 * kMinute;
+  ASSERT_TRUE(search.Admitted(now, now - 1, true, good));
+  ASSERT_EQ(search.amount(), 650);
+  now += kSecond;
+  search.Refused(now, now - kMillisecond, good);
+  EXPECT_EQ(search.amount(), 640);
+  EXPECT_EQ(search.pace(), 600);
+  EXPECT_GT(search.wait(), 0);
+  for (int i = 0; i < 5; ++i) {
+    now += 5 * kSecond;
+    search.Refused(now, now - kMillisecond, good);
+    EXPECT_EQ(search.amount(), 640) << "nothing was admitted in between";
+  }
+  EXPECT_EQ(search.wait(), PaceSearch::kProbes);
+  now += PaceSearch::kProbes + 1;
+  EXPECT_TRUE(search.Admitted(now, now - kMillisecond, false, good));
+  EXPECT_EQ(search.pace(), 640);
+  // One that is no step: to what was admitted, and soon by a part as well.
+  now += 3 * kMinute;
+  search.Refused(now, now - kMillisecond, good);
+  EXPECT_EQ(search.amount(), 639);
+  std::int64_t last = 639;
+  for (const std::int64_t parts : {1, 3, 3}) {
+    now += PaceSearch::kProbes + 1;
+    search.Admitted(now, now - kMillisecond, false, good);
+    now += kSecond;
+    search.Refused(now, now - kMillisecond, good);
+    EXPECT_NEAR(static_cast<double>(search.amount()), static_cast<double>(last * (16 - parts)) / 16,
+                2);
+    last = search.amount();
+  }
+}
+
 // Where several more were tried before the first of them was known to be one too many, all of them
 // were: the amount is what was admitted before.
 TEST(RateSearch, TakesBackEachStepThatIsRefused) {
   RateSearch search;
   Nanos now = kStart;
+  RateSearch::Hidden hidden = {10, kSecond};
+  const auto good = [](Nanos) { return 10; };
   const auto refused = [&](Nanos sent) {
-    search.Refused(now, sent, kNever, true, {}, [](Nanos) { return 600; });
+    search.Refused(now, sent, kNever, false, hidden, good);
+    hidden = {};
   };
   refused(now - kMillisecond);
-  now += kSecond;
-  refused(now - kMillisecond);
-  ASSERT_EQ(search.amount(), 600);
+  ASSERT_EQ(search.amount(), 10);
+  ASSERT_EQ(search.pace(), 0);
   now += kMinute;
   for (int steps = 1; steps <= 3; ++steps) {
-    ASSERT_TRUE(search.Admitted(now, now - kMillisecond / 2, true));
-    ASSERT_EQ(search.amount(), 600 + steps);
+    ASSERT_TRUE(search.Admitted(now, now - kMillisecond / 2, true, good));
+    ASSERT_EQ(search.amount(), 10 + steps);
     now += kMillisecond;
   }
   const Nanos sent = now;
   now += kSecond;
-  for (const std::int64_t left : {602, 601, 600, 600, 600}) {
+  for (const std::int64_t left : {12, 11, 10, 10, 10}) {
     refused(sent);
     EXPECT_EQ(search.amount(), left);
   }
@@ -1714,10 +1827,10 @@ TEST(Learner, SearchesOnFromWhatIsRecalled) {
     world.learner->Recall(world.now, 0, {}, kSecond, found);
     EXPECT_TRUE(world.learner->searches());
     EXPECT_TRUE(world.Found().searched);
-    world.RunUntil(kStart + kSecond);
-    EXPECT_EQ(world.admitted.size(), static_cast<std::size_t>(std::min<std::int64_t>(600, limit)));
-    EXPECT_LE(world.refused.size(),
-              static_cast<std::size_t>(std::max<std::int64_t>(0, 600 - limit)));
+    // Evenly, from the beginning on.
+    world.RunUntil(kStart + 30 * kSecond);
+    EXPECT_NEAR(static_cast<double>(world.admitted.size()), 300, 20);
+    EXPECT_EQ(world.refused.size(), 0U);
     world.RunUntil(kStart + 60 * kMinute);
     // A refusal that meets a step up takes more back than the step.
     EXPECT_NEAR(static_cast<double>(world.Found().limit), static_cast<double>(limit),

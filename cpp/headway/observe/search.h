@@ -5,58 +5,54 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <limits>
 #include <utility>
 
 #include "headway/base/clock.h"
 #include "headway/observe/inference.h"
+#include "headway/observe/pace_search.h"
 
 namespace headway {
 
-// A search by refusals, of `amount` requests in any window of `period`.
-//
-// Until then nothing is known and nothing is held back: most servers that say nothing have no
-// limit.
+// A search by refusals, of `amount` requests in any window of `period`. Until then nothing is known
+// and nothing is held back: most servers that say nothing have no limit.
 //
 // - A refusal with plenty left of a limit that is stated shows that it is counted in periods that
 //   are shorter: so many in each as fall to it. That is what "600 a minute, counted as 10 a second"
-//   means.
+//   means. Where all of it is used, and the request that was sent since the last step is admitted,
+//   the next step follows, of one request. Where the period is still filling, several follow before
+//   the first is known to be one too many: each costs one refusal, and each is taken back, down to
+//   what was admitted before. Then it is left alone for kProbes.
 // - Where nothing is ever stated, one refusal says nothing: it may be for want of capacity, or of a
-//   request that no other is like. The second within kTogether begins the search, if kPlenty were
+//   request that no other is like. The second within kTogether begins a PaceSearch, if kPlenty were
 //   admitted within a minute: where nothing is, it is an outage, and where little is, a limit saves
-//   little. What was admitted within a period is the limit; and that is how far apart the ends of
+//   little. It begins with what was admitted within a period; and that is how far apart the ends of
 //   the waits are that both name, the nearest of the usual ones up to a minute; a minute where they
 //   name none.
-// - Up: where all is used, and the request that was sent since the last step is admitted, the next
-//   step follows, of one request. Where the period is still filling, several follow before the
-//   first is known to be one too many: each costs one refusal, and each is taken back, down to what
-//   was admitted before. Then it is left alone for kProbes.
-// - Down: to what was admitted, if anything was lately (an outage admits nothing), and by half at
-//   most. A bucket admits a little more than it can, and then refuses it: one less.
-// - Refusals of requests that were sent before the last one was known are one event.
-//
-// A better controller has its room here: nothing else knows how the amount is found.
+// - Refusals of requests that were admitted before the last one was known are one event.
 //
 // Not thread-safe.
 class RateSearch {
  public:
   // How long after a refusal the amount stays as it is.
-  static constexpr Nanos kProbes = 30 * kSecond;
+  static constexpr Nanos kProbes = PaceSearch::kProbes;
   static constexpr Nanos kTogether = 120 * kSecond;
   static constexpr std::int64_t kPlenty = 10;
   static constexpr Nanos kShort = 3 * kSecond;
 
   // Whether anything is limited.
-  bool limits() const { return amount_ > 0; }
-  std::int64_t amount() const { return amount_; }
-  Nanos period() const { return period_; }
+  bool limits() const { return amount() > 0; }
+  std::int64_t amount() const { return pace_.limits() ? pace_.amount() : amount_; }
+  Nanos period() const { return pace_.limits() ? pace_.period() : period_; }
+  // How many in a period, evenly; 0: as they come.
+  std::int64_t pace() const { return pace_.limits() ? pace_.pace() : 0; }
+  // How long nobody is to go after the latest refusal, where it does not say; 0: as after any.
+  Nanos wait() const { return pace_.limits() ? pace_.wait() : 0; }
 
-  // What another one has found. It rises and falls as if it had been found here; but nobody knows
-  // how much of it was used before `now`, so for a period refusals say nothing.
+  // What another one has found, where nothing is ever stated. It rises and falls as if it had been
+  // found here; but nobody knows how much of it was used before `now`, so for a period refusals say
+  // nothing.
   void Recall(Nanos now, std::int64_t amount, Nanos period) {
-    amount_ = amount;
-    period_ = period;
-    event_at_ = now + period;
+    pace_.Begin(now + period, amount, period, /*known=*/true);
   }
 
   // What of a limit that it states, of which plenty is left, falls to a shorter period, so that it
@@ -72,13 +68,20 @@ class RateSearch {
   template <typename Good>
   void Refused(Nanos now, Nanos sent, Nanos wait, bool silent, const Hidden& hidden,
                const Good& good) {
+    if (pace_.limits() && hidden.amount == 0) {
+      if (sent >= event_at_) {
+        counts_ = false;
+        event_at_ = now;
+      }
+      return pace_.Refused(now, sent, good);
+    }
     if (sent < event_at_) {
       // Of the same burst.
       if (steps_refused_ && sent >= first_step_at_) amount_ = std::max(proven_, amount_ - 1);
       return;
     }
     const bool was_step = IsStep(sent);
-    // A series may have begun long ago; by half at most, as below.
+    // A series may have begun long ago; by half at most.
     if (was_step) proven_ = std::max(proven_, amount_ / 2);
     const Nanos before = event_at_;
     const Nanos wait_before = wait_;
@@ -93,48 +96,37 @@ class RateSearch {
       return;
     }
     quiet_until_ = now + kProbes;
-    counts_ = false;
-    if (hidden.amount > 0 && !was_step && (!limits() || hidden.period < period_)) {
+    pace_.Forget();
+    if (hidden.amount > 0 && !was_step && (amount_ == 0 || hidden.period < period_)) {
       amount_ = hidden.amount;
       period_ = hidden.period;
-      return;
-    }
-    if (was_step) {
+    } else if (was_step) {
       amount_ = std::max<std::int64_t>(1, amount_ - 1);
-      return;
+    } else {
+      // It was lowered, or others use it.
+      const std::int64_t known = std::min(amount_, Within(now, now - period_, good));
+      amount_ = std::max({std::int64_t{1}, amount_ / 2, std::min(amount_ - 1, known)});
     }
-    // It was lowered, or others use it; or it is a bucket, which was emptied slowly by a few too
-    // many in each period: of few, a part has to go.
-    counted_ = Within(now, now - period_, good);
-    const std::int64_t known = std::min(amount_, counted_);
-    less_ = silent && known < 60 ? std::max<std::int64_t>(1, known / 6) : 1;
-    least_ = std::max<std::int64_t>(1, amount_ / 2);
-    most_ = std::max<std::int64_t>(1, amount_ - less_);
-    counts_ = silent;
-    // An outage admits nothing: of a silent server that is known when the next good answer comes.
-    // Within so short a time, what was admitted before is half at least.
-    if (!silent || now - good_at_ <= kProbes) amount_ = Counted();
   }
 
   // Whether a request that was sent then may have been one of the latest steps.
   bool IsStep(Nanos sent) const {
-    return limits() && (stepped_at_ > event_at_ || (steps_refused_ && sent < event_at_)) &&
+    return amount_ > 0 && (stepped_at_ > event_at_ || (steps_refused_ && sent < event_at_)) &&
            sent >= first_step_at_;
   }
 
-  // One was admitted that was sent at `sent`. `full`: no other fits now. Returns whether the amount
-  // is another one.
-  bool Admitted(Nanos now, Nanos sent, bool full) {
-    if (!limits()) return false;
-    good_at_ = std::max(good_at_, sent);
-    if (sent < event_at_) {
+  // One was admitted that was sent at `sent`. `full`: no other fits now. `good`: as above. Returns
+  // whether the amount is another one.
+  template <typename Good>
+  bool Admitted(Nanos now, Nanos sent, bool full, const Good& good) {
+    if (pace_.limits()) {
+      if (sent >= event_at_ || !counts_) return pace_.Admitted(now, sent, full, good);
       // Its answer was on its way: one more was admitted than was known.
-      if (!counts_ || sent < event_at_ - period_) return false;
-      ++counted_;
-      const std::int64_t before = amount_;
-      amount_ = Counted();
-      return amount_ != before;
+      if (sent < event_at_ - period_) return false;
+      pace_.Correct(++counted_);
+      return true;
     }
+    if (amount_ == 0 || sent < event_at_) return false;
     if (!full || now < quiet_until_ || sent < stepped_at_) return false;
     if (now - stepped_at_ >= period_ || stepped_at_ < event_at_) {
       proven_ = mark_ = amount_;
@@ -153,8 +145,6 @@ class RateSearch {
   // window had begun, what was admitted before that is no part of it.
   template <typename Good>
   void Begin(Nanos now, Nanos before, Nanos wait_before, const Good& good) {
-    quiet_until_ = now + kProbes;
-    good_at_ = now;
     period_ = Inference::kMinute;
     Nanos from = now - period_;
     if (wait_ != kNever && wait_before != kNever) {
@@ -170,23 +160,14 @@ class RateSearch {
       // All of it is to come: a window has just begun.
       if (wait_ >= period_ - Inference::kSlack) from = std::max(from, begun - kSecond);
     }
-    if (period_ <= kShort) {
-      // Of what was admitted so soon before, the most was there already. So from one up, at once.
-      amount_ = 1;
-      counts_ = false;
-      quiet_until_ = now;
-      return;
-    }
-    counted_ = Within(now, from, good);
-    less_ = 0;
-    least_ = 1;
-    most_ = std::numeric_limits<std::int64_t>::max();
-    counts_ = true;
-    amount_ = Counted();
-  }
-
-  std::int64_t Counted() const {
-    return std::clamp(counted_ - less_, least_, std::max(least_, most_));
+    // Who has waited meanwhile had used all of it before; counted by the second.
+    Nanos span = period_;
+    if (wait_before != kNever && wait_before < period_ - Inference::kSlack) span -= wait_before;
+    const std::int64_t before_that = Within(now, before - span, good) - good(before + kSecond);
+    // Of what was admitted so soon before, the most was there already. So from one up.
+    counts_ = period_ > kShort;
+    counted_ = counts_ ? std::max(Within(now, from, good), before_that) : 1;
+    pace_.Begin(now, counted_, period_, /*known=*/false);
   }
 
   // What was admitted since, and what of a window before that one may be in the same second is not.
@@ -195,6 +176,7 @@ class RateSearch {
     return now - from < 10 * kSecond ? good(from) : good(from + kSecond);
   }
 
+  PaceSearch pace_;  // where nothing is ever stated
   std::int64_t amount_ = 0;
   Nanos period_ = Inference::kMinute;
   Nanos event_at_ = -kDay;    // when the latest refusal was known that is no part of another...
@@ -208,13 +190,9 @@ class RateSearch {
   std::int64_t mark_ = 1;
   bool steps_refused_ = false;  // the latest event is that such a step was refused
   Nanos quiet_until_ = 0;
-  Nanos good_at_ = -kDay;  // when the latest was sent that was admitted
-  // What was admitted before the event is still being told: so far, and what becomes of that.
+  // What was admitted before the event that it began with is still being told: so far.
   bool counts_ = false;
   std::int64_t counted_ = 0;
-  std::int64_t less_ = 0;
-  std::int64_t least_ = 1;
-  std::int64_t most_ = 1;
 };
 
 }  // namespace headway

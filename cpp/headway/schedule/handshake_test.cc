@@ -222,6 +222,38 @@ TEST(Handshake, TheDriverIsWokenByTheFirstAnswer) {
   }
 }
 
+// Where few may be out as nothing is known: a good answer makes room, and so does whoever ends.
+TEST(Handshake, TheDriverIsWokenAsTheBucketOpens) {
+  const std::vector<std::pair<std::string, std::function<void(Night&)>>> ways = {
+      {"a good answer", [](Night& night) { night.held.Answered(kNow, /*refused=*/false); }},
+      {"a failure",
+       [](Night& night) {
+         night.held.Failed();
+         night.held.Settle(kNow, {});
+       }},
+      {"a cancel", [](Night& night) { night.held.Cancel(kNow); }},
+      {"what is known", [](Night& night) { night.bucket->EndOpening(); }},
+  };
+  for (const auto& [what, way] : ways) {
+    const auto make = [&way = way] {
+      Limit open = Make(Shape::kWindow, 1);
+      open.amount = Limit::kMaxAmount;
+      auto night = std::make_shared<Night>(open, 2);
+      night->bucket->Narrow(kNow, 15 * kSecond);
+      EXPECT_FALSE(night->bucket->TryReserve(kNow, Amounts{1}, false, night->held));
+      return Interleaving{
+          {[night] { night->DriveUntilAsleep(); }, [night] { night->Submit(0); },
+           [night, &way] { way(*night); }},
+          [night]() -> std::string {
+            const std::string wrong = night->Morning();
+            if (!wrong.empty()) return wrong;
+            return night->waiters[0]->outcome() == Outcome::kAdmitted ? "" : "not admitted";
+          }};
+    };
+    Explore("opens by " + what, 3, make);
+  }
+}
+
 TEST(Handshake, ANewcomerWhoWakesNobodyIsFoundWhenTheHeadGoes) {
   // It stands behind a blocked head, so it wakes nobody; meanwhile that head goes, or gives up.
   for (const bool cancels : {false, true})

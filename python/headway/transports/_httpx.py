@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from headway import Reservation
+from headway._core import CalledOff
 from headway.transports._line import Line, line
 from headway.transports._network import NetworkDelays, round_trip
 
@@ -47,14 +48,22 @@ async def send_untold(  # noqa: PLR0917
     delays: NetworkDelays,
     on_sent: Callable[[], None] | None = None,
     waits_its_turn: bool = True,
+    may_be_called_off: bool = False,
 ) -> _T:
-    """As `send`; the caller tells of the answer, when he has learnt what it says of limits."""
+    """As `send`; the caller tells of the answer, when he has learnt what it says of limits.
+
+    may_be_called_off: raises CalledOff, with nothing sent and the reservation given back, where
+    one that was admitted before was refused as this one waited for its turn: of a burst that is
+    too large, what has not been sent need not be refused.
+    """
     way = line() if waits_its_turn else None
     marks = _Marks(request, reservation, delays, on_sent, way)
     request.extensions = {**request.extensions, "trace": marks.trace}
     try:
         if way is not None:
             await way.enter(marks)
+            if may_be_called_off and reservation._is_called_off():
+                raise CalledOff
         response = await call(request)
     except BaseException:
         marks.failed(reservation)

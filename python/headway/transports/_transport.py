@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from headway import GENERIC, Limiter, RequestMetadata, Reservation, Scheduler
 from headway._bodies import decoder, is_unread, package_of, settle_with_body
-from headway._core import WithReservation
+from headway._core import CalledOff, WithReservation
 from headway._log import fields
 from headway.errors import CapacityExceededError, ConfigurationError, RateLimiterError
 from headway.providers.table import ProviderTable, table_for, table_named
@@ -362,8 +362,15 @@ class AsyncTransport(_Governor, _AsyncBase):
         table = self._table(request)
         if self._limiter is not None:
             amounts = self._amounts(self._limiter, asked, table)
-            reservation = await self._limiter.acquire(*amounts)
-            response = await send_untold(send, request, reservation, self._delays)
+            while True:
+                reservation = await self._limiter.acquire(*amounts)
+                try:
+                    response = await send_untold(
+                        send, request, reservation, self._delays, may_be_called_off=True
+                    )
+                    break
+                except CalledOff:
+                    pass  # it waits once more
             reserved = dict(zip(self._limiter.resources, amounts, strict=True))
             self._settle_with(response, reservation, asked, reserved, table.kept)
             return response
@@ -379,7 +386,9 @@ class AsyncTransport(_Governor, _AsyncBase):
         async def attempt(reservation: Reservation) -> Any:
             reservation._let_others_wait(HOLD)
             try:
-                response = await send_untold(send, request, reservation, self._delays)
+                response = await send_untold(
+                    send, request, reservation, self._delays, may_be_called_off=True
+                )
                 self._prepare(response, request, asked, table)
                 if response.status_code < 400:
                     return response
@@ -388,6 +397,8 @@ class AsyncTransport(_Governor, _AsyncBase):
                     raw = b"".join([part async for part in response.stream])
                 finally:
                     await response.aclose()
+            except CalledOff:
+                raise
             except Exception as error:
                 raise _Unsaid(error) from error
             return _failure_of(response, raw)
