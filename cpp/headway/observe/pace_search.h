@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "headway/base/clock.h"
+#include "headway/base/limit.h"
 
 namespace headway {
 
@@ -23,9 +24,8 @@ namespace headway {
 //   doubles with each, by half at most: the provider is a bucket, which for a while admits more
 //   than it can, or the limit was lowered. Not at all where nothing was admitted since the last:
 //   that is an outage.
-// - For kProbes after each refusal the pace is lower still, so that the next is not refused at
-// once:
-//   a 16th less than the amount, or what it was before it began to climb.
+// - For kProbes after each refusal the pace is lower still, that the next is not refused at once: a
+//   16th less than the amount, or what it was before it began to climb.
 //
 // Additive increase, multiplicative decrease; a better controller has its room here.
 //
@@ -43,21 +43,19 @@ class PaceSearch {
   // What refusals that were known at `now` have shown for a beginning, of which all may have been
   // used just now. `known`: it is no first guess.
   void Begin(Nanos now, std::int64_t amount, Nanos period, bool known) {
-    amount_ = held_ = climbed_from_ = std::max<std::int64_t>(1, amount);
+    *this = PaceSearch();
     period_ = period;
     known_ = known;
-    step_ = known ? LargestStep() : FirstStep();
+    Correct(amount);
     // For a period nothing goes that could be refused for it.
-    event_at_ = stepped_at_ = now;
-    failed_at_ = now;
+    event_at_ = stepped_at_ = failed_at_ = now;
     quiet_until_ = now + (period >= kProbes ? period : 0) + Pause();
-    easing_ = false;
   }
   void Forget() { amount_ = 0; }
 
   // It is found to be another amount after all; for as long as nothing else has changed it.
   void Correct(std::int64_t amount) {
-    amount_ = held_ = std::max<std::int64_t>(1, amount);
+    amount_ = held_ = climbed_from_ = std::max<std::int64_t>(1, amount);
     step_ = known_ ? LargestStep() : FirstStep();
   }
 
@@ -138,7 +136,7 @@ class PaceSearch {
       step_ = FirstStep();
     }
     held_ = amount_;
-    amount_ += step_;
+    amount_ = std::min(amount_ + step_, Limit::kMaxAmount - 1);
     stepped_at_ = now;
     quiet_until_ = now + Pause();
     return true;
