@@ -77,7 +77,7 @@ def in_trouble(trouble: str, seconds: float) -> tuple[list[Worker], int]:
     return workers, total["admitted"] + total["refused"]
 
 
-def judge(workers: list[Worker], sent: int) -> None:
+def judge(workers: list[Worker], sent: int, trouble: str) -> None:
     for worker in workers:
         statuses = Counter(each.status for each in worker.exchanges)
         print(
@@ -86,7 +86,8 @@ def judge(workers: list[Worker], sent: int) -> None:
         )
     assert sent == sum(len(worker.exchanges) for worker in workers)
     assert sent <= WORKERS * BUDGET
-    assert any(worker.out_of_budget for worker in workers), "or the budget was not tried"
+    if trouble == SILENT:
+        assert any(worker.out_of_budget for worker in workers), "or the budget was not tried"
     for worker in workers:
         assert len(worker.exchanges) <= BUDGET
         assert any(each.status == 429 for each in worker.exchanges)
@@ -99,10 +100,10 @@ def judge(workers: list[Worker], sent: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("trouble", [SILENT, SAYS_WHEN], ids=["silent", "says-when"])
 def test_a_provider_in_trouble_for_seconds_is_not_asked_beyond_the_budget(trouble: str) -> None:
-    judge(*in_trouble(trouble, 6))
+    judge(*in_trouble(trouble, 6), trouble)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("trouble", [SILENT, SAYS_WHEN], ids=["silent", "says-when"])
 def test_a_provider_in_trouble_for_half_a_minute_is_not_either(trouble: str) -> None:
-    judge(*in_trouble(trouble, 30))
+    judge(*in_trouble(trouble, 30), trouble)
