@@ -473,12 +473,14 @@ PySendResult SendInside(CallObject* self, PyObject* inner, PyObject* given, PyOb
   return sent;
 }
 
-// Whether a call that makes this one went alone in the same bucket, and waits for it.
-bool IsWithinTheFirst(const Bucket* bucket) {
+// Whether few may be out in the bucket, as nothing is known of it, and one of those makes this
+// call, and waits for it.
+bool IsWithinTheFirst(const Bucket* bucket, Nanos now) {
+  const bool opening = bucket->is_opening();
+  if (!opening && bucket->WaitsForFirstUntil() <= now) return false;
   for (const Driven* each = driven; each != nullptr; each = each->outer) {
     const Reservation* const its = each->call->reservation;
-    if (its != nullptr && its->bucket() == bucket && (its->alone() || bucket->is_opening()))
-      return true;
+    if (its != nullptr && its->bucket() == bucket && (opening || its->alone())) return true;
   }
   return false;
 }
@@ -503,9 +505,7 @@ int Admit(CallObject* self, PyObject** result) {
   auto reservation = std::make_unique<Reservation>();
   std::optional<Refusal> refusal =
       self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
-  if (refusal && (state.bucket->WaitsForFirstUntil() > now || state.bucket->is_opening()) &&
-      IsWithinTheFirst(state.bucket)) {
-    state.bucket->EndOpening();
+  if (refusal && IsWithinTheFirst(state.bucket, now)) {
     state.bucket->EndCold();
     refusal = self->path->TryReserve(now, Wanted(self), /*privileged=*/false, *reservation);
   }

@@ -176,8 +176,11 @@ class Bucket {
   void LookAfterFirst(Nanos patience);
   // So many that go alone may fail, one after another; then answers cannot be expected to tell.
   static constexpr int kMostAlone = 5;
-  // Nobody waits for that answer any more.
-  void EndCold() { LeaveCold(/*over=*/true); }
+  // Nobody waits for that answer any more, nor for those that open it.
+  void EndCold() {
+    EndOpening();
+    LeaveCold(/*over=*/true);
+  }
   // Until when the others wait for the answer of the one that is out ahead; 0 where none is.
   Nanos WaitsForFirstUntil() const {
     const Nanos out = cold_.load();

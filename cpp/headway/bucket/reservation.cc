@@ -111,9 +111,9 @@ bool Reservation::AnsweredAs(Nanos now, std::uint8_t how) {
   const std::uint8_t before = state_.fetch_or(static_cast<std::uint8_t>(kAnswered | kSent | how));
   if ((before & (kAnswered | kEnded)) != 0) return false;
   if ((before & kMarking) == 0) TellAnswered(how);
-  // After a refusal, others wait until it is known for how long. A hint, so that the ordering of
-  // two does not matter.
+  // Relaxed, as it is a hint: of two refusals, either will do.
   if ((how & kRefused) != 0) bucket_->refused_at_.store(now, std::memory_order_relaxed);
+  // After a refusal, others wait until it is known for how long.
   if (how != 0) return true;
   if (bucket_->good_ != nullptr && !failed_.load()) bucket_->good_->Add(now);
   if (!failed_.load() && bucket_->opening_.Answered(now, place_)) bucket_->Signal();

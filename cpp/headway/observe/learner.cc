@@ -165,7 +165,6 @@ std::vector<Change> Learner::Recall(Nanos now, Nanos wall_offset, absl::Span<con
     }
   }
   if (!recalled_.empty() && hold > 0) {
-    bucket_->EndOpening();
     bucket_->EndCold();  // something is known, if not what is left of it
     bucket_->LookAhead(hold, /*again=*/false);
   }
@@ -200,6 +199,17 @@ int Learner::MeterFor(Nanos now, Nanos wall_offset, Track& track, const Limit& l
   const int added = bucket_->AddLimit(limit, track.resource, wall_offset);
   if (added >= 0) changes.push_back({added, limit});
   return added;
+}
+
+// Nothing is kept in the track's meter any more.
+void Learner::Drop(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes) {
+  Open(now, wall_offset, track, track.meter, changes);
+  track.meter = -1;
+}
+
+// Whether no other fits into the track's meter now.
+bool Learner::IsFull(const Track& track, Nanos now) {
+  return track.meter >= 0 && bucket_->ReadyAt(track.meter, now, 1) > now;
 }
 
 // Makes the meter what the limit is found to be.
@@ -760,14 +770,10 @@ void Learner::Search(Nanos now, Nanos wall_offset, const AnsweredCall& of,
     search_.Refused(now, of.began, *refused, Silent(), hidden, good);
     // Nothing is known of when anything fits again: one finds out.
     if (!search_.limits() && Silent()) bucket_->Narrow(now, kOpens);
-    if (!search_.limits() || search_.pace() > 0)
-      GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
+    if (!search_.limits() || search_.pace() > 0) GoAheadUntold(of);
     if (*refused == kNever && search_.wait() > 0) bucket_->Cool(now + search_.wait());
   } else {
-    const auto waits = [&](const Track& track) {
-      return track.meter >= 0 && bucket_->ReadyAt(track.meter, now, 1) > now;
-    };
-    const bool full = waits(searched_) || waits(searched_pace_);
+    const bool full = IsFull(searched_, now) || IsFull(searched_pace_, now);
     if (!search_.Admitted(now, of.began, full, good)) return;
   }
   if (!search_.limits()) return;
@@ -792,8 +798,7 @@ void Learner::KeepSearched(Nanos now, Nanos wall_offset, bool used, std::vector<
     searched_pace_.resource = searched_.resource;
     KeepFound(now, wall_offset, searched_pace_, limit, /*used=*/false, changes);
   } else if (searched_pace_.meter >= 0) {
-    Open(now, wall_offset, searched_pace_, searched_pace_.meter, changes);
-    searched_pace_.meter = -1;
+    Drop(now, wall_offset, searched_pace_, changes);
   }
 }
 
@@ -801,21 +806,17 @@ void Learner::KeepSearched(Nanos now, Nanos wall_offset, bool used, std::vector<
 bool Learner::SearchAtOnce(Nanos now, Nanos wall_offset, const AnsweredCall& of,
                            std::optional<Nanos> refused, std::vector<Change>& changes) {
   if (search_.limits() || !Silent() || !NumbersAtOnce()) return false;
-  const int meter = searched_at_once_.meter;
   const std::int64_t before = at_once_.amount();
   const bool long_wait =
       refused && *refused != kNever && *refused > std::max(kLongWait, 2 * slowest_);
-  const bool explains =
-      refused
-          ? at_once_.Refused(now, of.began, of.out_before, of.out_now, long_wait)
-          : at_once_.Admitted(now, of.began, meter >= 0 && bucket_->ReadyAt(meter, now, 1) > now);
+  const bool explains = refused
+                            ? at_once_.Refused(now, of.began, of.out_before, of.out_now, long_wait)
+                            : at_once_.Admitted(now, of.began, IsFull(searched_at_once_, now));
   // While more are out than that, one finds out when that is over.
-  if (refused && at_once_.limits() && of.out_now > at_once_.amount())
-    GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
+  if (refused && at_once_.limits() && of.out_now > at_once_.amount()) GoAheadUntold(of);
   if (at_once_.amount() == before) return explains || (!refused && before > 0);
   if (!at_once_.limits()) {
-    Open(now, wall_offset, searched_at_once_, meter, changes);
-    searched_at_once_.meter = -1;
+    Drop(now, wall_offset, searched_at_once_, changes);
     return false;
   }
   KeepAtOnce(now, wall_offset, changes);
@@ -965,6 +966,11 @@ void Learner::LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos o
 bool Learner::GoAhead(Nanos patience, bool again) {
   patience_ = std::max(patience_, patience);
   return bucket_->LookAhead(patience_, again);
+}
+
+// The same where nothing tells how long to wait for it.
+void Learner::GoAheadUntold(const AnsweredCall& of) {
+  GoAhead(std::clamp(2 * slowest_, kShortestLook, kLongestSilentLook), of.ahead);
 }
 
 // Somebody has gone to see, and his answer does not speak of the limit. A good one shows that it

@@ -229,6 +229,9 @@ class Learner {
   void LookAhead(Nanos now, Track& track, const AnsweredCall& of, Nanos others_leave,
                  const Reading* reading);
   bool GoAhead(Nanos patience, bool again);
+  void GoAheadUntold(const AnsweredCall& of);
+  void Drop(Nanos now, Nanos wall_offset, Track& track, std::vector<Change>& changes);
+  bool IsFull(const Track& track, Nanos now);
   void SawNothing(Nanos now, Track& track, const AnsweredCall& of, std::optional<Nanos> refused,
                   bool failed);
   std::int64_t MoreThan(const Track& track, Nanos began, std::int64_t own,

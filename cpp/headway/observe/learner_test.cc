@@ -367,6 +367,8 @@ class World {
 };
 
 class Learns : public testing::TestWithParam<Setting> {};
+// Of servers that tell nothing that could be rounded.
+class LearnsUntold : public Learns {};
 
 TEST_P(Learns, ALimitAndUsesAllOfItWithoutARefusal) {
   for (std::uint64_t run = 0; run < 5; ++run) {
@@ -975,9 +977,8 @@ TEST(Learner, KeepsBurstsAtAnyTimeToALimitOfSeconds) {
 }
 
 // Of which no answer says anything but that it is reached, however many want to go.
-TEST_P(Learns, ALimitThatIsNeverStated) {
+TEST_P(LearnsUntold, ALimitThatIsNeverStated) {
   constexpr int kSettings = 12;
-  if (GetParam().grain > 1) return;  // which it would round
   double use = 0;
   std::ptrdiff_t refused = 0;
   for (const bool tells_wait : {true, false})
@@ -1014,8 +1015,7 @@ TEST_P(Learns, ALimitThatIsNeverStated) {
 }
 
 // Halved, and then four times as much.
-TEST_P(Learns, WhatBecomesOfALimitThatIsNeverStated) {
-  if (GetParam().grain > 1) return;  // which it would round
+TEST_P(LearnsUntold, WhatBecomesOfALimitThatIsNeverStated) {
   for (const bool tells_wait : {true, false}) {
     Setting setting = GetParam();
     setting.silent = true;
@@ -1120,25 +1120,29 @@ TEST_P(Learns, AShorterPeriodBehindTheStatedOne) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Servers, Learns, testing::ValuesIn([] {
-                           std::vector<Setting> all;
-                           for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow})
-                             for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
-                               for (const Nanos grain : {Nanos{1}, kSecond}) {
-                                 Setting setting;
-                                 setting.shape = shape;
-                                 setting.latency = latency;
-                                 setting.spread = latency / 2;
-                                 setting.grain = grain;
-                                 all.push_back(setting);
-                               }
-                           return all;
-                         }()),
-                         [](const auto& info) {
-                           return std::string(ShapeName(info.param.shape)) +
-                                  (info.param.latency < kSecond ? "_near" : "_far") +
-                                  (info.param.grain < kSecond ? "_exact" : "_rounded");
-                         });
+std::vector<Setting> Servers(const std::vector<Nanos>& grains) {
+  std::vector<Setting> all;
+  for (const Shape shape : {Shape::kBucket, Shape::kFixed, Shape::kWindow})
+    for (const Nanos latency : {50 * kMillisecond, 2 * kSecond})
+      for (const Nanos grain : grains) {
+        Setting setting;
+        setting.shape = shape;
+        setting.latency = latency;
+        setting.spread = latency / 2;
+        setting.grain = grain;
+        all.push_back(setting);
+      }
+  return all;
+}
+
+std::string NameOf(const testing::TestParamInfo<Setting>& info) {
+  return std::string(ShapeName(info.param.shape)) +
+         (info.param.latency < kSecond ? "_near" : "_far") +
+         (info.param.grain < kSecond ? "_exact" : "_rounded");
+}
+
+INSTANTIATE_TEST_SUITE_P(Servers, Learns, testing::ValuesIn(Servers({Nanos{1}, kSecond})), NameOf);
+INSTANTIATE_TEST_SUITE_P(Servers, LearnsUntold, testing::ValuesIn(Servers({Nanos{1}})), NameOf);
 
 // How one run by limits that change went by one of them.
 struct Step {
